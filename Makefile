@@ -1,0 +1,55 @@
+# Every target works on a machine that has only Python >= 3.11, make and the package index.
+PYTHON ?= python3
+BIN := .venv/bin
+RESULTS := results
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types ci bench data clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make .venv with everything
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("error: Python must be 3.11 or newer; got " + sys.version.split()[0] + "; run: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[measure,dev]'
+	@touch $@
+
+demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
+	$(BIN)/ppdmodel models install smollm2-135m
+	$(BIN)/ppdmodel measure --model smollm2-135m --limit 48 --max-new-tokens 64 --out $(RESULTS)/measurement
+	$(BIN)/ppdmodel fit $(RESULTS)/measurement --out $(RESULTS)/calibration.json
+	$(BIN)/ppdmodel plot $(RESULTS)/calibration.json --kind match-rate --out $(RESULTS)/match-rate.png
+	$(BIN)/ppdmodel plot $(RESULTS)/calibration.json --kind trade-off --out $(RESULTS)/trade-off.png
+	$(BIN)/ppdmodel plot --kind theory --layers 30 --out $(RESULTS)/theory.png
+	$(BIN)/ppdmodel optimize $(RESULTS)/calibration.json
+
+test: $(STAMP) ## run the tests
+	$(BIN)/ppdmodel models install smollm2-135m
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+ci: lint types test ## the gate: lint, types, tests
+
+bench: $(STAMP) ## time and memory of the main job, start-up, and the closed forms
+	$(BIN)/python -m benchmarks
+
+data: $(STAMP) ## make again what data/ and docs/images/ hold
+	$(BIN)/ppdmodel models install smollm2-135m
+	$(BIN)/ppdmodel measure --model smollm2-135m --max-new-tokens 128 --out data/smollm2-135m
+	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
+	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
+	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
+	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
+
+clean: ## remove .venv, results and caches
+	rm -rf .venv $(RESULTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

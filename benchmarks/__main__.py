@@ -1,0 +1,22 @@
+"""`python -m benchmarks [startup] [formulas] [demo]`: all of them by default."""
+
+from __future__ import annotations
+
+import sys
+
+from . import demo, formulas, startup
+
+BENCHMARKS = {"startup": startup.main, "formulas": formulas.main, "demo": demo.main}
+
+
+def main() -> None:
+    """Run the named benchmarks, or all."""
+    unknown = set(sys.argv[1:]) - set(BENCHMARKS)
+    if unknown:
+        sys.exit(f"error: benchmarks are {', '.join(BENCHMARKS)}; got {', '.join(unknown)}")
+    for name in sys.argv[1:] or BENCHMARKS:
+        print(f"\n{name}")
+        BENCHMARKS[name]()
+
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m ppdmodel`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,36 @@
+"""Checks for the places where only whole numbers make sense: commands, files, simulations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import InvalidInputError
+
+
+def positive_integer(name: str, value: Any, fix: str = "give 1 or more") -> int:
+    """Return `value` as an `int`, or raise `InvalidInputError` with one line.
+
+    >>> positive_integer("layers", 40)
+    40
+    """
+    try:
+        whole = not isinstance(value, bool) and int(value) == value
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole or value < 1:
+        raise InvalidInputError(f"{name} must be a positive integer; got {value}; {fix}")
+    return int(value)
+
+
+def check_schedule(layers: Any, exit_layer: Any, k: Any = 1, depth: Any = 1) -> None:
+    """Raise unless all four are positive integers and `exit_layer <= layers`; depth may be None."""
+    positive_integer("layers", layers)
+    positive_integer("exit_layer", exit_layer)
+    positive_integer("k", k)
+    if depth is not None:
+        positive_integer("depth", depth, "give 1 or more, or unlimited (None, inf)")
+    if exit_layer > layers:
+        raise InvalidInputError(
+            f"exit_layer must not exceed layers; got {exit_layer}; "
+            f"exit layers run from 1 to {layers}"
+        )

@@ -1,0 +1,47 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .estimate import estimate_command
+from .fit import fit_command
+from .measure import measure_command
+from .models import models_app
+from .optimize import optimize_command
+from .plot import plot_command
+
+app = typer.Typer(
+    name="ppdmodel",
+    help="Is predictive pipelined decoding worth it, for which exit layer, k and depth?",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ppdmodel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Latency and compute of predictive pipelined decoding (PPD)."""
+
+
+app.command("estimate")(estimate_command)
+app.add_typer(models_app, name="models")
+app.command("measure")(measure_command)
+app.command("fit")(fit_command)
+app.command("optimize")(optimize_command)
+app.command("plot")(plot_command)

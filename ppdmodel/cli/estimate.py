@@ -1,0 +1,176 @@
+"""`ppdmodel estimate`: the closed forms for one setting, or several match rates side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InvalidInputError
+from ..estimation import estimate, estimate_from
+from .options import (
+    Depth,
+    ExitLayer,
+    Json,
+    K,
+    Layers,
+    depth_value,
+    print_json,
+    whole,
+    whole_or_none,
+)
+
+#: rows of the table: key, what it is, unit, digits
+ROWS = (
+    ("latency_per_token", "latency per token", "layers", 2),
+    ("normalized_latency", "  against plain decoding", "×", 3),
+    ("speedup", "  speed-up", "×", 2),
+    ("compute_per_token", "compute per token", "layers", 2),
+    ("normalized_compute", "  against plain decoding", "×", 3),
+    ("exchange_rate", "extra compute per layer saved", "layers", 2),
+    ("mean_units", "processes, mean", "", 2),
+    ("peak_units", "processes, peak", "", 0),
+    ("reserved_units", "reserved per token (peak)", "layers", 2),
+)
+
+
+def estimate_command(
+    p_correct: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--p-correct", metavar="P", help="Match rate in [0, 1]; give it again for more columns."
+        ),
+    ] = None,
+    layers: Layers = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RESULT", help="A measurement or calibration instead."),
+    ] = None,
+    exit_layer: ExitLayer = None,
+    k: K = "1",
+    depth: Depth = "1",
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", metavar="N", help="Also the total time of N tokens.")
+    ] = None,
+    layer_time_s: Annotated[
+        float | None, typer.Option("--layer-time-s", metavar="T", help="Seconds per layer.")
+    ] = None,
+    overhead: Annotated[
+        float, typer.Option("--overhead", metavar="O", help="Paid by every token, in layers.")
+    ] = 0.0,
+    target_speedup: Annotated[
+        float | None,
+        typer.Option("--target-speedup", metavar="S", help="Also the match rate that reaches S."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Latency and compute of PPD from the closed forms.
+
+    Example: ppdmodel estimate --p-correct 0.7 --layers 40
+    """
+    exit_number = whole_or_none("exit_layer", exit_layer)
+    settings: dict[str, Any] = {
+        "exit_layer": exit_number,
+        "k": whole("k", k),
+        "depth": depth_value(depth),
+        "tokens": whole_or_none("tokens", tokens),
+        "layer_time_s": layer_time_s,
+        "overhead": overhead,
+        "target_speedup": target_speedup,
+    }
+    if source is not None:
+        if p_correct or layers is not None:
+            raise InvalidInputError(
+                "--from must stand alone; got --p-correct or --layers too; give one or the other"
+            )
+        from ..io import load
+
+        results = [estimate_from(load(source), **settings)]
+    else:
+        if not p_correct or layers is None:
+            raise InvalidInputError(
+                "estimate must know the match rate and the layers; got too little; "
+                "give --p-correct P --layers D, or --from RESULT"
+            )
+        depth_of_model = whole("layers", layers)
+        results = [estimate(p, depth_of_model, **settings) for p in p_correct]
+    if as_json:
+        print_json(results[0] if len(results) == 1 else results)
+    else:
+        render(results)
+
+
+def render(results: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table and what it comes to in words."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = results[0]
+    depth = "unlimited" if first["depth"] is None else first["depth"]
+    title = (
+        f"PPD: {first['layers']} layers, exit after layer {first['exit_layer']}, "
+        f"k = {first['k']}, depth {depth}"
+    )
+    console = Console(highlight=False)
+    console.print(title, style="bold")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("match rate p_correct", no_wrap=True)
+    for result in results:
+        table.add_column(_number(result["p_correct"], 3), justify="right")
+    table.add_column("", style="dim")
+    for key, label, unit, digits in (*ROWS, *_extra_rows(first)):
+        table.add_row(label, *(_number(_get(r, key), digits) for r in results), unit)
+    console.print(table)
+    for result in results:
+        console.print(_sentence(result), soft_wrap=False)
+
+
+def _extra_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, int]]:
+    rows: list[tuple[str, str, str, int]] = []
+    if result["overhead"]:
+        rows.append(("break_even_p_correct", "break-even match rate", "", 3))
+    if "target_speedup" in result:
+        label = f"match rate for {result['target_speedup']:g}×"
+        rows.append(("p_correct_for_target", label, "", 3))
+    if "layer_time_s" in result:
+        rows.append(("latency_per_token_s", "latency per token", "s", 5))
+    if "total_latency" in result:
+        for key in ("mean", "std", "p50", "p95", "p99"):
+            rows.append((f"total_latency.{key}", f"{result['tokens']} tokens, {key}", "layers", 1))
+            if "total_latency_s" in result:
+                rows.append((f"total_latency_s.{key}", "", "s", 4))
+    return rows
+
+
+def _get(result: Mapping[str, Any], key: str) -> Any:
+    value: Any = result
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _number(value: Any, digits: int) -> str:
+    if isinstance(value, Mapping):
+        middle, low, high = (_number(value[n], digits) for n in ("value", "ci_low", "ci_high"))
+        return f"{middle} [{low}, {high}]"
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _value(number: Any) -> Any:
+    return number["value"] if isinstance(number, Mapping) else number
+
+
+def _sentence(result: Mapping[str, Any]) -> str:
+    p = _number(_value(result["p_correct"]), 3)
+    saved = 1 - _value(result["normalized_latency"])
+    compute = _value(result["normalized_compute"])
+    extra = 100 * (compute - 1) if compute is not None else float("inf")
+    if saved < -1e-12:
+        return f"At p = {p}, PPD costs {-100 * saved:.0f}% more time per token and does not pay."
+    if saved <= 1e-12:
+        return f"At p = {p}, PPD saves no time and costs {extra:.0f}% more compute."
+    return (
+        f"At p = {p}, PPD takes {100 * saved:.0f}% off the latency for {extra:.0f}% more compute."
+    )

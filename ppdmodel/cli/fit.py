@@ -1,0 +1,78 @@
+"""`ppdmodel fit`: a measurement becomes a calibration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from ..results import Calibration, Measurement
+from .options import Json, note, print_json, whole
+
+
+def fit_command(
+    measurement: Annotated[Path, typer.Argument(metavar="DIR", help="A measurement folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Calibration to write.")],
+    k_max: Annotated[
+        str, typer.Option("--k-max", metavar="K", help="Largest k to keep hits for.")
+    ] = "32",
+    resamples: Annotated[
+        str, typer.Option("--resamples", metavar="N", help="Bootstrap resamples of the prompts.")
+    ] = "1000",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit p_correct over relative depth and k, with intervals by resampling prompts.
+
+    Example: ppdmodel fit results/measurement --out results/calibration.json
+    """
+    numbers = {"k_max": whole("k_max", k_max), "resamples": whole("resamples", resamples)}
+    from ..fitting import fit
+    from ..io import load, save
+
+    source = load(measurement)
+    if not isinstance(source, Measurement):
+        raise InvalidInputError(
+            f"fit must be given a measurement folder; got {measurement}; make one with: "
+            "ppdmodel measure"
+        )
+    if not source.complete:
+        note(f"{measurement} is unfinished: {len(source.prompt_ids)} prompts of it are used")
+    result = fit(source, seed=seed, **numbers)
+    save(result, out)
+    if as_json:
+        print_json({"out": str(out), "model": result.model, "curve": asdict(result.curve)})
+    else:
+        render(result, out)
+
+
+def render(result: Calibration, out: Path) -> None:
+    """Print the parameters and where the surface fits worst."""
+    from rich.console import Console
+    from rich.table import Table
+
+    curve = result.curve
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{result.model}: {curve.family} over relative depth and k "
+        f"({int(result.tokens.sum())} tokens, {len(result.tokens)} prompts)",
+        style="bold",
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("parameter")
+    table.add_column("estimate", justify="right")
+    table.add_column("95% interval", justify="right")
+    for name, value in curve.parameters.items():
+        table.add_row(name, f"{value.value:.3f}", f"{value.ci_low:.3f} … {value.ci_high:.3f}")
+    console.print(table)
+    if not curve.converged:
+        console.print("The search for the best parameters did not converge.")
+    console.print(
+        f"It misses the measured rates by {curve.rms_residual:.3f} (root mean square), at worst by "
+        f"{curve.largest_residual:+.3f} at layer {curve.largest_residual_layer}, "
+        f"k = {curve.largest_residual_k}. Decisions use the measured rates, not this surface."
+    )
+    console.print(f"Written: {out}", soft_wrap=True)

@@ -1,0 +1,54 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from ..checks import positive_integer
+from ..errors import InvalidInputError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+Layers = Annotated[
+    str | None, typer.Option("--layers", metavar="D", help="Decoder layers of the model.")
+]
+ExitLayer = Annotated[
+    str | None,
+    typer.Option("--exit-layer", metavar="E", help="Layer read for guesses [default: D/2 up]."),
+]
+K = Annotated[str, typer.Option("--k", metavar="K", help="Guesses, hence sub-processes, per exit.")]
+Depth = Annotated[
+    str, typer.Option("--depth", metavar="N", help="Tokens in flight beyond the verified one; inf.")
+]
+
+
+def whole(name: str, text: str) -> int:
+    """Read a positive integer from the command line."""
+    try:
+        return positive_integer(name, int(text))
+    except ValueError:
+        raise InvalidInputError(
+            f"{name} must be a positive integer; got {text}; give 1 or more"
+        ) from None
+
+
+def whole_or_none(name: str, text: str | None) -> int | None:
+    """Read a positive integer that may be absent."""
+    return None if text is None else whole(name, text)
+
+
+def depth_value(text: str) -> int | None:
+    """Read a depth: a positive integer, or `inf` for unlimited (None)."""
+    return None if text.strip().lower() in ("inf", "unlimited") else whole("depth", text)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on standard error."""
+    typer.echo(text, err=True)

@@ -1,0 +1,75 @@
+"""`ppdmodel plot`: figures of a calibration, or of the theory alone."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from ..results import Calibration, Measurement
+from .options import Depth, Json, K, depth_value, print_json, whole
+
+
+class Kind(StrEnum):
+    """Kinds of figure."""
+
+    MATCH_RATE = "match-rate"
+    TRADE_OFF = "trade-off"
+    THEORY = "theory"
+
+
+def plot_command(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Figure to write: .png, .svg or .pdf.")
+    ],
+    result: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RESULT]", help="A calibration or measurement; none for theory."),
+    ] = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="Which figure.")] = Kind.MATCH_RATE,
+    layers: Annotated[
+        str, typer.Option("--layers", metavar="D", help="Layers, for theory.")
+    ] = "40",
+    k: K = "1",
+    depth: Depth = "1",
+    as_json: Json = False,
+) -> None:
+    """Draw a figure: match-rate and trade-off of a RESULT, or the theory's trade-off curves.
+
+    Example: ppdmodel plot results/calibration.json --kind trade-off --out trade-off.svg
+    """
+    numbers = {"layers": whole("layers", layers), "k": whole("k", k), "depth": depth_value(depth)}
+    if kind is Kind.THEORY:
+        if result is not None:
+            raise InvalidInputError(
+                f"the theory figure must have no RESULT; got {result}; leave it out"
+            )
+        from .. import plots
+
+        figure = plots.theory(**numbers)  # type: ignore[arg-type]
+    else:
+        calibration = _calibration(result)
+        from .. import plots
+
+        draw = plots.match_rate if kind is Kind.MATCH_RATE else plots.trade_off
+        figure = draw(calibration)
+    plots.save(figure, out)
+    if as_json:
+        print_json({"out": str(out), "kind": kind.value})
+    else:
+        typer.echo(str(out))
+
+
+def _calibration(path: Path | None) -> Calibration:
+    if path is None:
+        raise InvalidInputError(
+            "this figure must have a RESULT; got none; give a calibration, or use --kind theory"
+        )
+    from ..fitting import fit
+    from ..io import load
+
+    source = load(path)
+    return fit(source) if isinstance(source, Measurement) else source

@@ -1,0 +1,140 @@
+"""Total latency of a finite generation: its exact distribution under independent matches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import gammaln
+
+from .checks import positive_integer
+from .errors import InvalidInputError
+from .formulas.contract import check, check_order
+
+if TYPE_CHECKING:
+    from .results import Floats
+
+
+@dataclass(frozen=True)
+class TotalLatency:
+    """Distribution of the time to generate a number of tokens, in layer times.
+
+    `times` is increasing; `probabilities` are those of its elements.
+    """
+
+    times: Floats
+    probabilities: Floats
+
+    @property
+    def mean(self) -> float:
+        """Expected total latency."""
+        return float(self.times @ self.probabilities)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation."""
+        return math.sqrt(float((self.times - self.mean) ** 2 @ self.probabilities))
+
+    def pmf(self) -> tuple[Floats, Floats]:
+        """The possible total latencies, increasing, and the probability of each."""
+        return self.times, self.probabilities
+
+    def quantile(self, q: float) -> float:
+        """Smallest total latency that is not exceeded with probability `q` or more, 0 < q <= 1."""
+        if not 0 < q <= 1:
+            raise InvalidInputError(f"q must lie in (0, 1]; got {q}; give a probability")
+        below = np.searchsorted(np.cumsum(self.probabilities), q * (1 - 1e-12))
+        return float(self.times[-1 if q == 1 else min(below, len(self.times) - 1)])
+
+
+def total_latency(
+    p_correct: float, layers: float, exit_layer: float, tokens: int, depth: int | None = 1
+) -> TotalLatency:
+    r"""Distribution of the time from the start of the first token to the end of the last.
+
+    With h matches among the tokens after the first, of which w complete a group of D+1 within
+    their run, $T = d\ell - (d-e)\,h + g\,w$, $g = \max(d-(D+1)e, 0)$. Counting the sequences with
+    m misses: their m+1 runs hold the groups in $\binom{w+m}{m}$ ways, and the rest of each run
+    is 0...D.
+
+    Args:
+        p_correct: p, match rate; in [0, 1]; matches are independent.
+        layers: d, decoder layers; positive.
+        exit_layer: e, exit layer; 0 < e <= d.
+        tokens: tokens to generate; a positive integer.
+        depth: D; a positive integer, or None for unlimited.
+
+    Returns:
+        The exact distribution, in layer times.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/01-setting.md, equation (1.1). For (D+1)e >= d the number of matches alone decides, a
+        binomial.
+
+    >>> total_latency(0.7, 40, 20, tokens=101).mean
+    2640.0
+    """
+    check("p_correct", p_correct)
+    check("layers", layers)
+    check("exit_layer", exit_layer)
+    check_order(exit_layer, layers)
+    trials = positive_integer("tokens", tokens) - 1
+    wait = 0.0
+    if depth is not None:
+        check("depth", depth)
+        wait = max(layers - (depth + 1) * exit_layer, 0)
+    if wait == 0:
+        hits: Floats = np.arange(trials + 1.0)
+        groups = np.zeros(trials + 1)
+        probabilities = _binomial(trials, p_correct)
+    else:
+        assert depth is not None
+        hits, groups, probabilities = _grouped(trials, p_correct, depth)
+    times = layers * (trials + 1) - (layers - exit_layer) * hits + wait * groups
+    support, where = np.unique(times, return_inverse=True)
+    weights = np.bincount(where, probabilities, minlength=len(support))
+    possible = weights > 0
+    return TotalLatency(support[possible], weights[possible] / weights.sum())
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf
+
+
+def _times_log(count: Floats, log_p: float) -> Floats:
+    """Count * log(p), where 0 * log(0) is 0."""
+    return np.where(count == 0, 0.0, np.where(count == 0, 1, count) * log_p)
+
+
+def _binomial(trials: int, p: float) -> Floats:
+    hits = np.arange(trials + 1.0)
+    log_ways = gammaln(trials + 1) - gammaln(hits + 1) - gammaln(trials - hits + 1)
+    log_odds = _times_log(hits, _log(p)) + _times_log(trials - hits, _log(1 - p))
+    return np.asarray(np.exp(log_ways + log_odds))
+
+
+def _grouped(trials: int, p: float, depth: int) -> tuple[Floats, Floats, Floats]:
+    """Hits, completed groups of depth+1 hits within a run, and the probability of each pair."""
+    hits, groups, probabilities = [], [], []
+    #: weights of the incomplete rests of m+1 runs by their sum, times p**sum * (1-p)**m
+    rests = p ** np.arange(depth + 1.0)
+    window = p ** np.arange(depth + 1.0) * (1 - p)
+    for misses in range(trials + 1):
+        h = trials - misses
+        w = np.arange(h // (depth + 1) + 1.0)
+        rest = (h - (depth + 1) * w).astype(int)
+        fits = rest < len(rests)
+        w, rest = w[fits], rest[fits]
+        log_ways = gammaln(w + misses + 1) - gammaln(w + 1) - gammaln(misses + 1)
+        with np.errstate(divide="ignore"):
+            log_rest = np.log(rests[rest])
+        probabilities.append(np.exp(log_ways + _times_log((depth + 1) * w, _log(p)) + log_rest))
+        hits.append(np.full(len(w), float(h)))
+        groups.append(w)
+        rests = np.convolve(rests, window)[: trials + 1]
+    return np.concatenate(hits), np.concatenate(groups), np.concatenate(probabilities)

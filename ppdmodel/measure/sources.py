@@ -1,0 +1,111 @@
+"""Where a model's weights are, and which weights they are. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InvalidInputError, RunFailedError
+from .packaged import PACKAGED, installed_path, sha256, verify
+
+#: what a hub snapshot needs; pickled weights are never fetched
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Weights on disk: a folder with safetensors, or one GGUF file in it."""
+
+    name: str
+    folder: Path
+    gguf: Path | None
+    weights_sha256: tuple[str, ...]
+    quantization: str | None
+
+
+def locate(name: str) -> ModelSource:
+    """Find a model's weights and take their sha256.
+
+    Args:
+        name: a packaged model, a GGUF file, a folder with safetensors, or a Hugging Face id
+            (owner/name), which is fetched into its cache unless it is there.
+
+    Raises:
+        InvalidInputError: there is no such model, it is not installed, or the file is not a whole
+            GGUF file.
+        RunFailedError: packaged weights are not the pinned ones, or the hub did not answer.
+    """
+    path = Path(name)
+    if name in PACKAGED:
+        model = PACKAGED[name]
+        path = installed_path(model)
+        verify(path, model.sha256)
+        return ModelSource(name, path.parent, path, (model.sha256,), model.quantization)
+    if path.is_file():
+        quantization = check_gguf(path)
+        return ModelSource(path.name, path.parent, path, (sha256(path),), quantization)
+    if path.is_dir():
+        return _folder(path.resolve().name, path)
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or path.suffix == ".gguf" or parts[0].startswith("."):
+        raise InvalidInputError(
+            f"model must be a known name ({', '.join(PACKAGED)}), a GGUF file, a folder or a "
+            f"Hugging Face id (owner/name); got {name!r}"
+        )
+    return _folder(name, _hub_snapshot(name))
+
+
+def _folder(name: str, folder: Path) -> ModelSource:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InvalidInputError(
+            f"a model folder must hold *.safetensors weights; got none in {folder}; "
+            "pickled weights are not read"
+        )
+    return ModelSource(name, folder, None, tuple(map(sha256, weights)), None)
+
+
+def _hub_snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RunFailedError(
+            f"the hub must give {name}; got: {reason}; offline, give a folder, a GGUF file or "
+            f"an installed package ({', '.join(PACKAGED)})"
+        ) from error
+
+
+def check_gguf(path: Path) -> str:
+    """Raise unless `path` is a whole GGUF file; return the quantization that most bytes have.
+
+    Raises:
+        InvalidInputError: it is not a GGUF file, or it ends before its last tensor does.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise InvalidInputError(
+            f"a model file must be GGUF; got {path}, which starts with {magic!r}; "
+            "give a GGUF file, a folder with safetensors or a known name"
+        )
+    from gguf import GGUFReader
+
+    size = path.stat().st_size
+    try:
+        tensors = GGUFReader(path).tensors
+        whole = bool(tensors) and all(t.data_offset + t.n_bytes <= size for t in tensors)
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
+        whole = False
+    if not whole:
+        raise InvalidInputError(
+            f"a GGUF file must be whole; got {path}, which is cut short or damaged "
+            f"({size} bytes); copy or install it again"
+        )
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        kind = tensor.tensor_type.name
+        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_bytes)
+    return max(sizes, key=lambda kind: sizes[kind])

@@ -1,0 +1,53 @@
+"""Intervals by resampling prompts: the tokens of one prompt are correlated, prompts are not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from .results import Floats, Ints
+
+METHOD = "percentile bootstrap over prompts"
+LEVEL = 0.95
+
+
+def prompt_weights(n_prompts: int, resamples: int, seed: int) -> Ints:
+    """How often each prompt is drawn in each resample, shape [resamples, prompts].
+
+    Raises:
+        InvalidInputError: fewer than two prompts, for which no interval can be given.
+    """
+    if n_prompts < 2:
+        raise InvalidInputError(
+            f"an interval needs at least 2 prompts; got {n_prompts}; measure more prompts"
+        )
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=resamples)
+
+
+def resampled_rates(hits: Ints, tokens: Ints, weights: Ints) -> Floats:
+    """Match rates of each resample.
+
+    Args:
+        hits: [prompts, ...] counts.
+        tokens: [prompts] tokens that the hits are out of.
+        weights: [resamples, prompts], from `prompt_weights`.
+
+    Returns:
+        [resamples, ...] ratios of resampled hits to resampled tokens.
+    """
+    flat = hits.reshape(len(hits), -1).astype(float)
+    rates = (weights.astype(float) @ flat) / (weights @ tokens)[:, None]
+    shaped: Floats = rates.reshape(len(weights), *hits.shape[1:])
+    return shaped
+
+
+def percentiles(draws: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper end of the interval over the first axis of `draws`."""
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
+    return low, high

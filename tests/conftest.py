@@ -1,0 +1,116 @@
+"""Fixtures: a tiny random Llama on disk, and a small measurement with known counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppdmodel.results import Measurement
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+TEXT = "the quick brown fox jumps over a lazy dog while nobody is looking at all"
+CHAT = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def make_tiny_llama(folder: Path, layers: int = 5, seed: int = 0) -> Path:
+    """Write a random Llama of a few thousand parameters and a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"</s>": 0} | {symbol: i + 1 for i, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", chat_template=CHAT)
+    fast.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=0,
+        pad_token_id=0,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Llama."""
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    """Seven prompts of different lengths."""
+    path = tmp_path / "prompts.jsonl"
+    words = TEXT.split()
+    rows = [
+        {"id": f"p{n}", "text": " ".join(words[: 1 + 2 * n]), "category": "ab"[n % 2]}
+        for n in range(7)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_measurement(
+    prompts: int = 12, tokens: int = 20, layers: int = 6, seed: int = 0
+) -> Measurement:
+    """A made-up measurement: ranks fall with the layer, prompts differ, the last layer is right."""
+    rng = np.random.default_rng(seed)
+    rows = prompts * tokens
+    prompt_index = np.repeat(np.arange(prompts), tokens)
+    ease = rng.normal(0, 0.5, prompts)[prompt_index]
+    rank = np.empty((rows, layers), dtype=np.int64)
+    for layer in range(layers):
+        p = 1 / (1 + np.exp(-(1.2 * (layer + 1) - 0.7 * layers + ease)))
+        rank[:, layer] = np.minimum(rng.geometric(p), 250)
+    rank[:, -1] = 1
+    return Measurement(
+        provenance={
+            "model": "made-up",
+            "weights_sha256": ["0" * 64],
+            "quantization": None,
+            "dtype": "float32",
+            "exit_kind": "logit",
+            "decoding": "greedy",
+            "prompts_sha256": "0" * 64,
+            "max_new_tokens": tokens,
+            "packages": {},
+            "device": "cpu",
+            "threads": 1,
+            "date": "2026-01-01T00:00:00+00:00",
+            "command": "python",
+        },
+        prompt_ids=tuple(f"p{n}" for n in range(prompts)),
+        categories=("made-up",) * prompts,
+        prompt_index=prompt_index,
+        position=np.tile(np.arange(tokens), prompts),
+        token_id=rng.integers(0, 100, rows),
+        rank=rank,
+        top_prob=np.full((rows, layers), 0.5),
+        complete=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def measurement() -> Measurement:
+    """A made-up measurement of 12 prompts x 20 tokens x 6 layers."""
+    return make_measurement()

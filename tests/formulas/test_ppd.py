@@ -1,0 +1,259 @@
+"""Every closed form on every backend, against golden values and its own limits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdmodel import formulas
+from ppdmodel.errors import InvalidInputError
+
+#: (function, arguments, value); values worked out by hand from theory/02 and theory/03
+GOLDEN: list[tuple[str, tuple[Any, ...], float]] = [
+    ("latency_per_token", (0.7, 40, 20), 26.0),
+    ("latency_per_token", (1, 40, 10), 20.0),
+    ("latency_per_token", (1, 40, 10, 2), 40 / 3),
+    ("latency_per_token", (1, 40, 10, None), 10.0),
+    ("latency_per_token", (0.5, 8, 1), 4.5 + 6 * 0.25 / 1.5),
+    ("latency_per_token", (0, 40, 10, 3), 40.0),
+    ("latency_per_token", (0.3, 40, 40, 3), 40.0),
+    ("normalized_latency", (0.7, 40, 20), 0.65),
+    ("speedup", (1, 40, 10, None), 4.0),
+    ("compute_per_token", (0.7, 40, 20), 46.0),
+    ("compute_per_token", (0.7, 40, 20, 3), 40 + 2.3 * 20),
+    # D = 1, e < d/2: W is d-e at place 0 and e at place 1, with probabilities 1/(1+p), p/(1+p)
+    ("compute_per_token", (0.5, 8, 1, 2), 8 + 1.5 * (7 / 1.5 + 1 * 0.5 / 1.5)),
+    # D = 2, (D+1)e >= d: W = (d-e) + k(d-2e)
+    ("compute_per_token", (0.5, 12, 4, 3, 2), 12 + 2.5 * (8 + 3 * 4)),
+    ("compute_per_token", (0.5, 12, 4, 3, None), 12 + 2.5 * (8 + 3 * 4)),
+    ("compute_per_token", (0.2, 40, 40, 5, 4), 40.0),
+    ("normalized_compute", (0.7, 40, 20), 1.15),
+    ("mean_units", (0.7, 40, 20), 46 / 26),
+    ("reserved_units", (0.7, 40, 20), 52.0),
+    ("exchange_rate", (0.5, 3), 5.0),
+    ("break_even", (40, 20, 5), 0.25),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "value"), GOLDEN)
+@pytest.mark.parametrize("backend", ["float", "numpy", "torch", "sympy"])
+def test_golden_value_on_every_backend(
+    name: str, arguments: tuple[Any, ...], value: float, backend: str
+) -> None:
+    convert: Callable[[Any], Any] = {
+        "float": lambda x: x,
+        "numpy": lambda x: np.array([x, x], dtype=float),
+        "torch": lambda x: torch.tensor([x, x], dtype=torch.float64),
+        "sympy": sympy.nsimplify,
+    }[backend]
+    given = [x if x is None else convert(x) for x in arguments]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = getattr(formulas, name)(*given)
+    assert np.asarray(result, dtype=float) == pytest.approx(value, rel=1e-13)
+
+
+def test_peak_units() -> None:
+    assert formulas.peak_units(40, 20) == 2
+    assert formulas.peak_units(40, 20, 3) == 4
+    assert formulas.peak_units(40, 40, 3) == 1
+    assert formulas.peak_units(40, 10, 3, 2) == 1 + 3 + 9
+    assert formulas.peak_units(40, 10, 2, None) == 1 + 2 + 4 + 8
+    assert formulas.peak_units(40, 10, 2, 99) == 1 + 2 + 4 + 8
+    peaks = formulas.peak_units(40, np.array([10, 20, 40]), 2, None)
+    assert peaks.tolist() == [15, 3, 1]
+
+
+def test_the_exchange_rate_is_not_that_of_depth_one_for_deeper_schedules() -> None:
+    paid = formulas.compute_per_token(0.7, 40, 10, 3, 2) - 40
+    saved = 40 - formulas.latency_per_token(0.7, 40, 10, 2)
+    assert paid / saved == pytest.approx(8.46, abs=0.005)
+    assert formulas.exchange_rate(0.7, 3) == pytest.approx(3.29, abs=0.005)
+
+
+def test_no_guess_is_ever_right_at_an_infinite_price() -> None:
+    assert formulas.exchange_rate(0.0, 1) == math.inf
+    assert formulas.exchange_rate(np.array([0.0, 0.5]), 1).tolist() == [math.inf, 1.0]
+    assert formulas.break_even(40, 40, 1) == math.inf
+    assert math.isnan(formulas.break_even(40, 40, 0))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7, None])
+def test_backends_agree_on_a_grid(depth: int | None) -> None:
+    p, e, k = np.linspace(0, 1, 6)[:, None, None], np.arange(1, 13)[:, None], np.arange(1, 4)
+    for function in (formulas.compute_per_token, formulas.mean_units, formulas.reserved_units):
+        arrays = function(p, 12, e, k, depth)
+        assert arrays.shape == (6, 12, 3)
+        tensors = function(*(torch.tensor(x) for x in (p, 12, e, k)), depth)
+        assert tensors.numpy() == pytest.approx(arrays, rel=1e-12)
+        for index in itertools.product(range(6), range(12), range(3)):
+            value = function(
+                float(p[index[0], 0, 0]), 12, int(e[index[1], 0]), int(k[index[2]]), depth
+            )
+            assert value == pytest.approx(arrays[index], rel=1e-12)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, None])
+def test_symbols_give_the_same_numbers(depth: int | None) -> None:
+    p, d, e, k = sympy.symbols("p d e k", positive=True)
+    for values in ((0.3, 13, 2, 3), (0.9, 12, 4, 1), (0.6, 9, 9, 2)):
+        at = dict(zip((p, d, e, k), values, strict=True))
+        latency = formulas.latency_per_token(p, d, e, depth).subs(at).doit()
+        compute = formulas.compute_per_token(p, d, e, k, depth).subs(at).doit()
+        assert float(latency) == pytest.approx(formulas.latency_per_token(*values[:3], depth))
+        assert float(compute) == pytest.approx(formulas.compute_per_token(*values, depth))
+
+
+def test_symbolic_depth_stays_a_sum() -> None:
+    p, d, e, k, n = sympy.symbols("p d e k D", positive=True, integer=True)
+    latency = formulas.latency_per_token(p, d, e, n)
+    assert latency.has(sympy.Sum)
+    at = {p: sympy.Rational(1, 2), d: 13, e: 2, n: 3}
+    assert float(latency.subs(at).doit()) == formulas.latency_per_token(0.5, 13, 2, 3)
+    compute = formulas.compute_per_token(p, d, e, k, n).subs(at | {k: 2}).doit()
+    assert float(compute) == pytest.approx(formulas.compute_per_token(0.5, 13, 2, 2, 3))
+
+
+@pytest.mark.parametrize("depth", [1, 2, None])
+def test_gradients_are_finite_at_the_edges_and_right_inside(depth: int | None) -> None:
+    p = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64, requires_grad=True)
+    e = torch.tensor([1.0, 12.0, 3.5], dtype=torch.float64, requires_grad=True)
+    latency = formulas.latency_per_token(p, 12, e, depth)
+    compute = formulas.compute_per_token(p, 12, e, 2, depth)
+    grads = torch.autograd.grad((latency + compute).sum(), (p, e))
+    assert all(bool(torch.isfinite(g).all()) for g in grads)
+    step = 1e-6
+    for x, grad in ((p, grads[0]), (e, grads[1])):
+        moved = [
+            formulas.latency_per_token(*a, depth) + formulas.compute_per_token(*a, 2, depth)
+            for s in (step, -step)
+            for a in [(0.4 + s * (x is p), 12, 3.5 + s * (x is e))]
+        ]
+        assert float(grad[2]) == pytest.approx((moved[0] - moved[1]) / (2 * step), rel=1e-5)
+
+
+def test_integer_arrays_do_not_wrap_around() -> None:
+    k = np.array([10], dtype=np.int64)
+    large = formulas.compute_per_token(0.5, 60, 1, k, None)
+    assert large[0] == pytest.approx(formulas.compute_per_token(0.5, 60, 1, 10, None), rel=1e-12)
+    assert large[0] > 1e50
+
+
+def test_too_many_processes_for_a_float_is_infinite() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert formulas.compute_per_token(0.5, 400, 1, 10.0, None) == math.inf
+        result = formulas.compute_per_token(0.5, 400, np.array([1, 200]), 10, None)
+    assert result[0] == math.inf
+    assert result[1] == pytest.approx(formulas.compute_per_token(0.5, 400, 200, 10, None))
+
+
+schedules = st.tuples(
+    st.floats(0, 1), st.integers(1, 60), st.floats(0.01, 1), st.integers(1, 4), st.integers(1, 6)
+)
+
+
+@given(schedules)
+def test_bounds(schedule: tuple[float, int, float, int, int]) -> None:
+    p, d, share, k, depth = schedule
+    e = max(1, round(share * d))
+    free = formulas.latency_per_token(p, d, e, None)
+    deep = formulas.latency_per_token(p, d, e, depth + 1)
+    shallow = formulas.latency_per_token(p, d, e, depth)
+    close = 1e-9 * d
+    assert e - close <= free <= deep + close
+    assert deep <= shallow + close
+    assert shallow <= d + close
+    assert formulas.compute_per_token(p, d, e, k, depth) >= d - close
+    assert formulas.reserved_units(p, d, e, k, depth) >= (
+        formulas.compute_per_token(p, d, e, k, depth) * (1 - 1e-9)
+    )
+
+
+@given(schedules, st.floats(0, 1))
+def test_latency_falls_with_the_match_rate(
+    schedule: tuple[float, int, float, int, int], other: float
+) -> None:
+    p, d, share, _, depth = schedule
+    low, high = sorted((p, other))
+    e = max(1, round(share * d))
+    fast = formulas.latency_per_token(high, d, e, depth)
+    assert fast <= formulas.latency_per_token(low, d, e, depth) + 1e-9 * d
+
+
+@given(st.floats(0, 1), st.integers(2, 6), st.integers(1, 5), st.integers(1, 4))
+def test_continuous_where_the_wait_vanishes(p: float, e: int, depth: int, k: int) -> None:
+    d = (depth + 1) * e
+    for function, extra in ((formulas.latency_per_token, ()), (formulas.compute_per_token, (k,))):
+        at = function(p, d, e, *extra, depth)
+        near = function(p, d, e * (1 - 1e-9), *extra, depth)
+        assert near == pytest.approx(at, rel=1e-6)
+
+
+BAD: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: formulas.latency_per_token(1.2, 40, 20),
+        "p_correct must lie in [0, 1]; got 1.2; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(math.nan, 40, 20),
+        "p_correct must lie in [0, 1]; got nan; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token("half", 40, 20),
+        "p_correct must lie in [0, 1]; got 'half'; give a probability",
+    ),
+    (
+        lambda: formulas.speedup(0.5, 40, 41),
+        "exit_layer must not exceed layers; got 41; exit layers run from 1 to 40",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, 0),
+        "exit_layer must be a positive number; got 0; count layers from 1",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, math.inf, 1),
+        "layers must be a positive number; got inf; give a layer count",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, 20, 1.5),
+        "depth must be a whole number of at least 1; got 1.5; use None for unlimited",
+    ),
+    (
+        lambda: formulas.compute_per_token(0.5, 40, 20, 0),
+        "k must be a number of at least 1; got 0; give the guesses per exit",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([[0.1, 0.2], [0.3, math.nan]]), 40, 20),
+        "p_correct must lie in [0, 1]; got nan at index (1, 1); give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(torch.tensor([0.5, -1.0]), 40, 20),
+        "p_correct must lie in [0, 1]; got -1.0 at index 1; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, np.array([3, 50])),
+        "exit_layer must not exceed layers; got 50.0 at index 1; exit layers run from 1 to 40",
+    ),
+    (
+        lambda: formulas.break_even(40, 20, -1),
+        "overhead must be a number of at least 0; got -1; give it in layer units",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        call()
+    assert str(caught.value) == message

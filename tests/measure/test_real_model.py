@@ -1,0 +1,33 @@
+"""The real model, end to end: a small measurement by the command that users type."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ppdmodel import Measurement, load
+
+
+def test_smollm2_by_command(tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    command = [
+        sys.executable, "-m", "ppdmodel", "measure", "--model", "smollm2-135m", "--limit", "3",
+        "--max-new-tokens", "12", "--out", str(out),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "smollm2-135m: p_correct by exit layer" in done.stdout
+    result = load(out)
+    assert isinstance(result, Measurement)
+    assert result.layers == 30
+    assert result.n_tokens == 36
+    assert result.provenance["quantization"] == "Q4_1"
+    ties = {(tie["prompt_id"], tie["position"]) for tie in result.ties}
+    assert int((result.rank[:, -1] != 1).sum()) == len(ties)
+    hits = result.hits_by_prompt(5).sum(axis=0)
+    assert hits[28, 4] > hits[14, 4] > 0, "late layers know more"
+    # The first words of this answer are in the committed measurement too.
+    committed = load(Path(__file__).parents[2] / "data" / "smollm2-135m")
+    assert isinstance(committed, Measurement)
+    first = committed.prompt_index == 0
+    assert result.token_id[:12].tolist() == committed.token_id[first][:12].tolist()

@@ -1,0 +1,225 @@
+"""A measurement's life: whole, interrupted, killed, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.io import read_measurement
+from ppdmodel.measure import run as run_module
+from ppdmodel.measure.exits import LogitExit
+from ppdmodel.measure.prompts import read_prompts
+from ppdmodel.measure.run import Progress, measure
+from ppdmodel.measure.sources import locate
+from ppdmodel.measure.store import UNFINISHED
+from ppdmodel.results import Measurement
+
+
+def run(tiny_model: Path, prompt_file: Path, out: Path, **changes: Any) -> Measurement:
+    options: dict[str, Any] = {"max_new_tokens": 9, "batch_size": 2, "n_threads": 1} | changes
+    return measure(locate(str(tiny_model)), read_prompts(prompt_file), out, **options)
+
+
+def same_tokens(a: Measurement, b: Measurement) -> bool:
+    names = ("prompt_index", "position", "token_id", "rank")
+    return a.prompt_ids == b.prompt_ids and all(
+        np.array_equal(getattr(a, n), getattr(b, n)) for n in names
+    )
+
+
+def test_a_whole_run(tiny_model: Path, prompt_file: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    result = run(tiny_model, prompt_file, tmp_path / "m", on_progress=seen.append)
+    assert result.complete
+    assert result.layers == 5
+    assert result.prompt_ids == tuple(f"p{n}" for n in range(7))
+    assert result.categories == tuple("ab"[n % 2] for n in range(7))
+    assert (result.rank[:, -1] == 1).all()
+    assert (result.rank >= 1).all()
+    assert ((result.top_prob > 0) & (result.top_prob <= 1)).all()
+    shares = [p.share for p in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert seen[-1].tokens == result.n_tokens
+    assert not (tmp_path / "m" / UNFINISHED).exists()
+    found = result.provenance
+    assert (found["model"], found["dtype"], found["threads"]) == ("tiny-llama", "float32", 1)
+    assert found["packages"]["torch"] == torch.__version__
+
+
+def test_a_second_run_reuses_the_first(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tiny_model, prompt_file, tmp_path / "m")
+
+    def never(*_: Any) -> None:
+        raise AssertionError("the model was loaded again")
+
+    monkeypatch.setattr(run_module, "load_model", never)
+    before = (tmp_path / "m" / "tokens.parquet").stat().st_mtime_ns
+    assert same_tokens(run(tiny_model, prompt_file, tmp_path / "m"), first)
+    assert (tmp_path / "m" / "tokens.parquet").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_it_keeps_finished_prompts_and_resumes(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path, error: type[BaseException]
+) -> None:
+    whole = run(tiny_model, prompt_file, tmp_path / "whole")
+
+    def stop_in_third_batch(progress: Progress) -> None:
+        if progress.share > 5 / 7:
+            raise error
+
+    with pytest.raises(error):
+        run(tiny_model, prompt_file, tmp_path / "m", on_progress=stop_in_third_batch)
+    partial = read_measurement(tmp_path / "m")
+    assert not partial.complete
+    assert partial.prompt_ids == ("p0", "p1", "p2", "p3")
+    kept = whole.prompt_index < 4
+    assert np.array_equal(partial.rank, whole.rank[kept])
+
+    stages: list[str] = []
+    resumed = run(
+        tiny_model, prompt_file, tmp_path / "m", on_progress=lambda p: stages.append(p.stage)
+    )
+    assert resumed.complete
+    assert same_tokens(resumed, whole)
+    assert stages.count("loading") == 1
+
+
+def test_killed_at_any_moment_it_resumes_with_nothing_lost(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m"
+    command = [
+        sys.executable, "-m", "ppdmodel", "measure", "--model", str(tiny_model),
+        "--prompts", str(prompt_file), "--max-new-tokens", "120", "--batch-size", "1",
+        "--threads", "1", "--out", str(out),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list((out / UNFINISHED).glob("*.parquet")):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert list((out / UNFINISHED).glob("*.parquet"))
+    options = {"max_new_tokens": 120, "batch_size": 1}
+    resumed = run(tiny_model, prompt_file, out, **options)
+    assert same_tokens(resumed, run(tiny_model, prompt_file, tmp_path / "whole", **options))
+    assert not (out / UNFINISHED).exists()
+
+
+def test_killed_while_joining_nothing_counts_twice(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    """The moment after the joined table is written and before its parts are cleared away."""
+    whole = run(tiny_model, prompt_file, tmp_path / "m")
+    unfinished = tmp_path / "m" / UNFINISHED
+    unfinished.mkdir()
+    (tmp_path / "m" / "summary.json").unlink()
+    (unfinished / "00001.parquet").write_bytes((tmp_path / "m" / "tokens.parquet").read_bytes())
+    again = run(tiny_model, prompt_file, tmp_path / "m")
+    assert same_tokens(again, whole)
+    assert json.loads((tmp_path / "m" / "summary.json").read_text())["n_tokens"] == whole.n_tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_new_tokens": 8}, "with max_new_tokens 9 instead of 8; choose another --out"),
+        ({"dtype": "bfloat16"}, "with dtype 'float32' instead of 'bfloat16'"),
+        ({"raw": True}, "with prompt_format 'chat' instead of 'raw'"),
+    ],
+)
+def test_a_folder_with_another_measurement_is_refused(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    run(tiny_model, prompt_file, tmp_path / "m")
+    with pytest.raises(InvalidInputError) as caught:
+        run(tiny_model, prompt_file, tmp_path / "m", **changes)
+    assert "the out folder must hold this same measurement" in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_a_folder_with_other_files_is_refused(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(InvalidInputError, match="with other files; choose another --out"):
+        run(tiny_model, prompt_file, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    with pytest.raises(InvalidInputError, match="the out folder must be a folder; got the file"):
+        run(tiny_model, prompt_file, tmp_path / "thesis.tex")
+
+
+def test_a_head_that_is_read_wrongly_fails_and_leaves_nothing(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = LogitExit.logits
+    monkeypatch.setattr(run_module, "logit_exit", lambda model: _Broken(model, right))
+    with pytest.raises(RunFailedError, match="the last layer must rank every greedily decoded"):
+        run(tiny_model, prompt_file, tmp_path / "m")
+    assert not (tmp_path / "m" / "summary.json").exists()
+
+
+class _Broken(LogitExit):
+    """Reads the model's logits with two tokens swapped."""
+
+    def __init__(self, model: Any, right: Any) -> None:
+        super().__init__(model.model.norm, model.lm_head, model.model.layers)
+        object.__setattr__(self, "right", right)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.right(self, hidden)  # type: ignore[attr-defined]
+        return logits.roll(1, dims=1)
+
+
+def test_a_near_tie_is_counted_with_its_margin(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranking rounds differently from decoding: at the last layer the runner-up wins by a hair."""
+    right, calls = LogitExit.logits, [0]
+
+    def rounded(self: LogitExit, hidden: torch.Tensor) -> torch.Tensor:
+        logits = right(self, hidden)
+        calls[0] += 1
+        if calls[0] > 5:  # after the probe of the last exit and layers 1 to 4
+            top = logits.topk(2, dim=1)
+            logits[0, top.indices[0, 1]] = top.values[0, 0] + 1e-4
+        return logits
+
+    monkeypatch.setattr(LogitExit, "logits", rounded)
+    result = run(tiny_model, prompt_file, tmp_path / "m", max_new_tokens=3, batch_size=7)
+    (tie,) = result.ties
+    assert (tie["prompt_id"], tie["position"], tie["rank"]) == ("p0", 0, 2)
+    assert tie["margin"] == pytest.approx(1e-4, rel=0.1)
+    assert read_measurement(tmp_path / "m").ties == result.ties
+
+
+def test_a_prompt_that_does_not_fit_is_named(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"must fit the model's context of 256; got \d+ \+"):
+        run(tiny_model, prompt_file, tmp_path / "m", max_new_tokens=250)
+    assert not (tmp_path / "m" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "batch_size", "n_threads"])
+def test_numbers_must_be_positive(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(InvalidInputError, match="must be a positive integer; got 0"):
+        run(tiny_model, prompt_file, tmp_path / "m", **{name: 0})

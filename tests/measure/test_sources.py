@@ -1,0 +1,112 @@
+"""Where models are, and what is wrong with files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.packaged import (
+    DEFAULT_MODEL,
+    PACKAGED,
+    find,
+    install,
+    packaged,
+    sha256,
+    verify,
+)
+from ppdmodel.measure.sources import check_gguf, locate
+
+
+def write_gguf(path: Path) -> Path:
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", np.ones((8, 32), dtype=np.float32))
+    writer.add_tensor("blk.0.attn_norm.weight", np.ones(64, dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_whole_gguf_file_is_found(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    source = locate(str(path))
+    assert (source.name, source.gguf, source.quantization) == ("m.gguf", path, "F32")
+    assert source.weights_sha256 == (sha256(path),)
+
+
+@pytest.mark.parametrize("keep", [4, 20, 100, -1, -700])
+def test_a_truncated_gguf_file_is_named(tmp_path: Path, keep: int) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[:keep])
+    with pytest.raises(InvalidInputError, match=r"a GGUF file must be whole; got .*cut\.gguf"):
+        locate(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x80\x04pickle"])
+def test_what_is_not_gguf_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.bin"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match="a model file must be GGUF; got"):
+        check_gguf(path)
+
+
+def test_hostile_sizes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16)
+    with pytest.raises(InvalidInputError, match="a GGUF file must be whole"):
+        check_gguf(path)
+
+
+@pytest.mark.parametrize("name", ["gpt-5", "no/such/place", "../nowhere", "missing.gguf"])
+def test_unknown_names_list_the_known_ones(name: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        locate(name)
+    assert "smollm2-135m" in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+def test_a_folder_needs_safetensors(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80pickle")
+    with pytest.raises(InvalidInputError, match=r"must hold \*\.safetensors weights"):
+        locate(str(tmp_path))
+
+
+def test_a_folder_is_known_by_its_weights(tiny_model: Path) -> None:
+    source = locate(str(tiny_model))
+    assert source.name == "tiny-llama"
+    assert source.weights_sha256 == (sha256(tiny_model / "model.safetensors"),)
+
+
+def test_a_hub_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RunFailedError, match=r"the hub must give some/model; got: .*offline, give"):
+        locate("some/model")
+
+
+def test_the_default_model_is_installed_and_whole() -> None:
+    model = packaged(DEFAULT_MODEL)
+    path, installed_now = install(model)
+    assert not installed_now, "make test installs it first"
+    assert path == find(model)
+    assert locate(DEFAULT_MODEL).quantization == model.quantization == check_gguf(path)
+
+
+def test_other_weights_under_a_known_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"other")
+    with pytest.raises(RunFailedError, match=r"the sha256 of .* must be b179.*; got "):
+        verify(path, PACKAGED[DEFAULT_MODEL].sha256)
+
+
+def test_packaged_names_are_listed() -> None:
+    with pytest.raises(InvalidInputError, match="got 'x'; smollm2-135m"):
+        packaged("x")

@@ -1,0 +1,98 @@
+"""The fitted surface: its slopes, its shape, and what it recovers from made-up data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import check_grad
+
+from ppdmodel import fit
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.fitting import PARAMETERS, _Cells, curve_values
+from ppdmodel.resample import prompt_weights, resampled_rates
+from ppdmodel.results import Measurement
+
+from .conftest import make_measurement
+
+
+def test_slopes_are_the_derivatives() -> None:
+    x, k = np.meshgrid(np.arange(1, 8) / 8, np.arange(1.0, 5), indexing="ij")
+    cells = _Cells(x, k)
+    rng = np.random.default_rng(0)
+    start = np.array([values[0] for values in PARAMETERS.values()])
+    for _ in range(5):
+        theta = start + rng.normal(0, 0.1, len(start))
+        mix = rng.normal(size=x.shape)
+        error = check_grad(
+            lambda t, mix=mix: float((mix * cells.log_miss(t)).sum()),
+            lambda t, mix=mix: (mix * cells.slopes(t)).sum(axis=(1, 2)),
+            theta,
+        )
+        assert error < 1e-4
+
+
+def surface(theta: dict[str, float], layers: int, k_max: int) -> np.ndarray:
+    x, k = np.meshgrid(np.arange(1, layers + 1) / layers, np.arange(1.0, k_max + 1), indexing="ij")
+    return 1 - np.exp(_Cells(x, k).log_miss(np.array([theta[name] for name in PARAMETERS])))
+
+
+def test_recovers_a_known_surface() -> None:
+    theta = {
+        "log_steepness": 1.2,
+        "log_weight": -0.6,
+        "weight_gain": 0.25,
+        "floor_logit": -2.8,
+        "floor_gain": 1.0,
+        "k_curvature": 0.4,
+    }
+    layers, k_max, prompts, tokens = 16, 12, 40, 400
+    rates = surface(theta, layers, k_max)
+    rng = np.random.default_rng(1)
+    draws = rng.random((prompts * tokens, layers, 1))
+    rank = 1 + (draws >= rates[None]).sum(axis=2)
+    base = make_measurement(prompts=prompts, tokens=tokens, layers=layers)
+    made = Measurement(**{**vars(base), "rank": rank})
+    result = fit(made, k_max=k_max, resamples=40)
+    assert result.curve.converged
+    assert np.abs(surface_of(result.curve, layers, k_max) - rates).max() < 0.02
+    assert result.curve.rms_residual < 0.01
+
+
+def surface_of(curve: object, layers: int, k_max: int) -> np.ndarray:
+    x = np.arange(1, layers + 1)[:, None] / layers
+    return curve_values(curve, x, np.arange(1, k_max + 1))  # type: ignore[arg-type]
+
+
+def test_the_surface_rises_with_depth_and_k_and_ends_at_one(measurement: Measurement) -> None:
+    values = surface_of(fit(measurement, k_max=8, resamples=10).curve, 6, 8)
+    assert (np.diff(values, axis=0) >= -1e-12).all()
+    assert (np.diff(values, axis=1) >= -1e-12).all()
+    assert values[-1] == pytest.approx(1)
+    assert ((values >= 0) & (values <= 1)).all()
+
+
+def test_rates_and_intervals_are_those_of_resampled_prompts(measurement: Measurement) -> None:
+    result = fit(measurement, k_max=3, resamples=200, seed=5)
+    hits, tokens = measurement.hits_by_prompt(3), measurement.tokens_by_prompt()
+    assert result.p_correct == pytest.approx(hits.sum(axis=0) / tokens.sum())
+    draws = resampled_rates(hits, tokens, prompt_weights(12, 200, 5))
+    assert result.ci_low == pytest.approx(np.percentile(draws, 2.5, axis=0))
+    assert result.ci_high == pytest.approx(np.percentile(draws, 97.5, axis=0))
+    again = fit(measurement, k_max=3, resamples=200, seed=5)
+    assert again.curve == result.curve
+
+
+def test_resampled_rates_by_hand() -> None:
+    hits, tokens = np.array([[1], [4]]), np.array([2, 8])
+    weights = np.array([[2, 0], [1, 1], [0, 2]])
+    assert resampled_rates(hits, tokens, weights)[:, 0].tolist() == [0.5, 0.5, 0.5]
+    assert resampled_rates(np.array([[2], [0]]), tokens, weights)[:, 0].tolist() == [1.0, 0.2, 0.0]
+
+
+def test_bad_input_is_named(measurement: Measurement) -> None:
+    with pytest.raises(InvalidInputError, match="an interval needs at least 2 prompts; got 1"):
+        fit(make_measurement(prompts=1))
+    with pytest.raises(InvalidInputError, match="a fit needs at least 2 layers; got 1"):
+        fit(make_measurement(layers=1))
+    with pytest.raises(InvalidInputError, match="k_max must be a positive integer; got 0"):
+        fit(measurement, k_max=0)

@@ -1,0 +1,72 @@
+"""The operations on which the backends disagree, each on each of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import sympy
+import torch
+
+from ppdmodel import ops
+
+
+def test_extrema_of_every_backend() -> None:
+    assert ops.maximum(1, 2.5) == 2.5
+    assert ops.minimum(1, 2.5) == 1
+    assert ops.maximum(np.array([1, 5]), 3).tolist() == [3, 5]
+    assert ops.minimum(3, torch.tensor([1.0, 5.0])).tolist() == [1.0, 3.0]
+    x = sympy.Symbol("x")
+    assert ops.maximum(x, 0) == sympy.Max(x, 0)
+    assert ops.minimum(0, x) == sympy.Min(x, 0)
+
+
+def test_ceil_is_an_int_for_floats_and_carries_no_gradient() -> None:
+    assert ops.ceil(2.1) == 3
+    assert isinstance(ops.ceil(2.1), int)
+    assert ops.ceil(np.array([1.5, 2.0])).tolist() == [2.0, 2.0]
+    assert not ops.ceil(torch.tensor([1.5], requires_grad=True)).requires_grad
+    assert ops.ceil(sympy.Symbol("x")) == sympy.ceiling(sympy.Symbol("x"))
+
+
+def test_division_by_zero_has_a_value_and_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ops.divide(1, 0) == math.inf
+        assert ops.divide(-1.0, 0) == -math.inf
+        assert math.isnan(ops.divide(0, 0))
+        assert ops.divide(np.array([1.0, -1.0]), 0).tolist() == [math.inf, -math.inf]
+        assert ops.divide(1, torch.tensor(0.0)).item() == math.inf
+        assert ops.divide(3, 2) == 1.5
+
+
+def test_sum_over_numbers_arrays_and_symbols() -> None:
+    assert ops.sum(lambda j: j * j, 1, 3) == 14
+    assert ops.sum(lambda j: j, 1, 0) == 0
+    bounds = np.array([0.0, 1.0, 3.0])
+    assert ops.sum(lambda j: j * j, 1, bounds).tolist() == [0.0, 1.0, 14.0]
+    assert ops.sum(lambda j: j * j, 1, torch.tensor(bounds)).tolist() == [0.0, 1.0, 14.0]
+    n = sympy.Symbol("n", integer=True, positive=True)
+    total = ops.sum(lambda j: j, 1, n)
+    assert isinstance(total, sympy.Sum)
+    assert sympy.simplify(total.doit() - n * (n + 1) / 2) == 0
+    assert ops.sum(lambda j: j, 1, sympy.Integer(3)) == 6
+
+
+def test_sum_of_arrays_never_leaves_its_bounds() -> None:
+    """A term outside an element's bounds must not be evaluated: it may be infinite."""
+    upper = np.array([1.0, 2.0])
+    limit = np.array([1.0, 2.0])
+
+    def term(j: np.ndarray) -> np.ndarray:
+        assert (j <= limit).all()
+        return 1 / (limit + 1 - j)
+
+    assert ops.sum(term, 1, upper).tolist() == [1.0, 1.5]
+
+
+@pytest.mark.parametrize("value", [np.float64(1.5), 1.5, 2])
+def test_python_like_numbers_are_not_arrays(value: float) -> None:
+    assert not ops.is_array(value)

@@ -1,0 +1,61 @@
+"""Figures: what is drawn, on whose axes, and in which files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from ppdmodel import Calibration, Measurement, fit, plots
+from ppdmodel.errors import InvalidInputError
+
+
+@pytest.fixture(scope="module")
+def calibration(measurement: Measurement) -> Calibration:
+    return fit(measurement, k_max=10, resamples=30)
+
+
+def test_match_rate_draws_points_bands_and_curves(calibration: Calibration) -> None:
+    (ax,) = plots.match_rate(calibration).axes
+    assert len(ax.collections) == 4
+    assert len(ax.lines) == 8
+    assert ax.lines[0].get_ydata() == pytest.approx(calibration.p_correct[:, 0])
+    assert "240 tokens of 12 prompts" in [t.get_text() for t in ax.texts][-1]
+
+
+def test_trade_off_draws_every_setting(calibration: Calibration) -> None:
+    ax = plots.trade_off(calibration).axes[0]
+    assert len(ax.collections[0].get_offsets()) == 5 * 10  # type: ignore[arg-type]
+
+
+def test_theory_has_a_curve_per_match_rate() -> None:
+    (ax,) = plots.theory(layers=12, k=2, depth=None).axes
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == [f"0.{n}" for n in range(1, 10)]
+
+
+def test_draws_on_given_axes(calibration: Calibration) -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    assert plots.match_rate(calibration, k=(2,), ax=ax) is figure
+    assert len(ax.lines) == 2
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_files_are_the_same_each_time(tmp_path: Path, ending: str) -> None:
+    contents = []
+    for name in ("a", "b"):
+        out = tmp_path / f"{name}.{ending}"
+        plots.save(plots.theory(layers=8), out)
+        contents.append(out.read_bytes())
+    assert contents[0] == contents[1]
+    assert len(contents[0]) > 5000
+
+
+def test_bad_input_is_named(calibration: Calibration, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"a plot must end in one of \.png, \.svg, \.pdf"):
+        plots.save(plots.theory(), tmp_path / "figure.gif")
+    with pytest.raises(InvalidInputError, match=r"k must lie in 1\.\.\.10"):
+        plots.match_rate(calibration, k=(11,))

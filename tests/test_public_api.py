@@ -1,0 +1,77 @@
+"""The public names, frozen, and what importing them costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ppdmodel
+
+NAMES = [
+    "Calibration",
+    "Measurement",
+    "TotalLatency",
+    "__version__",
+    "break_even",
+    "compute_per_token",
+    "estimate",
+    "estimate_from",
+    "exchange_rate",
+    "fit",
+    "latency_per_token",
+    "load",
+    "mean_units",
+    "normalized_compute",
+    "normalized_latency",
+    "optimize",
+    "peak_units",
+    "required_p_correct",
+    "reserved_units",
+    "save",
+    "simulate",
+    "simulate_matches",
+    "speedup",
+    "total_latency",
+]
+HEAVY = ("torch", "sympy", "matplotlib", "pandas", "numpy", "scipy", "transformers", "pyarrow")
+
+
+def test_the_public_names_are_these() -> None:
+    assert dir(ppdmodel) == sorted(NAMES)
+    assert sorted(ppdmodel.__all__) == sorted(NAMES)
+    for name in NAMES:
+        assert getattr(ppdmodel, name) is not None
+
+
+def test_no_module_hides_a_public_name() -> None:
+    code = (
+        "import ppdmodel, pkgutil, importlib, types\n"
+        "for m in pkgutil.walk_packages(ppdmodel.__path__, 'ppdmodel.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+        "bad = [n for n in ppdmodel.__all__\n"
+        "       if isinstance(getattr(ppdmodel, n), types.ModuleType)]\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def loaded_by(code: str) -> list[str]:
+    script = f"import sys\n{code}\nprint(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    assert loaded_by("import ppdmodel; ppdmodel.latency_per_token(0.7, 40, 20)") == []
+
+
+def test_estimate_starts_light() -> None:
+    command = ["estimate", "--p-correct", "0.7", "--layers", "40"]
+    code = f"from ppdmodel.cli import run\nassert run({command}) == 0"
+    assert loaded_by(code) == []
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    assert not hasattr(ppdmodel, "no_such_name")
