@@ -45,8 +45,10 @@ class TotalLatency:
         """Smallest total latency that is not exceeded with probability `q` or more, 0 < q <= 1."""
         if not 0 < q <= 1:
             raise InvalidInputError(f"q must lie in (0, 1]; got {q}; give a probability")
-        below = np.searchsorted(np.cumsum(self.probabilities), q * (1 - 1e-12))
-        return float(self.times[-1 if q == 1 else min(below, len(self.times) - 1)])
+        if q == 1:
+            return float(self.times[-1])
+        below = int(np.searchsorted(np.cumsum(self.probabilities), q * (1 - 1e-12)))
+        return float(self.times[min(below, len(self.times) - 1)])
 
 
 def total_latency(

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from .checks import positive_integer
 from .errors import InvalidInputError
+from .io import provenance
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Interval, MatchCurve, Measurement
 
@@ -80,7 +81,10 @@ def fit(
         curve=_fit_curve(hits, tokens, weights),
         resamples=resamples,
         seed=seed,
-        provenance={"measurement": dict(measurement.provenance)},
+        provenance={
+            "measurement": dict(measurement.provenance),
+            "fit": provenance(("numpy", "scipy")),
+        },
     )
 
 

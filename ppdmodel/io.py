@@ -161,7 +161,9 @@ def load(path: str | Path) -> Measurement | Calibration:
     path = Path(path)
     if path.is_dir():
         return read_measurement(path)
-    return _calibration(read_json(path, CALIBRATION))
+    document = read_json(path, CALIBRATION)
+    _check_shapes(document, path)
+    return _calibration(document)
 
 
 def save(result: Measurement | Calibration, path: str | Path) -> None:
@@ -188,6 +190,20 @@ def _calibration(document: dict[str, Any]) -> Calibration:
     fields |= arrays | counts | {"curve": MatchCurve(**curve)}
     fields["prompt_ids"] = tuple(fields["prompt_ids"])
     return Calibration(**fields)
+
+
+def _check_shapes(document: Mapping[str, Any], path: Path) -> None:
+    """The tables of a calibration must have the sizes that it states."""
+    prompts, layers, k_max = len(document["prompt_ids"]), document["layers"], document["k_max"]
+    tables = [document[name] for name in ("p_correct", "ci_low", "ci_high")] + document["hits"]
+    whole = len(document["tokens"]) == len(document["hits"]) == prompts and all(
+        len(table) == layers and all(len(row) == k_max for row in table) for table in tables
+    )
+    if not whole:
+        raise InvalidInputError(
+            f"the tables of {path} must be {layers} layers by {k_max} k for {prompts} prompts; "
+            "got other sizes; fit again"
+        )
 
 
 # ---------------------------------------------------------------- measurements

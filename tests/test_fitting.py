@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.optimize import check_grad
@@ -23,12 +26,15 @@ def test_slopes_are_the_derivatives() -> None:
     for _ in range(5):
         theta = start + rng.normal(0, 0.1, len(start))
         mix = rng.normal(size=x.shape)
-        error = check_grad(
-            lambda t, mix=mix: float((mix * cells.log_miss(t)).sum()),
-            lambda t, mix=mix: (mix * cells.slopes(t)).sum(axis=(1, 2)),
-            theta,
-        )
-        assert error < 1e-4
+        assert check_grad(*mixture(cells, mix), theta) < 1e-4
+
+
+def mixture(cells: _Cells, mix: np.ndarray) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A weighted sum of all cells as a function of the parameters, and its gradient."""
+    return (
+        lambda theta: float((mix * cells.log_miss(theta)).sum()),
+        lambda theta: (mix * cells.slopes(theta)).sum(axis=(1, 2)),
+    )
 
 
 def surface(theta: dict[str, float], layers: int, k_max: int) -> np.ndarray:

@@ -162,3 +162,26 @@ def test_damage_is_named(measurement: Measurement, tmp_path: Path, damage: str, 
 def test_a_missing_result_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="the result must exist; got"):
         load(tmp_path / "nothing.json")
+
+
+BAD_CALIBRATIONS = [
+    ({"p_correct": [[1.5] * 3] * 6}, "got a fault at p_correct/0/0: 1.5 is greater than"),
+    ({"layers": 0}, "got a fault at layers: 0 is less than the minimum of 2"),
+    ({"layers": 2.5}, "got a fault at layers: 2.5 is not of type 'integer'"),
+    ({"layers": 7}, "must be 7 layers by 3 k for 12 prompts; got other sizes; fit again"),
+    ({"k_max": 4}, "must be 6 layers by 4 k for 12 prompts; got other sizes; fit again"),
+    ({"tokens": [0] * 12}, "got a fault at tokens/0: 0 is less than the minimum of 1"),
+    ({"hits": "many"}, "got a fault at hits: 'many' is not of type 'array'"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_CALIBRATIONS)
+def test_bad_numbers_in_a_calibration_are_named(
+    measurement: Measurement, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "cal.json"
+    save(fit(measurement, k_max=3, resamples=5), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InvalidInputError) as caught:
+        load(path)
+    assert words in str(caught.value)

@@ -62,7 +62,8 @@ def test_sum_of_arrays_never_leaves_its_bounds() -> None:
 
     def term(j: np.ndarray) -> np.ndarray:
         assert (j <= limit).all()
-        return 1 / (limit + 1 - j)
+        value: np.ndarray = 1 / (limit + 1 - j)
+        return value
 
     assert ops.sum(term, 1, upper).tolist() == [1.0, 1.5]
 

@@ -59,7 +59,8 @@ def test_start_times_follow_the_recursion() -> None:
 
 def grid() -> list[tuple[float, int, int, int, int | None]]:
     """Random settings small enough to simulate, each kind of depth among them."""
-    rng, found = random.Random(11), []
+    rng = random.Random(11)
+    found: list[tuple[float, int, int, int, int | None]] = []
     while len(found) < 48:
         d = rng.randint(2, 24)
         e, k, depth = rng.randint(1, d), rng.randint(1, 4), (1, 2, 3, None)[len(found) % 4]

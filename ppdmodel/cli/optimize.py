@@ -83,7 +83,7 @@ def render(decision: Decision) -> None:
         "rest.\n"
     )
     for choice in decision.choices:
-        console.print(sentence(choice))
+        console.print(sentence(choice, decision.layers))
     for line in caveats(decision):
         console.print(line)
 
@@ -108,7 +108,7 @@ def _interval(value: Interval) -> str:
     return f"{value.value:.3f} [{value.ci_low:.3f}, {value.ci_high:.3f}]"
 
 
-def sentence(choice: Choice) -> str:
+def sentence(choice: Choice, layers: int) -> str:
     """One choice in plain words."""
     setting = choice.setting
     if setting is None:
@@ -117,7 +117,8 @@ def sentence(choice: Choice) -> str:
     saved, least, most = (100 * (1 - x) for x in (latency.value, latency.ci_high, latency.ci_low))
     words = (
         f"At compute ≤ {choice.max_compute:g}×, exit after layer {setting.exit_layer} with "
-        f"k = {setting.k} saves {saved:.1f}% of the latency [{least:.1f}, {most:.1f}]"
+        f"k = {setting.k} saves {layers * saved / 100:.1f} of {layers} layer times per token, "
+        f"{saved:.1f}% [{least:.1f}, {most:.1f}]"
     )
     if choice.chosen_share is not None:
         words += f"; it is the best in {100 * choice.chosen_share:.0f}% of the resamples"

@@ -143,7 +143,10 @@ BAD = [
         "measure --out {tmp}/m --max-new-tokens 0",
         "max_new_tokens must be a positive integer; got 0; give 1 or more",
     ),
-    ("measure --out {tmp}/m --limit 1000", "limit must not exceed the prompts; got 1000; there are"),
+    (
+        "measure --out {tmp}/m --limit 1000",
+        "limit must not exceed the prompts; got 1000; there are",
+    ),
     ("measure --out {tmp}/m --dtype float64", "dtype must be one of float32, bfloat16, float16"),
     ("measure", "Missing option '--out'"),
     ("fit {tmp}/none --out {tmp}/c", "the result must exist; got"),
@@ -155,7 +158,10 @@ BAD = [
     ("plot {tmp}/text --kind theory --out {tmp}/a.png", "the theory figure must have no RESULT"),
     ("plot --kind theory --out {tmp}/a.gif", "a plot must end in one of .png, .svg, .pdf"),
     ("plot --kind pie --out {tmp}/a.png", "Invalid value for '--kind'"),
-    ("plot --kind theory --layers no --out {tmp}/a.png", "layers must be a positive integer; got no"),
+    (
+        "plot --kind theory --layers no --out {tmp}/a.png",
+        "layers must be a positive integer; got no",
+    ),
     ("measure-all", "No such command 'measure-all'"),
 ]
 
@@ -188,7 +194,7 @@ def test_an_out_folder_with_another_measurement(
 
 def test_without_the_measure_extra_it_says_what_to_install(tmp_path: Path) -> None:
     """A stand-in for an environment without torch: its import fails as it does there."""
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('torch', name='torch')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "ppdmodel", "measure", "--out", str(tmp_path / "m")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -91,7 +91,12 @@ def test_no_guess_is_ever_right_at_an_infinite_price() -> None:
 @pytest.mark.parametrize("depth", [1, 2, 3, 7, None])
 def test_backends_agree_on_a_grid(depth: int | None) -> None:
     p, e, k = np.linspace(0, 1, 6)[:, None, None], np.arange(1, 13)[:, None], np.arange(1, 4)
-    for function in (formulas.compute_per_token, formulas.mean_units, formulas.reserved_units):
+    functions: tuple[Callable[..., Any], ...] = (
+        formulas.compute_per_token,
+        formulas.mean_units,
+        formulas.reserved_units,
+    )
+    for function in functions:
         arrays = function(p, 12, e, k, depth)
         assert arrays.shape == (6, 12, 3)
         tensors = function(*(torch.tensor(x) for x in (p, 12, e, k)), depth)
@@ -194,10 +199,13 @@ def test_latency_falls_with_the_match_rate(
 @given(st.floats(0, 1), st.integers(2, 6), st.integers(1, 5), st.integers(1, 4))
 def test_continuous_where_the_wait_vanishes(p: float, e: int, depth: int, k: int) -> None:
     d = (depth + 1) * e
-    for function, extra in ((formulas.latency_per_token, ()), (formulas.compute_per_token, (k,))):
-        at = function(p, d, e, *extra, depth)
-        near = function(p, d, e * (1 - 1e-9), *extra, depth)
-        assert near == pytest.approx(at, rel=1e-6)
+    below = e * (1 - 1e-9)
+    assert formulas.latency_per_token(p, d, below, depth) == pytest.approx(
+        formulas.latency_per_token(p, d, e, depth), rel=1e-6
+    )
+    assert formulas.compute_per_token(p, d, below, k, depth) == pytest.approx(
+        formulas.compute_per_token(p, d, e, k, depth), rel=1e-6
+    )
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [

@@ -96,7 +96,7 @@ def test_rank_counts_larger_logits_across_blocks(tiny_model: Path) -> None:
 
 
 def test_a_model_whose_head_is_more_than_norm_and_head_is_refused(tiny_model: Path) -> None:
-    class Scaled(LlamaForCausalLM):
+    class Scaled(LlamaForCausalLM):  # type: ignore[misc]
         def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             out = super().forward(*args, **kwargs)
             out.logits = out.logits / 3

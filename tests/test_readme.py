@@ -1,0 +1,97 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ppdmodel import Calibration, Measurement, load
+from ppdmodel.cli import run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_estimate_shown_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = next(text for kind, text in BLOCKS if kind == "text")
+    assert "ppdmodel estimate --p-correct 0.7 --layers 40\n" in README
+    assert run(["estimate", "--p-correct", "0.7", "--layers", "40"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
+
+
+def test_the_python_example_gives_the_values_in_its_comments() -> None:
+    names: dict[str, object] = {}
+    code = next(text for kind, text in BLOCKS if kind == "python")
+    checked = 0
+    for line in code.splitlines():
+        statement, _, comment = line.partition("  # ")
+        if not comment:
+            exec(statement, names)
+            continue
+        value = eval(statement, names)
+        if comment != "layer executions":
+            assert str(value) == comment
+            checked += 1
+    assert checked == 3
+
+
+def test_the_commands_shown_work_on_the_committed_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but `measure`, whose result is the committed one."""
+    lines = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+    commands = [line.split()[1:] for line in lines if line.startswith("ppdmodel ")]
+    assert [c[0] for c in commands] == [
+        "estimate",
+        "measure",
+        "fit",
+        "optimize",
+        "estimate",
+        "plot",
+    ]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "measurement").symlink_to(ROOT / "data" / "smollm2-135m")
+    for command in commands:
+        if command[0] != "measure":
+            extra = ["--resamples", "50"] if command[0] == "fit" else []
+            assert run([*command, *extra]) == 0, capsys.readouterr().err
+    assert (tmp_path / "results" / "trade-off.svg").is_file()
+
+
+def test_links_and_pictures_are_there() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "theory").glob("*.md"), ROOT / "data" / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_functions_and_tests_named_in_the_theory_exist() -> None:
+    import ppdmodel
+
+    for page in (ROOT / "theory").glob("*.md"):
+        text = page.read_text("utf-8")
+        for name in re.findall(r"`ppdmodel\.(\w+)`", text):
+            assert hasattr(ppdmodel, name), name
+        for path, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
+            assert f"def {test}" in (ROOT / path).read_text("utf-8"), (path, test)
+
+
+def test_the_committed_data_belong_together() -> None:
+    measurement = load(ROOT / "data" / "smollm2-135m")
+    calibration = load(ROOT / "data" / "smollm2-135m.calibration.json")
+    assert isinstance(measurement, Measurement)
+    assert isinstance(calibration, Calibration)
+    assert measurement.complete
+    assert measurement.layers == calibration.layers == 30
+    assert len(measurement.prompt_ids) >= 60
+    assert calibration.provenance["measurement"] == measurement.provenance
+    hits = measurement.hits_by_prompt(calibration.k_max)
+    assert hits.tolist() == calibration.hits.tolist()
+    ties = {(tie["prompt_id"], tie["position"]) for tie in measurement.ties}
+    assert int((measurement.rank[:, -1] != 1).sum()) == len(ties)
+    size = sum(p.stat().st_size for p in (ROOT / "data" / "smollm2-135m").iterdir())
+    assert size < 5_000_000
