@@ -124,13 +124,12 @@ def _validate(document: Any, path: Path) -> None:
 
     name = document["schema"].rsplit("/", 1)[1]
     text = (resources.files("ppdmodel") / "schemas" / f"{name}.schema.json").read_text("utf-8")
-    try:
-        jsonschema.validate(document, json.loads(text))
-    except jsonschema.ValidationError as error:
+    error = next(jsonschema.Draft202012Validator(json.loads(text)).iter_errors(document), None)
+    if error is not None:
         where = "/".join(map(str, error.absolute_path)) or "the top level"
         raise InvalidInputError(
             f"{path} must follow its schema; got a fault at {where}: {error.message[:200]}"
-        ) from None
+        )
 
 
 def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:

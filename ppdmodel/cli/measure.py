@@ -74,7 +74,7 @@ def measure_command(
                 source, chosen, out, dtype=dtype, raw=raw, on_progress=report, **numbers
             )
         except KeyboardInterrupt:
-            note(f"finished prompts are in {out}; the same command goes on from there")
+            note(f"finished prompts are kept in {out}; the same command goes on from there")
             raise
     if as_json:
         print_json(overview(result, out))

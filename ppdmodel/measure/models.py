@@ -59,6 +59,12 @@ class LoadedModel:
         return ids
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise `InvalidInputError` unless weights can be converted to `dtype`."""
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+
+
 def load_model(source: ModelSource, dtype: str = "float32") -> LoadedModel:
     """Load a model on the CPU, weights converted to `dtype`.
 
@@ -66,8 +72,7 @@ def load_model(source: ModelSource, dtype: str = "float32") -> LoadedModel:
         InvalidInputError: no such dtype.
         RunFailedError: the weights are there and could not be loaded.
     """
-    if dtype not in DTYPES:
-        raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    check_dtype(dtype)
     gguf = {"gguf_file": source.gguf.name} if source.gguf else {}
     try:
         with redirect_stderr(io.StringIO()):  # these loaders draw bars that cannot be switched off

@@ -16,7 +16,7 @@ from ..errors import InvalidInputError, RunFailedError
 from ..results import Measurement
 from .exits import LogitExit, logit_exit
 from .generate import Generated, generate_greedy
-from .models import LoadedModel, load_model, threads
+from .models import LoadedModel, check_dtype, load_model, threads
 from .prompts import Prompt, prompts_sha256
 from .ranks import margin, rank_tokens
 from .sources import ModelSource
@@ -80,6 +80,7 @@ def measure(
     """
     positive_integer("max_new_tokens", max_new_tokens)
     positive_integer("batch_size", batch_size)
+    check_dtype(dtype)
     if n_threads is not None:
         positive_integer("threads", n_threads)
     settings = {

@@ -33,29 +33,40 @@ class Store:
         Raises:
             InvalidInputError: the folder holds another measurement, or other files.
         """
-        self.out, self.prompts = out, prompts
-        self.parts: list[Measurement] = []
+        self.out, self.settings, self.prompts = out, settings, prompts
         if out.exists() and not out.is_dir():
             raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
-        files = [out / io.TOKENS_FILE, *sorted((out / UNFINISHED).glob("*.parquet"))]
-        for file in files:
-            if file.is_file():
-                self._take_up(io.read_tokens(file), settings)
+        self.parts = self._on_disk()
         if not self.parts and out.is_dir() and any(p.name != UNFINISHED for p in out.iterdir()):
             raise InvalidInputError(
                 f"the out folder must be new, empty or hold this measurement; got {out} with "
                 "other files; choose another --out"
             )
 
-    def _take_up(self, found: Measurement, settings: Mapping[str, Any]) -> None:
-        for key, value in settings.items():
+    def _on_disk(self) -> list[Measurement]:
+        """What the folder holds, each prompt once."""
+        parts: list[Measurement] = []
+        done: set[str] = set()
+        for file in (self.out / io.TOKENS_FILE, *self._unfinished()):
+            if file.is_file():
+                found = io.read_tokens(file)
+                self._check_same(found)
+                if done.isdisjoint(found.prompt_ids):  # else joined and not yet cleared away
+                    parts.append(found)
+                    done.update(found.prompt_ids)
+        return parts
+
+    def _unfinished(self) -> list[Path]:
+        """Finished batches; a file still being written has a name that starts with a dot."""
+        return sorted((self.out / UNFINISHED).glob("[0-9]*.parquet"))
+
+    def _check_same(self, found: Measurement) -> None:
+        for key, value in self.settings.items():
             if found.provenance.get(key) != value:
                 raise InvalidInputError(
                     f"the out folder must hold this same measurement; got {self.out} with {key} "
                     f"{found.provenance.get(key)!r} instead of {value!r}; choose another --out"
                 )
-        if self.done.isdisjoint(found.prompt_ids):  # else joined already and not yet cleared away
-            self.parts.append(found)
 
     @property
     def done(self) -> set[str]:
@@ -69,19 +80,23 @@ class Store:
 
     def add(self, part: Measurement) -> None:
         """Put a finished batch on disk."""
-        folder = self.out / UNFINISHED
-        taken = [int(path.stem) for path in folder.glob("*.parquet")]
-        io.write_tokens(part, folder / f"{max(taken, default=0) + 1:05d}.parquet")
+        taken = [int(path.stem) for path in self._unfinished()]
+        number = max(taken, default=0) + 1
+        io.write_tokens(part, self.out / UNFINISHED / f"{number:05d}.parquet")
         self.parts.append(part)
 
     def settle(self) -> None:
-        """Join what is finished into the two files of the folder; nothing to do twice."""
-        if self.parts and ((self.out / UNFINISHED).is_dir() or not self._is_settled()):
+        """Join what is finished into the two files of the folder; nothing to do twice.
+
+        It goes by what is on disk: an interrupt may have come between a write and its record here.
+        """
+        is_whole = (self.out / io.SUMMARY_FILE).is_file() and not self._unfinished()
+        self.parts = [] if is_whole else self._on_disk()
+        if self.parts:
             io.write_measurement(self._joined(), self.out)
         shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
-
-    def _is_settled(self) -> bool:
-        return all((self.out / name).is_file() for name in (io.TOKENS_FILE, io.SUMMARY_FILE))
+        for cut_short in self.out.glob(".*.part-*"):
+            cut_short.unlink(missing_ok=True)
 
     def _joined(self) -> Measurement:
         """One measurement from its batches, in the order of the prompts."""

@@ -91,14 +91,14 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not list((out / UNFINISHED).glob("*.parquet")):
+        while not list((out / UNFINISHED).glob("[0-9]*.parquet")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"finished prompts are in {out}; the same command goes on from there" in err
+    assert f"finished prompts are kept in {out}; the same command goes on from there" in err
     assert err.splitlines()[-1] == "error: the run was interrupted; got Ctrl-C"
     assert "Traceback" not in err
     found = load(out)

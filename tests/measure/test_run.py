@@ -110,12 +110,12 @@ def test_killed_at_any_moment_it_resumes_with_nothing_lost(
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not list((out / UNFINISHED).glob("*.parquet")):
+        while not list((out / UNFINISHED).glob("[0-9]*.parquet")):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
-    assert list((out / UNFINISHED).glob("*.parquet"))
+    assert list((out / UNFINISHED).glob("[0-9]*.parquet"))
     options = {"max_new_tokens": 120, "batch_size": 1}
     resumed = run(tiny_model, prompt_file, out, **options)
     assert same_tokens(resumed, run(tiny_model, prompt_file, tmp_path / "whole", **options))
@@ -131,9 +131,13 @@ def test_killed_while_joining_nothing_counts_twice(
     unfinished.mkdir()
     (tmp_path / "m" / "summary.json").unlink()
     (unfinished / "00001.parquet").write_bytes((tmp_path / "m" / "tokens.parquet").read_bytes())
+    (unfinished / ".00002.parquet.part-1.parquet").write_bytes(b"PAR1 cut short")
+    (tmp_path / "m" / ".tokens.parquet.part-1.parquet").write_bytes(b"PAR1 cut short")
     again = run(tiny_model, prompt_file, tmp_path / "m")
     assert same_tokens(again, whole)
     assert json.loads((tmp_path / "m" / "summary.json").read_text())["n_tokens"] == whole.n_tokens
+    names = sorted(path.name for path in (tmp_path / "m").iterdir())
+    assert names == ["summary.json", "tokens.parquet"]
 
 
 @pytest.mark.parametrize(
