@@ -125,7 +125,7 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
             ylabel="latency per token, against plain decoding",
             title=f"{calibration.model}: every exit layer and k = 1…{calibration.k_max}",
         )
-        ax.set_xlim(left=0.75)
+        ax.set_xlim(left=0.65)
         _plain_log_ticks(ax)
         ax.legend(loc="lower left")
         _count(ax, calibration)

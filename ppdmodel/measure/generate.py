@@ -54,7 +54,7 @@ def generate_greedy(
         mask[row, width - len(prompt) :] = 1
     cache = DynamicCache(config=model.config)
     tokens = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
-    lengths = [0] * len(prompts)
+    lengths, ended = [0] * len(prompts), [False] * len(prompts)
     states: list[Tensor] = []
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with captured(exit_) as latest:
@@ -70,28 +70,13 @@ def generate_greedy(
             states.append(torch.stack(latest, dim=1))
             chosen = logits.argmax(-1)
             tokens[:, step] = chosen
-            active = _extend(lengths, tokens, step, end_ids)
-            on_step(step + 1, active)
+            active = [row for row in range(len(prompts)) if not ended[row]]
+            for row in active:
+                lengths[row] += 1
+                ended[row] = int(chosen[row]) in end_ids
+            on_step(step + 1, len(active))
+            if all(ended):
+                break
             ids, positions = chosen[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-            if not any(_unfinished(lengths, tokens, step, end_ids)):
-                break
     return Generated(tokens[:, : len(states)], torch.stack(states, dim=1), lengths)
-
-
-def _extend(lengths: list[int], tokens: Tensor, step: int, end_ids: frozenset[int]) -> int:
-    """Count this step's token for every sequence that had not ended before it."""
-    active = 0
-    for row, length in enumerate(lengths):
-        if length == step and (step == 0 or int(tokens[row, step - 1]) not in end_ids):
-            lengths[row], active = length + 1, active + 1
-    return active
-
-
-def _unfinished(
-    lengths: list[int], tokens: Tensor, step: int, end_ids: frozenset[int]
-) -> list[bool]:
-    return [
-        length == step + 1 and int(tokens[row, step]) not in end_ids
-        for row, length in enumerate(lengths)
-    ]
