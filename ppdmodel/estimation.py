@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def estimate(
         "depth": depth,
         "overhead": overhead,
         **{n: f(p_correct) for n, f in _quantities(layers, exit_layer, k, depth, overhead).items()},
-        "peak_units": formulas.peak_units(layers, exit_layer, k, depth),
+        "peak_units": _bounded(formulas.peak_units(layers, exit_layer, k, depth)),
         "break_even_p_correct": required_p_correct(1.0, layers, exit_layer, depth, overhead),
     }
     if tokens is not None:
@@ -177,7 +178,7 @@ def _quantities(
     def compute(p: Any) -> Any:
         return formulas.compute_per_token(p, layers, exit_layer, k, depth)
 
-    peak = formulas.peak_units(layers, exit_layer, k, depth)
+    peak = _bounded(formulas.peak_units(layers, exit_layer, k, depth))
     return {
         "latency_per_token": latency,
         "normalized_latency": lambda p: latency(p) / layers,
@@ -190,6 +191,11 @@ def _quantities(
     }
 
 
+def _bounded(count: int) -> float:
+    """A whole number, or infinity where it is too large for a float."""
+    return count if count <= sys.float_info.max else math.inf
+
+
 def _price(paid: Any, saved: Any) -> Any:
     from . import ops
 
@@ -199,7 +205,7 @@ def _price(paid: Any, saved: Any) -> Any:
 def _counts(source: Measurement | Calibration, exit_layer: int, k: int) -> tuple[Any, Any]:
     """Hits [prompts] at one exit and k, and tokens [prompts]."""
     if isinstance(source, Measurement):
-        return source.hits_by_prompt(k)[:, exit_layer - 1, k - 1], source.tokens_by_prompt()
+        return source.hits_by_prompt_at(exit_layer, k), source.tokens_by_prompt()
     if k > source.k_max:
         raise InvalidInputError(
             f"k must not exceed what the calibration recorded; got {k}; it has 1 to {source.k_max}"

@@ -86,6 +86,13 @@ class Measurement:
 
         return np.bincount(self.prompt_index, minlength=len(self.prompt_ids))
 
+    def hits_by_prompt_at(self, exit_layer: int, k: int) -> Ints:
+        """Tokens of each prompt that ranked k or better at one exit layer, shape [prompts]."""
+        import numpy as np
+
+        hit = self.prompt_index[self.rank[:, exit_layer - 1] <= k]
+        return np.bincount(hit, minlength=len(self.prompt_ids))
+
     def hits_by_prompt(self, k_max: int) -> Ints:
         """Tokens of each prompt that ranked k or better, shape [prompts, layers, k_max]."""
         import numpy as np

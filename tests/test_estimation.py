@@ -48,6 +48,14 @@ def test_what_is_undefined_is_none(p: float, exit_layer: int) -> None:
     assert all(not isinstance(v, float) or math.isfinite(v) for v in result.values())
 
 
+def test_more_processes_than_a_float_can_count_are_none() -> None:
+    result = estimate(0.5, 400, 1, 1000, None)
+    assert result["peak_units"] is None
+    assert result["compute_per_token"] is None
+    assert result["reserved_units"] is None
+    assert result["latency_per_token"] > 0
+
+
 def test_overhead_counts_as_latency_and_moves_the_break_even() -> None:
     result = estimate(0.7, 40, overhead=5)
     assert result["latency_per_token"] == 31
@@ -109,6 +117,14 @@ def test_an_impossible_price_has_no_interval(measurement: Measurement) -> None:
     assert result["p_correct"]["value"] == 1
     assert result["exchange_rate"]["value"] is None
     assert result["exchange_rate"]["ci_low"] is None
+
+
+def test_a_k_beyond_every_rank_hits_always(measurement: Measurement) -> None:
+    assert estimate_from(measurement, 3, 10**6)["p_correct"]["value"] == 1
+    for k in (1, 4):
+        assert measurement.hits_by_prompt_at(3, k).tolist() == (
+            measurement.hits_by_prompt(4)[:, 2, k - 1].tolist()
+        )
 
 
 def test_one_prompt_gives_no_interval() -> None:

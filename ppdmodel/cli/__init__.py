@@ -40,10 +40,13 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(MissingExtraError("measure", error.name or "torch")), BAD_INPUT
     usage = getattr(error, "format_message", None)  # what the parser says of wrong options
     if usage is not None:
-        return f"{usage()}; see: ppdmodel --help", BAD_INPUT
+        message = usage().rstrip(".")
+        return message and f"{message}; see: ppdmodel --help", BAD_INPUT
     return f"the run failed; got {type(error).__name__}: {error}", FAILED
 
 
 def _report(message: str, code: int) -> int:
+    if not message:  # a group of commands without a command: its help is on the screen
+        return code
     print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
     return code

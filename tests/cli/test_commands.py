@@ -216,3 +216,13 @@ def test_an_unexpected_failure_is_one_line_and_exit_code_one(
     assert capsys.readouterr().err == (
         "error: the run failed; got ZeroDivisionError: division by zero\n"
     )
+
+
+@pytest.mark.parametrize("command", [[], ["models"]])
+def test_a_group_without_a_command_shows_its_help(
+    capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert run(command) == 2
+    captured = capsys.readouterr()
+    assert "Usage: ppdmodel" in captured.out + captured.err
+    assert "error:" not in captured.err
