@@ -87,6 +87,17 @@ def test_closed_forms_within_four_standard_errors(
     assert run.peak_units <= formulas.peak_units(d, e, k, depth)
 
 
+def test_correlated_matches_wait_more_often_than_independent_ones() -> None:
+    """theory/02: two-state Markov matches, p = 1/2, lag-1 autocorrelation 0.6."""
+    rng = random.Random(3)
+    matches = [True]
+    while len(matches) < 40_000:
+        matches.append(rng.random() < (0.8 if matches[-1] else 0.2))
+    run = simulate_matches(matches, 8, 1, 1, 1)
+    assert run.finish_times[-1] / run.tokens == pytest.approx(35 / 6, rel=0.02)
+    assert formulas.latency_per_token(0.5, 8, 1, 1) == pytest.approx(5.5)
+
+
 def test_the_peak_is_reached() -> None:
     for d, e, k, depth in ((12, 6, 3, 1), (12, 4, 2, 2), (12, 3, 2, None), (12, 5, 3, 9)):
         assert simulate(0.9, d, e, k, depth, tokens=100).peak_units == formulas.peak_units(

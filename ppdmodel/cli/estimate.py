@@ -166,11 +166,11 @@ def _sentence(result: Mapping[str, Any]) -> str:
     p = _number(_value(result["p_correct"]), 3)
     saved = 1 - _value(result["normalized_latency"])
     compute = _value(result["normalized_compute"])
-    extra = 100 * (compute - 1) if compute is not None else float("inf")
+    extra = "more compute than can be counted"
+    if compute is not None:
+        extra = f"{100 * (compute - 1):.0f}% more compute"
     if saved < -1e-12:
         return f"At p = {p}, PPD costs {-100 * saved:.0f}% more time per token and does not pay."
     if saved <= 1e-12:
-        return f"At p = {p}, PPD saves no time and costs {extra:.0f}% more compute."
-    return (
-        f"At p = {p}, PPD takes {100 * saved:.0f}% off the latency for {extra:.0f}% more compute."
-    )
+        return f"At p = {p}, PPD saves no time and costs {extra}."
+    return f"At p = {p}, PPD takes {100 * saved:.0f}% off the latency for {extra}."
