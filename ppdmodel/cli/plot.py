@@ -41,7 +41,7 @@ def plot_command(
 
     Example: ppdmodel plot results/calibration.json --kind trade-off --out trade-off.svg
     """
-    numbers = {"layers": whole("layers", layers), "k": whole("k", k), "depth": depth_value(depth)}
+    d, guesses, in_flight = whole("layers", layers), whole("k", k), depth_value(depth)
     if kind is Kind.THEORY:
         if result is not None:
             raise InvalidInputError(
@@ -49,7 +49,7 @@ def plot_command(
             )
         from .. import plots
 
-        figure = plots.theory(**numbers)  # type: ignore[arg-type]
+        figure = plots.theory(layers=d, k=guesses, depth=in_flight)
     else:
         calibration = _calibration(result)
         from .. import plots
