@@ -55,12 +55,12 @@ def test_the_commands_shown_work_on_the_committed_data(
     ]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "measurement").symlink_to(ROOT / "data" / "smollm2-135m")
+    (tmp_path / "results" / "full").symlink_to(ROOT / "data" / "smollm2-135m")
     for command in commands:
         if command[0] != "measure":
             extra = ["--resamples", "50"] if command[0] == "fit" else []
             assert run([*command, *extra]) == 0, capsys.readouterr().err
-    assert (tmp_path / "results" / "trade-off.svg").is_file()
+    assert (tmp_path / "results" / "full-trade-off.svg").is_file()
 
 
 def test_links_and_pictures_are_there() -> None:

@@ -27,7 +27,7 @@ def fit_command(
 ) -> None:
     """Fit p_correct over relative depth and k, with intervals by resampling prompts.
 
-    Example: ppdmodel fit results/measurement --out results/calibration.json
+    Example: ppdmodel fit results/full --out results/full.json
     """
     numbers = {"k_max": whole("k_max", k_max), "resamples": whole("resamples", resamples)}
     from ..fitting import fit

@@ -52,7 +52,7 @@ def measure_command(
 
     Interrupted, it keeps the finished prompts; the same command goes on where it was.
 
-    Example: ppdmodel measure --model smollm2-135m --out results/measurement
+    Example: ppdmodel measure --model smollm2-135m --out results/full
     """
     numbers = {
         "max_new_tokens": whole("max_new_tokens", max_new_tokens),

@@ -31,7 +31,7 @@ def optimize_command(
 ) -> None:
     """Find the best exit layer, k and depth of a measured model under compute budgets.
 
-    Example: ppdmodel optimize results/calibration.json --max-compute 2
+    Example: ppdmodel optimize results/full.json --max-compute 2
     """
     depth, units = whole("max_depth", max_depth), whole_or_none("max_units", max_units)
     from ..io import json_ready, load

@@ -39,7 +39,7 @@ def plot_command(
 ) -> None:
     """Draw a figure: match-rate and trade-off of a RESULT, or the theory's trade-off curves.
 
-    Example: ppdmodel plot results/calibration.json --kind trade-off --out trade-off.svg
+    Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
     d, guesses, in_flight = whole("layers", layers), whole("k", k), depth_value(depth)
     if kind is Kind.THEORY:
