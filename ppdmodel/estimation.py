@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import formulas
+from . import formulas, ops
 from .checks import check_schedule, positive_integer
 from .errors import InvalidInputError
 from .formulas.contract import check
@@ -187,19 +187,13 @@ def _quantities(
         "normalized_compute": lambda p: compute(p) / layers,
         "mean_units": lambda p: compute(p) / latency(p),
         "reserved_units": lambda p: peak * latency(p),
-        "exchange_rate": lambda p: _price(compute(p) - layers, layers - latency(p)),
+        "exchange_rate": lambda p: ops.divide(compute(p) - layers, layers - latency(p)),
     }
 
 
 def _bounded(count: int) -> float:
     """A whole number, or infinity where it is too large for a float."""
     return count if count <= sys.float_info.max else math.inf
-
-
-def _price(paid: Any, saved: Any) -> Any:
-    from . import ops
-
-    return ops.divide(paid, saved)
 
 
 def _counts(source: Measurement | Calibration, exit_layer: int, k: int) -> tuple[Any, Any]:
