@@ -12,83 +12,138 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from . import symbolic
+    from .distribution import TotalLatency, total_latency
+    from .estimation import estimate, estimate_from, required_p_correct
+    from .fitting import fit
+    from .formulas import (
+        DraftTree,
+        best_exit,
+        best_relative_exit,
+        break_even,
+        compute_per_token,
+        correlated_compute,
+        correlated_latency,
+        correlated_total_latency,
+        draft_tree,
+        exchange_rate,
+        expected_total_latency,
+        gated_compute,
+        gated_exchange_rate,
+        gated_latency,
+        latency_per_token,
+        mean_units,
+        multi_exit_compute,
+        multi_exit_latency,
+        normalized_compute,
+        normalized_latency,
+        parallel_draft_compute,
+        parallel_draft_latency,
+        peak_units,
+        pipelined_compute,
+        pipelined_latency,
+        reserved_units,
+        self_speculative_compute,
+        self_speculative_latency,
+        speculative_compute,
+        speculative_latency,
+        speculative_tokens_per_round,
+        speedup,
+        tensor_parallel_compute,
+        tensor_parallel_latency,
+        threshold,
+        total_latency_variance,
+        tree_speculative_compute,
+        tree_speculative_latency,
+    )
+    from .io import load, save
+    from .optimization import optimize
+    from .results import Calibration, Measurement, Policy, Replay, Simulation
+    from .sensitivities import sensitivity
+    from .simulation import replay, simulate
+
 #: module -> its public names, loaded when a name is first used. No module is called like one of
 #: its public names: importing it would hide that name behind the module.
 _NAMES = {
-    "formulas": (
-        "break_even",
-        "compute_per_token",
-        "exchange_rate",
-        "latency_per_token",
-        "mean_units",
-        "normalized_compute",
-        "normalized_latency",
-        "peak_units",
-        "reserved_units",
-        "speedup",
-    ),
     "distribution": ("TotalLatency", "total_latency"),
     "estimation": ("estimate", "estimate_from", "required_p_correct"),
     "fitting": ("fit",),
     "io": ("load", "save"),
     "optimization": ("optimize",),
-    "results": ("Calibration", "Measurement"),
-    "simulation": ("simulate", "simulate_matches"),
+    "results": ("Calibration", "Measurement", "Policy", "Replay", "Simulation"),
+    "sensitivities": ("sensitivity",),
+    "simulation": ("replay", "simulate"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
+#: every formula is public: `formulas.__all__` is the list
 __all__ = [
     "Calibration",
+    "DraftTree",
     "Measurement",
+    "Policy",
+    "Replay",
+    "Simulation",
     "TotalLatency",
     "__version__",
+    "best_exit",
+    "best_relative_exit",
     "break_even",
     "compute_per_token",
+    "correlated_compute",
+    "correlated_latency",
+    "correlated_total_latency",
+    "draft_tree",
     "estimate",
     "estimate_from",
     "exchange_rate",
+    "expected_total_latency",
     "fit",
+    "gated_compute",
+    "gated_exchange_rate",
+    "gated_latency",
     "latency_per_token",
     "load",
     "mean_units",
+    "multi_exit_compute",
+    "multi_exit_latency",
     "normalized_compute",
     "normalized_latency",
     "optimize",
+    "parallel_draft_compute",
+    "parallel_draft_latency",
     "peak_units",
+    "pipelined_compute",
+    "pipelined_latency",
+    "replay",
     "required_p_correct",
     "reserved_units",
     "save",
+    "self_speculative_compute",
+    "self_speculative_latency",
+    "sensitivity",
     "simulate",
-    "simulate_matches",
+    "speculative_compute",
+    "speculative_latency",
+    "speculative_tokens_per_round",
     "speedup",
+    "symbolic",
+    "tensor_parallel_compute",
+    "tensor_parallel_latency",
+    "threshold",
     "total_latency",
+    "total_latency_variance",
+    "tree_speculative_compute",
+    "tree_speculative_latency",
 ]
-
-if TYPE_CHECKING:
-    from .distribution import TotalLatency, total_latency
-    from .estimation import estimate, estimate_from, required_p_correct
-    from .fitting import fit
-    from .formulas import (
-        break_even,
-        compute_per_token,
-        exchange_rate,
-        latency_per_token,
-        mean_units,
-        normalized_compute,
-        normalized_latency,
-        peak_units,
-        reserved_units,
-        speedup,
-    )
-    from .io import load, save
-    from .optimization import optimize
-    from .results import Calibration, Measurement
-    from .simulation import simulate, simulate_matches
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name == "symbolic":
+        return importlib.import_module(".symbolic", __name__)
+    if name in _HOMES or name in __all__:
+        return getattr(importlib.import_module(f".{_HOMES.get(name, 'formulas')}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

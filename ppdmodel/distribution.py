@@ -11,7 +11,7 @@ from scipy.special import gammaln
 
 from .checks import positive_integer
 from .errors import InvalidInputError
-from .formulas.contract import check, check_order
+from .formulas.contract import check, check_autocorrelation, check_order
 
 if TYPE_CHECKING:
     from .results import Floats
@@ -52,7 +52,12 @@ class TotalLatency:
 
 
 def total_latency(
-    p_correct: float, layers: float, exit_layer: float, tokens: int, depth: int | None = 1
+    p_correct: float,
+    layers: float,
+    exit_layer: float,
+    tokens: int,
+    depth: int | None = 1,
+    autocorrelation: float = 0.0,
 ) -> TotalLatency:
     r"""Distribution of the time from the start of the first token to the end of the last.
 
@@ -62,11 +67,13 @@ def total_latency(
     is 0...D.
 
     Args:
-        p_correct: p, match rate; in [0, 1]; matches are independent.
+        p_correct: p, match rate; in [0, 1].
         layers: d, decoder layers; positive.
         exit_layer: e, exit layer; 0 < e <= d.
         tokens: tokens to generate; a positive integer.
         depth: D; a positive integer, or None for unlimited.
+        autocorrelation: rho, lag-1 autocorrelation of the matches, as in `correlated_latency`; 0
+            means independent. Otherwise time grows as tokens cubed: seconds for 1000 tokens.
 
     Returns:
         The exact distribution, in layer times.
@@ -75,8 +82,8 @@ def total_latency(
         InvalidInputError: an argument is outside its domain.
 
     Source:
-        theory/01-setting.md, equation (1.1). For (D+1)e >= d the number of matches alone decides, a
-        binomial.
+        theory/04-finite-generations.md, equations (4.2) and (4.3). For (D+1)e >= d the number of
+        independent matches alone decides, a binomial.
 
     >>> total_latency(0.7, 40, 20, tokens=101).mean
     2640.0
@@ -86,12 +93,17 @@ def total_latency(
     check("exit_layer", exit_layer)
     check_order(exit_layer, layers)
     trials = positive_integer("tokens", tokens) - 1
+    check("autocorrelation", autocorrelation)
+    check_autocorrelation(autocorrelation, p_correct)
     wait = 0.0
     if depth is not None:
         check("depth", depth)
         wait = max(layers - (depth + 1) * exit_layer, 0)
-    if wait == 0:
-        hits: Floats = np.arange(trials + 1.0)
+    if autocorrelation != 0:
+        size = depth + 1 if depth is not None and wait > 0 else None
+        hits, groups, probabilities = _chained(trials, p_correct, size, autocorrelation)
+    elif wait == 0:
+        hits = np.arange(trials + 1.0)
         groups = np.zeros(trials + 1)
         probabilities = _binomial(trials, p_correct)
     else:
@@ -140,3 +152,38 @@ def _grouped(trials: int, p: float, depth: int) -> tuple[Floats, Floats, Floats]
         groups.append(w)
         rests = np.convolve(rests, window)[: trials + 1]
     return np.concatenate(hits), np.concatenate(groups), np.concatenate(probabilities)
+
+
+def _chained(
+    trials: int, p: float, size: int | None, autocorrelation: float
+) -> tuple[Floats, Floats, Floats]:
+    """Hits, completed groups of `size` hits within a run, and their probability, token by token.
+
+    `matched[r]` holds the probabilities of [groups, hits] so far where the token matched and its
+    run has r more hits than whole groups, `missed` those where it did not. Without a `size` no
+    groups are counted.
+    """
+    after_match, after_miss = p + autocorrelation * (1 - p), p * (1 - autocorrelation)
+    places = 1 if size is None else size
+    shape = (1 if size is None else trials // size + 1, trials + 1)
+    matched: list[Floats] = [np.zeros(shape) for _ in range(places)]
+    missed = np.zeros(shape)
+    missed[0, 0] = 1.0
+    hit_rate = p
+    for done in range(trials):
+        # after so many tokens no larger counts can be
+        w, h = (1 if size is None else (done + 1) // size + 1), done + 2
+        was, ran = missed[:w, :h].copy(), [state[:w, :h].copy() for state in matched]
+        missed[:w, :h] = (1 - hit_rate) * was + (1 - after_match) * sum(ran)
+        for place in range(places):
+            before = after_match * ran[place - 1]
+            if place == 1 % places:
+                before = before + hit_rate * was
+            whole = place == 0 and size is not None
+            hit, groups = matched[place][:w, :h], int(whole)
+            hit[:] = 0.0
+            hit[groups:, 1:] = before[: w - groups, :-1]
+        hit_rate = after_miss
+    total = missed + sum(matched)
+    groups_found, hits = np.nonzero(total)
+    return hits.astype(float), groups_found.astype(float), total[groups_found, hits]

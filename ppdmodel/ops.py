@@ -78,6 +78,22 @@ def ceil(x: Operand) -> Operand:
     return math.ceil(x)
 
 
+def floor(x: Operand) -> Operand:
+    """Largest integer that is not above `x`, elementwise; an `int` for a float."""
+    return sys.modules["sympy"].floor(x) if is_symbolic(x) else -ceil(-x)
+
+
+def step(x: Operand) -> Operand:
+    """1 where `x` is positive, else 0, elementwise."""
+    if is_tensor(x):
+        return (x > 0).to(x.dtype)
+    if is_symbolic(x):
+        return sys.modules["sympy"].Heaviside(x, 0)
+    if is_array(x):
+        return (x > 0).astype(float)
+    return int(x > 0)
+
+
 def divide(a: Operand, b: Operand) -> Operand:
     """`a / b`, where a number over zero is signed infinity and 0 / 0 is NaN, without a warning."""
     if is_tensor(a) or is_tensor(b) or is_symbolic(a) or is_symbolic(b):
@@ -97,12 +113,12 @@ def sum(term: Callable[[Operand], Operand], lower: Operand, upper: Operand) -> O
     Number bounds give a loop, whatever `term` returns. Array bounds give one sum per element:
     `term` is only ever evaluated inside the bounds of each element, so that no value (and no
     gradient) of a term that does not belong to the sum can reach it. A symbolic bound gives a
-    `sympy.Sum`.
+    `sympy.Sum` over an index called like `term`'s parameter.
     """
     if is_symbolic(lower) or is_symbolic(upper):
         if not (_is_integer(lower) and _is_integer(upper)):
             sympy = sys.modules["sympy"]
-            index = sympy.Dummy("j", integer=True)
+            index = sympy.Dummy(term.__code__.co_varnames[0], integer=True)
             return sympy.Sum(term(index), (index, lower, upper))
     elif _has_elements(lower) or _has_elements(upper):
         return _masked_sum(term, lower, upper)
@@ -122,6 +138,8 @@ def _has_elements(bound: Operand) -> bool:
 
 def _masked_sum(term: Callable[[Operand], Operand], lower: Operand, upper: Operand) -> Operand:
     like = upper if _has_elements(upper) else lower
+    if 0 in like.shape:
+        return 0.0 * like
     first, last = (
         int(bound.min() if pick == "min" else bound.max()) if _has_elements(bound) else int(bound)
         for bound, pick in ((lower, "min"), (upper, "max"))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from .checks import check_schedule
+from .errors import InvalidInputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,13 +31,94 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Simulation:
-    """One simulated generation; times in layer times, work in layer executions."""
+class Policy:
+    """How PPD is run: where guesses are read, how many, how deep, and behind which gate.
 
-    matches: tuple[bool, ...]
-    finish_times: tuple[int, ...]
-    work_done: tuple[int, ...]
+    Args:
+        exit_layer: exit layer, or several in increasing order.
+        k: guesses started at each exit; one number means the same at every exit.
+        depth: tokens in flight beyond the one being verified; None is unlimited.
+        gate: start guesses only where the exit's top probability is at least this; None: always.
+
+    Raises:
+        InvalidInputError: one of them is out of its domain.
+
+    >>> Policy(exit_layer=(10, 20), k=2).guesses
+    (2, 2)
+    """
+
+    exit_layer: int | Sequence[int]
+    k: int | Sequence[int] = 1
+    depth: int | None = 1
+    gate: float | None = None
+
+    def __post_init__(self) -> None:
+        exits = self.exits
+        if len(self.guesses) != len(exits):
+            raise InvalidInputError(
+                f"k must have one value per exit; got {len(self.guesses)} for {len(exits)} exits; "
+                "give one for each, or one for all"
+            )
+        if not exits or any(b <= a for a, b in pairwise(exits)):
+            raise InvalidInputError(
+                f"exit layers must increase; got {', '.join(map(str, exits)) or 'none'}; "
+                "give them in order"
+            )
+        for exit_layer, guesses in zip(exits, self.guesses, strict=True):
+            check_schedule(exit_layer, exit_layer, guesses, self.depth)
+        if self.gate is not None and not 0 <= self.gate <= 1:
+            raise InvalidInputError(f"gate must lie in [0, 1]; got {self.gate}; give a probability")
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The exit layers, increasing."""
+        return _each(self.exit_layer)
+
+    @property
+    def guesses(self) -> tuple[int, ...]:
+        """Guesses started at each exit."""
+        k = _each(self.k)
+        return k * len(self.exits) if _is_one(self.k) else k
+
+
+def _is_one(value: Any) -> bool:
+    return not hasattr(value, "__len__")
+
+
+def _each(value: Any) -> tuple[int, ...]:
+    return (value,) if _is_one(value) else tuple(value)
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """When a group of processes that did the same held its units.
+
+    `generation` counts the guesses since the last right one: 0 for a right process. `started` is
+    when it took its unit.
+    """
+
+    token: int
+    generation: int
+    count: int
+    started: float
+    ended: float
+    verified: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """One simulated generation; in layer times and executions, or the unit of its layer times.
+
+    `finish_times[i]` is when token i was verified, `work_done[i]` what all processes that had ended
+    by then had executed; shape [tokens]. `first_hit[i]` is the exit, counted from 1, whose guesses
+    first held token i+1, or 0; shape [tokens - 1].
+    """
+
+    first_hit: Ints
+    finish_times: Floats
+    work_done: Floats
     peak_units: int
+    processes: tuple[ProcessRecord, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -43,12 +128,54 @@ class Simulation:
     @property
     def latency_per_token(self) -> float:
         """Time until the last token was verified, over the tokens: start-up included."""
-        return self.finish_times[-1] / self.tokens
+        return float(self.finish_times[-1] / self.tokens)
 
     @property
     def compute_per_token(self) -> float:
         """Layer executions until the last token was verified, over the tokens."""
-        return self.work_done[-1] / self.tokens
+        return float(self.work_done[-1] / self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """Recorded matches run through a policy's schedule, one simulation per generation."""
+
+    policy: Policy
+    layers: int
+    generations: tuple[Simulation, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens generated, over all generations."""
+        return sum(run.tokens for run in self.generations)
+
+    @property
+    def latency_per_token(self) -> float:
+        """Time of all generations over their tokens."""
+        return sum(float(run.finish_times[-1]) for run in self.generations) / self.n_tokens
+
+    @property
+    def compute_per_token(self) -> float:
+        """Layer executions of all generations over their tokens."""
+        return sum(float(run.work_done[-1]) for run in self.generations) / self.n_tokens
+
+    @property
+    def match_rate(self) -> float | None:
+        """Share of tokens but the first of each generation that a guess held; None without any."""
+        trials = self.n_tokens - len(self.generations)
+        hits = sum(int((run.first_hit > 0).sum()) for run in self.generations)
+        return hits / trials if trials else None
+
+    @property
+    def autocorrelation(self) -> float | None:
+        """Lag-1 autocorrelation of the matches within generations; None where undefined."""
+        p = self.match_rate
+        series = [(run.first_hit > 0) - p for run in self.generations if p is not None]
+        pairs = sum(max(len(x) - 1, 0) for x in series)
+        if p is None or not 0 < p < 1 or pairs == 0:
+            return None
+        products = sum(float(x[1:] @ x[:-1]) for x in series)
+        return products / pairs / (p * (1 - p))
 
 
 @dataclass(frozen=True)

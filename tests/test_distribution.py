@@ -5,18 +5,30 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 
+import numpy as np
 import pytest
 
-from ppdmodel import latency_per_token, simulate_matches, total_latency
+from ppdmodel import Policy, formulas, latency_per_token, replay, simulate, total_latency
 from ppdmodel.errors import InvalidInputError
 
 
-def exhaustive(p: float, d: int, e: int, tokens: int, depth: int | None) -> dict[int, float]:
-    found: dict[int, float] = defaultdict(float)
+def probability(matches: tuple[bool, ...], p: float, rho: float) -> float:
+    """Of one sequence of a two-state Markov chain that starts at its long-run rate."""
+    product, rate = 1.0, p
+    for match in matches:
+        product *= rate if match else 1 - rate
+        rate = p + rho * (1 - p) if match else p * (1 - rho)
+    return product
+
+
+def exhaustive(
+    p: float, d: int, e: int, tokens: int, depth: int | None, rho: float = 0.0
+) -> dict[float, float]:
+    """The sum over all sequences, each run through the simulator."""
+    found: dict[float, float] = defaultdict(float)
     for matches in itertools.product([False, True], repeat=tokens - 1):
-        time = simulate_matches(matches, d, e, 1, depth).finish_times[-1]
-        hits = sum(matches)
-        found[time] += p**hits * (1 - p) ** (tokens - 1 - hits)
+        run = replay(matches, Policy(e, 1, depth), layers=d).generations[0]
+        found[float(run.finish_times[-1])] += probability(matches, p, rho)
     return {time: q for time, q in found.items() if q > 0}
 
 
@@ -27,6 +39,9 @@ def exhaustive(p: float, d: int, e: int, tokens: int, depth: int | None) -> dict
         (0.6, 8, 1, 8, 2),
         (0.3, 8, 2, 9, 1),
         (0.9, 10, 1, 8, 3),
+        (0.7, 9, 2, 12, 1),
+        (0.4, 12, 1, 12, 2),
+        (0.8, 12, 5, 12, None),
         (0.5, 8, 4, 6, 1),
         (0.5, 8, 3, 6, None),
         (1.0, 8, 1, 6, 1),
@@ -41,7 +56,50 @@ def test_equals_the_sum_over_all_sequences(
     times, probabilities = total.pmf()
     expected = exhaustive(p, d, e, tokens, depth)
     assert dict(zip(times.tolist(), probabilities.tolist(), strict=True)) == pytest.approx(expected)
-    assert total.mean == pytest.approx(sum(t * q for t, q in expected.items()))
+    mean = sum(t * q for t, q in expected.items())
+    assert total.mean == pytest.approx(mean)
+    assert formulas.expected_total_latency(p, d, e, tokens, depth) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("p", "d", "e", "tokens", "depth", "rho"),
+    [
+        (0.6, 8, 1, 9, 1, 0.5),
+        (0.6, 8, 1, 9, 2, -0.4),
+        (0.3, 8, 2, 12, 1, 0.8),
+        (0.5, 8, 4, 10, 1, 0.6),
+        (0.5, 8, 3, 10, None, -0.9),
+        (0.5, 8, 1, 1, 1, 0.5),
+        (0.5, 8, 1, 2, 1, 0.5),
+        (0.0, 8, 1, 5, 1, 0.5),
+        (1.0, 8, 1, 5, 1, 0.5),
+    ],
+)
+def test_correlated_equals_the_sum_over_all_sequences(
+    p: float, d: int, e: int, tokens: int, depth: int | None, rho: float
+) -> None:
+    total = total_latency(p, d, e, tokens, depth, rho)
+    expected = exhaustive(p, d, e, tokens, depth, rho)
+    found = dict(zip(total.times.tolist(), total.probabilities.tolist(), strict=True))
+    assert found == pytest.approx(expected)
+    mean = sum(t * q for t, q in expected.items())
+    assert formulas.correlated_total_latency(p, d, e, tokens, depth, rho) == pytest.approx(mean)
+    if depth is None or (depth + 1) * e >= d:
+        variance = sum((t - mean) ** 2 * q for t, q in expected.items())
+        assert formulas.total_latency_variance(p, d, e, tokens, rho) == pytest.approx(variance)
+
+
+def test_correlation_widens_the_total_as_simulated() -> None:
+    """theory/05: the mean stays for (D+1)e >= d, the spread does not."""
+    totals = [
+        simulate(0.7, 40, 20, tokens=60, autocorrelation=0.6, seed=s).finish_times[-1]
+        for s in range(3000)
+    ]
+    plain, chained = (total_latency(0.7, 40, 20, 60, 1, rho) for rho in (0.0, 0.6))
+    assert chained.mean == pytest.approx(plain.mean)
+    assert chained.std > 1.9 * plain.std
+    assert np.mean(totals) == pytest.approx(chained.mean, abs=4 * chained.std / 3000**0.5)
+    assert np.std(totals) == pytest.approx(chained.std, rel=0.06)
 
 
 def test_quantiles_of_a_long_generation() -> None:
@@ -65,5 +123,9 @@ def test_bad_input_is_named() -> None:
         total_latency(0.5, 8, 4, 0)
     with pytest.raises(InvalidInputError, match=r"q must lie in \(0, 1\]; got 0"):
         total_latency(0.5, 8, 4, 3).quantile(0)
+    with pytest.raises(InvalidInputError, match=r"autocorrelation must lie in \[-1, 1\); got 1"):
+        total_latency(0.5, 8, 4, 3, autocorrelation=1)
+    with pytest.raises(InvalidInputError, match="autocorrelation must be at least"):
+        total_latency(0.1, 8, 4, 3, autocorrelation=-0.5)
     with pytest.raises(InvalidInputError, match="exit_layer must not exceed layers"):
         total_latency(0.5, 8, 9, 3)

@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from .estimate import estimate_command
 from .fit import fit_command
+from .formulas import formulas_command
 from .measure import measure_command
 from .models import models_app
 from .optimize import optimize_command
@@ -40,6 +41,7 @@ def _main(
 
 
 app.command("estimate")(estimate_command)
+app.command("formulas")(formulas_command)
 app.add_typer(models_app, name="models")
 app.command("measure")(measure_command)
 app.command("fit")(fit_command)

@@ -1,9 +1,30 @@
-"""Closed forms, one module per decoding method. Nothing else in the package holds a formula."""
+"""Formulas, a module per subject. Nothing else in the package holds a closed form."""
 
-from .ppd import (
+from .correlation import (
+    correlated_compute,
+    correlated_latency,
+    correlated_total_latency,
+    total_latency_variance,
+)
+from .decision import (
+    best_exit,
+    best_relative_exit,
     break_even,
-    compute_per_token,
     exchange_rate,
+    threshold,
+)
+from .gated import gated_compute, gated_exchange_rate, gated_latency
+from .generation import expected_total_latency
+from .parallel import (
+    parallel_draft_compute,
+    parallel_draft_latency,
+    pipelined_compute,
+    pipelined_latency,
+    tensor_parallel_compute,
+    tensor_parallel_latency,
+)
+from .ppd import (
+    compute_per_token,
     latency_per_token,
     mean_units,
     normalized_compute,
@@ -12,16 +33,54 @@ from .ppd import (
     reserved_units,
     speedup,
 )
+from .recursive import DraftTree, draft_tree, multi_exit_compute, multi_exit_latency
+from .speculative import (
+    self_speculative_compute,
+    self_speculative_latency,
+    speculative_compute,
+    speculative_latency,
+    speculative_tokens_per_round,
+    tree_speculative_compute,
+    tree_speculative_latency,
+)
 
 __all__ = [
+    "DraftTree",
+    "best_exit",
+    "best_relative_exit",
     "break_even",
     "compute_per_token",
+    "correlated_compute",
+    "correlated_latency",
+    "correlated_total_latency",
+    "draft_tree",
     "exchange_rate",
+    "expected_total_latency",
+    "gated_compute",
+    "gated_exchange_rate",
+    "gated_latency",
     "latency_per_token",
     "mean_units",
+    "multi_exit_compute",
+    "multi_exit_latency",
     "normalized_compute",
     "normalized_latency",
+    "parallel_draft_compute",
+    "parallel_draft_latency",
     "peak_units",
+    "pipelined_compute",
+    "pipelined_latency",
     "reserved_units",
+    "self_speculative_compute",
+    "self_speculative_latency",
+    "speculative_compute",
+    "speculative_latency",
+    "speculative_tokens_per_round",
     "speedup",
+    "tensor_parallel_compute",
+    "tensor_parallel_latency",
+    "threshold",
+    "total_latency_variance",
+    "tree_speculative_compute",
+    "tree_speculative_latency",
 ]

@@ -20,30 +20,61 @@ from ..ops import Operand
 
 P = ParamSpec("P")
 
-#: parameter name -> (what must hold, the rule, the fix)
-DOMAINS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
-    "p_correct": ("lie in [0, 1]", lambda p: (p >= 0) & (p <= 1), "give a probability"),
-    "layers": ("be a positive number", lambda d: (d > 0) & (d < math.inf), "give a layer count"),
-    "exit_layer": (
-        "be a positive number",
-        lambda e: (e > 0) & (e < math.inf),
-        "count layers from 1",
+#: what must hold, the rule, the fix
+Domain = tuple[str, Callable[[Any], Any], str]
+
+
+def _probability(fix: str) -> Domain:
+    return "lie in [0, 1]", lambda p: (p >= 0) & (p <= 1), fix
+
+
+def _positive(fix: str) -> Domain:
+    return "be a positive number", lambda x: (x > 0) & (x < math.inf), fix
+
+
+def _at_least(least: int, fix: str) -> Domain:
+    return f"be a number of at least {least}", lambda x: (x >= least) & (x < math.inf), fix
+
+
+def _whole(least: int, fix: str) -> Domain:
+    return (
+        f"be a whole number of at least {least}",
+        lambda n: (n >= least) & (n % 1 == 0),
+        fix,
+    )
+
+
+#: by parameter name: a name means the same in every closed form
+DOMAINS: dict[str, Domain] = {
+    "p_correct": _probability("give a probability"),
+    "layers": _positive("give a layer count"),
+    "exit_layer": _positive("count layers from 1"),
+    "k": _at_least(1, "give the guesses per exit"),
+    "depth": _whole(1, "use None for unlimited"),
+    "overhead": _at_least(0, "give it in layer units"),
+    "tokens": _whole(1, "give 1 or more"),
+    "autocorrelation": (
+        "lie in [-1, 1)",
+        lambda r: (r >= -1) & (r < 1),
+        "0 means independent matches",
     ),
-    "k": (
-        "be a number of at least 1",
-        lambda k: (k >= 1) & (k < math.inf),
-        "give the guesses per exit",
-    ),
-    "depth": (
-        "be a whole number of at least 1",
-        lambda n: (n >= 1) & (n % 1 == 0),
-        "use None for unlimited",
-    ),
-    "overhead": (
-        "be a number of at least 0",
-        lambda o: (o >= 0) & (o < math.inf),
-        "give it in layer units",
-    ),
+    "share": _probability("give the share of tokens that pass the gate"),
+    "exponent": _positive("give a > 0 of p_correct = (e/d)**a"),
+    "price": _at_least(0, "give extra layer executions per layer time saved"),
+    "acceptance_rate": _probability("give the rate at which drafted tokens are accepted"),
+    "draft_tokens": _whole(0, "0 means plain decoding"),
+    "draft_time": _at_least(0, "give a draft step's time over a target step's"),
+    "draft_compute": _at_least(0, "give a draft step's operations over a target step's"),
+    "reuse": _probability("1: verification reuses the drafted tokens' layers, 0: it does not"),
+    "block_tokens": _whole(1, "give the tokens drafted during a target step"),
+    "stages": _whole(1, "give the pipeline's stages"),
+    "draft_layers": _at_least(0, "give the draft's time per cycle in layer times"),
+    "tokens_per_round": _at_least(1, "a round always yields one token"),
+    "tree_depth": _whole(0, "give the drafted levels below the root"),
+    "tree_nodes": _whole(1, "count the root"),
+    "drafted_from": _whole(0, "count the nodes that have children"),
+    "units": _whole(1, "give the devices"),
+    "efficiency": _positive("1 is perfect splitting"),
 }
 
 
@@ -63,9 +94,11 @@ def closed_form(function: Callable[P, Operand]) -> Callable[P, Operand]:
         for name, value in values.items():
             if not (name == "depth" and value is None):
                 check(name, value)
-                values[name] = _as_real(value)
+                values[name] = as_real(value)
         if "exit_layer" in values:
             check_order(values["exit_layer"], values["layers"])
+        if "autocorrelation" in values:
+            check_autocorrelation(values["autocorrelation"], values["p_correct"])
         if "depth" in values:
             values["depth"] = _settled_depth(**{n: values[n] for n in _SCHEDULE})
         try:
@@ -80,25 +113,48 @@ def closed_form(function: Callable[P, Operand]) -> Callable[P, Operand]:
 _SCHEDULE = ("layers", "exit_layer", "depth")
 
 
-def check(name: str, value: Operand) -> None:
-    """Raise `InvalidInputError` unless `value`, or each element of it, lies in `name`'s domain."""
+def check(name: str, value: Operand, shown: str = "") -> None:
+    """Raise `InvalidInputError` unless `value`, or each element of it, lies in `name`'s domain.
+
+    `shown` is what the message calls it, where that is not `name`.
+    """
     must, rule, fix = DOMAINS[name]
-    _require(value, f"{name} must {must}", fix, rule)
+    require(value, f"{shown or name} must {must}", fix, rule)
 
 
 def check_order(exit_layer: Operand, layers: Operand) -> None:
     """Raise `InvalidInputError` unless `exit_layer <= layers`, elementwise."""
-    if not any(_is_unknown(x) for x in (exit_layer, layers)):
+    if not any(is_unknown(x) for x in (exit_layer, layers)):
         fix = f"exit layers run from 1 to {layers}" if isinstance(layers, (int, float)) else ""
         must = "exit_layer must not exceed layers"
-        _require(exit_layer, must, fix or "lower it", lambda e: e <= layers)
+        require(exit_layer, must, fix or "lower it", lambda e: e <= layers)
 
 
-def _require(value: Operand, must: str, fix: str, rule: Callable[[Any], Any]) -> None:
-    if _is_unknown(value):
+def check_autocorrelation(autocorrelation: Operand, p_correct: Operand) -> None:
+    """Raise `InvalidInputError` unless a two-state Markov chain has this rate and autocorrelation.
+
+    Its probabilities of a match after a miss, p(1 - rho), and after a match, p + rho(1 - p), must
+    both lie in [0, 1].
+    """
+    if not any(is_unknown(x) for x in (autocorrelation, p_correct)):
+        require(
+            autocorrelation,
+            "autocorrelation must be at least -p/(1-p) and -(1-p)/p",
+            "no sequence of matches at this match rate alternates that much",
+            lambda r: (p_correct * (1 - r) <= 1 + 1e-12) & (p_correct + r * (1 - p_correct) >= 0),
+        )
+
+
+def require(value: Operand, must: str, fix: str, rule: Callable[[Any], Any]) -> None:
+    """Raise `InvalidInputError` unless `rule` holds for `value`, or for each element of it.
+
+    The message names the first element that fails and its index. Symbols pass.
+    """
+    if is_unknown(value):
         return
     try:
-        holds = rule(value)
+        with _quiet({"value": value}):
+            holds = rule(value)
     except TypeError:
         raise InvalidInputError(f"{must}; got {value!r}; {fix}") from None
     if isinstance(holds, bool) or not hasattr(holds, "all"):
@@ -110,16 +166,26 @@ def _require(value: Operand, must: str, fix: str, rule: Callable[[Any], Any]) ->
             if ops.is_array(holds)
             else (tuple(int(i) for i in (~holds).nonzero()[0]))
         )
-        at = value[index] if getattr(value, "shape", ()) == holds.shape else value
         where = f" at index {index[0] if len(index) == 1 else index}" if index else ""
-        raise InvalidInputError(f"{must}; got {at}{where}; {fix}")
+        raise InvalidInputError(f"{must}; got {_element(value, holds, index)}{where}; {fix}")
 
 
-def _is_unknown(value: Operand) -> bool:
+def _element(value: Operand, holds: Operand, index: tuple[int, ...]) -> Operand:
+    """The element of `value` that `index` points at once it is broadcast to `holds`' shape."""
+    if not getattr(value, "shape", ()):
+        return value
+    package = sys.modules["torch" if ops.is_tensor(value) else "numpy"]
+    element = package.broadcast_to(value, holds.shape)[index]
+    return element.item() if ops.is_tensor(element) else element
+
+
+def is_unknown(value: Operand) -> bool:
+    """Whether `value` holds a symbol, so that no domain can be checked."""
     return ops.is_symbolic(value) and not value.is_number
 
 
-def _as_real(value: Operand) -> Operand:
+def as_real(value: Operand) -> Operand:
+    """Floating point for arrays and tensors of integers or booleans; anything else as it is."""
     if ops.is_array(value) and value.dtype.kind in "iub":
         return value.astype(float)
     if ops.is_tensor(value) and not value.is_floating_point():
@@ -135,7 +201,7 @@ def _settled_depth(layers: Operand, exit_layer: Operand, depth: Operand) -> Oper
     """
     if isinstance(depth, int) and depth == 1:
         return depth
-    if any(_is_unknown(x) for x in (layers, exit_layer, depth)):
+    if any(is_unknown(x) for x in (layers, exit_layer, depth)):
         return ops.ceil(layers / exit_layer) - 1 if depth is None else depth
     reach = ops.maximum(ops.ceil(layers / exit_layer) - 1, 1)
     return reach if depth is None else ops.minimum(depth, reach)
@@ -143,6 +209,8 @@ def _settled_depth(layers: Operand, exit_layer: Operand, depth: Operand) -> Oper
 
 def _quiet(values: dict[str, Operand]) -> AbstractContextManager[Any]:
     if any(ops.is_array(value) for value in values.values()):
-        quiet: AbstractContextManager[Any] = sys.modules["numpy"].errstate(over="ignore")
+        quiet: AbstractContextManager[Any] = sys.modules["numpy"].errstate(
+            over="ignore", invalid="ignore"
+        )
         return quiet
     return nullcontext()

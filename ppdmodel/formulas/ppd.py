@@ -41,9 +41,14 @@ def latency_per_token(
     >>> latency_per_token(0.7, 40, 20)
     26.0
     """
+    return _latency(p_correct, layers, exit_layer, depth)
+
+
+def _latency(p: Operand, layers: Operand, exit_layer: Operand, depth: Operand) -> Operand:
+    """Equation (2.1), also where the matches come about in another way."""
     wait = ops.maximum(layers - (depth + 1) * exit_layer, 0)
-    run = ops.sum(lambda j: p_correct**j, 0, depth)
-    return layers - p_correct * (layers - exit_layer) + wait * p_correct ** (depth + 1) / run
+    run = ops.sum(lambda j: p**j, 0, depth)
+    return layers - p * (layers - exit_layer) + wait * p ** (depth + 1) / run
 
 
 @closed_form
@@ -92,8 +97,8 @@ def compute_per_token(
 ) -> Operand:
     r"""Mean layer executions per token, dropped sub-processes included.
 
-    $C = d + (k-p)\,E[W]$, with $W$ what one dropped sub-process and its descendants execute:
-    $E[W] = \sum_{g=1}^{D} k^{g-1} [a_g Q_g + b_g (1 - Q_g)]$, $a_g = \max(d-ge, 0)$,
+    $C = d + (k-p) \sum_{g=1}^{D} k^{g-1} [a_g Q_g + b_g (1 - Q_g)]$, where the sum is what one
+    dropped sub-process and its descendants execute: $a_g = \max(d-ge, 0)$,
     $b_g = \min(a_g, (D+1-g)e)$, $Q_g = \sum_{j=0}^{D-g} p^j / \sum_{j=0}^{D} p^j$.
 
     Args:
@@ -110,20 +115,27 @@ def compute_per_token(
         InvalidInputError: an argument is outside its domain.
 
     Source:
-        theory/03-compute.md, equations (3.1) and (3.2).
+        theory/03-compute.md, equation (3.1).
 
     >>> compute_per_token(0.7, 40, 20)
     46.0
     """
-    run = ops.sum(lambda j: p_correct**j, 0, depth)
+    return layers + (k - p_correct) * _dropped_family(p_correct, layers, exit_layer, k, depth)
 
-    def dropped(g: Operand) -> Operand:
+
+def _dropped_family(
+    p: Operand, layers: Operand, exit_layer: Operand, k: Operand, depth: Operand
+) -> Operand:
+    """The sum in equation (3.1): what one dropped sub-process and its descendants execute."""
+    run = ops.sum(lambda j: p**j, 0, depth)
+
+    def generation(g: Operand) -> Operand:
         free = ops.maximum(layers - g * exit_layer, 0)
         held = ops.minimum(free, (depth + 1 - g) * exit_layer)
-        share = ops.sum(lambda j: p_correct**j, 0, depth - g) / run
+        share = ops.sum(lambda j: p**j, 0, depth - g) / run
         return k ** (g - 1) * (free * share + held * (1 - share))
 
-    return layers + (k - p_correct) * ops.sum(dropped, 1, depth)
+    return ops.sum(generation, 1, depth)
 
 
 @closed_form
@@ -138,7 +150,7 @@ def normalized_compute(
         A ratio, at least 1.
 
     Source:
-        theory/03-compute.md, equation (3.1), over d.
+        theory/03-compute.md, equation (3.4), over d.
 
     >>> normalized_compute(0.7, 40, 20)
     1.15
@@ -190,7 +202,9 @@ def peak_units(layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Oper
 def reserved_units(
     p_correct: Operand, layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Operand = 1
 ) -> Operand:
-    r"""Layer slots per token when the peak is held all the time: peak units $\times\,\Lambda$.
+    r"""Layer slots per token when the peak is held all the time.
+
+    $\Lambda \sum_{j=0}^{\min(D, \lceil d/e \rceil - 1)} k^j$.
 
     Args, raises: as `compute_per_token`.
 
@@ -205,55 +219,3 @@ def reserved_units(
     """
     peak = peak_units(layers, exit_layer, k, depth)
     return peak * latency_per_token(p_correct, layers, exit_layer, depth)
-
-
-@closed_form
-def exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
-    r"""Extra layer executions per layer time saved, at depth 1: $k/p - 1$.
-
-    It is the same for every exit layer e < d. With depth 2 or more it is not a function of p and k
-    alone: take (C - d) / (d - latency).
-
-    Args:
-        p_correct: p, match rate of all k guesses together; in [0, 1].
-        k: guesses per exit; >= 1.
-
-    Returns:
-        Layer executions per layer time; `inf` at p = 0.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/03-compute.md, equation (3.4).
-
-    >>> exchange_rate(0.5, 3)
-    5.0
-    """
-    return ops.divide(k, p_correct) - 1
-
-
-@closed_form
-def break_even(layers: Operand, exit_layer: Operand, overhead: Operand) -> Operand:
-    r"""Match rate above which PPD saves time although every token pays an overhead: $o / (d - e)$.
-
-    Holds for (D+1)e >= d. A value above 1 means that no match rate is enough.
-
-    Args:
-        layers: d, decoder layers; positive.
-        exit_layer: e, exit layer; 0 < e <= d.
-        overhead: o, what each token pays, in layer times; >= 0.
-
-    Returns:
-        A match rate; `inf` for e = d with a positive overhead.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/03-compute.md, equation (3.8).
-
-    >>> break_even(40, 20, 5)
-    0.25
-    """
-    return ops.divide(overhead, layers - exit_layer)

@@ -84,6 +84,9 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
     tiny_model: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "m"
+    rows = [json.loads(line) for line in prompt_file.read_text("utf-8").splitlines()]
+    many = [row | {"id": f"{row['id']}-{n}"} for n in range(6) for row in rows]
+    prompt_file.write_text("".join(json.dumps(row) + "\n" for row in many), encoding="utf-8")
     command = [
         sys.executable, "-m", "ppdmodel", "measure", "--model", str(tiny_model), "--prompts",
         str(prompt_file), "--out", str(out), "--max-new-tokens", "120", "--batch-size", "1",
@@ -105,7 +108,7 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
     assert isinstance(found, ppdmodel.Measurement)
     assert not found.complete
     done = len(found.prompt_ids)
-    assert 1 <= done < 7
+    assert 1 <= done < len(many)
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "exit layer" in finished.stdout
     again = load(out)

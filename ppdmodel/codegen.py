@@ -1,0 +1,53 @@
+"""JavaScript source of the closed forms, printed from their symbolic expressions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import sympy
+from sympy.printing.jscode import JavascriptCodePrinter
+
+from . import formulas
+from .catalogue import SYMBOLS, Expr, formula
+from .symbolic import expr
+
+
+def javascript_source(names: Iterable[str]) -> str:
+    """The helper `sum` and a function for each name; see `ppdmodel.symbolic.javascript`."""
+    return "\n".join([_SUM, *(_function(name) for name in names)])
+
+
+_SUM = """const sum = (term, first, last) => {
+  let total = 0;
+  for (let index = first; index <= last; index += 1) total += term(index);
+  return total;
+};"""
+
+
+def _function(name: str) -> str:
+    entry = formula(name)
+    named = {SYMBOLS[p]: sympy.Symbol(p) for p in entry.parameters}
+    defaults = {
+        p: "" if q.default is q.empty else f" = {q.default}"
+        for p, q in inspect.signature(getattr(formulas, name)).parameters.items()
+    }
+    lines = [f"function {name}({', '.join(p + defaults[p] for p in entry.parameters)}) {{"]
+    if "depth" in entry.parameters:
+        reach = sympy.Max(sympy.ceiling(SYMBOLS["layers"] / SYMBOLS["exit_layer"]) - 1, 1)
+        code = _JavaScript().doprint(reach.xreplace(named))
+        lines.append(f"  depth = Math.min(depth ?? Infinity, {code});")
+    code = _JavaScript().doprint(expr(name).xreplace(named))
+    return "\n".join([*lines, f"  return {code};", "}"])
+
+
+class _JavaScript(JavascriptCodePrinter):  # type: ignore[misc]
+    """SymPy's printer, with the sums, extrema and steps of the formulas."""
+
+    def _print_Sum(self, total: Expr) -> str:  # noqa: N802
+        ((index, first, last),) = total.limits
+        term, low, high = (self._print(x) for x in (total.function, first, last))
+        return f"sum(({index}) => {term}, {low}, {high})"
+
+    def _print_Heaviside(self, step: Expr) -> str:  # noqa: N802
+        return f"({self._print(step.args[0])} > 0 ? 1 : 0)"

@@ -1,0 +1,110 @@
+"""Closed forms of PPD with one gated exit: guesses only where the exit is confident enough."""
+
+from __future__ import annotations
+
+from .. import ops
+from ..ops import Operand
+from .contract import closed_form
+from .ppd import _dropped_family, _latency
+
+
+@closed_form
+def gated_latency(
+    p_correct: Operand,
+    layers: Operand,
+    exit_layer: Operand,
+    share: Operand,
+    depth: Operand = 1,
+) -> Operand:
+    r"""Mean time between tokens when only a share of them passes the gate, in layer times.
+
+    A token matches when it passes and its guesses are right, with probability $s\,p_s$:
+    $\Lambda_s = d - s\,p_s (d-e) + g (s\,p_s)^{D+1} / \sum_{j=0}^{D} (s\,p_s)^j$,
+    $g = \max(d - (D+1)e, 0)$.
+
+    Args:
+        p_correct: p_s, match rate of the tokens that pass the gate; in [0, 1], any shape.
+        layers: d, decoder layers; positive.
+        exit_layer: e, exit layer; 0 < e <= d.
+        share: s, share of tokens that pass; in [0, 1]; 1 is PPD without a gate.
+        depth: D; a whole number >= 1, or None for unlimited.
+
+    Returns:
+        Latency per token in layer times, broadcast over the arguments.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/06-exits-and-gates.md, equation (6.4). For (D+1)e < d it needs tokens that are
+        independent of each other; otherwise only their long-run rates.
+
+    >>> gated_latency(0.9, 40, 20, share=0.5)
+    31.0
+    """
+    return _latency(share * p_correct, layers, exit_layer, depth)
+
+
+@closed_form
+def gated_compute(
+    p_correct: Operand,
+    layers: Operand,
+    exit_layer: Operand,
+    share: Operand,
+    k: Operand = 1,
+    depth: Operand = 1,
+) -> Operand:
+    r"""Mean layer executions per token when only a share of tokens passes the gate.
+
+    $C_s = d + s\,(k - p_s) \sum_{g=1}^{D} (s k)^{g-1} [a_g Q_g + b_g (1 - Q_g)]$,
+    with $a_g$, $b_g$ as in `compute_per_token` and
+    $Q_g = \sum_{j=0}^{D-g} (s p_s)^j / \sum_{j=0}^{D} (s p_s)^j$.
+
+    Args:
+        p_correct: p_s, match rate of the tokens that pass the gate; in [0, 1].
+        layers: d, decoder layers; positive.
+        exit_layer: e, exit layer; 0 < e <= d.
+        share: s, share of processes that pass, right or wrong (the wrong ones matter only for
+            D >= 2); in [0, 1].
+        k: guesses per exit; >= 1.
+        depth: D; a whole number >= 1, or None for unlimited.
+
+    Returns:
+        Layer executions per token.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/06-exits-and-gates.md, equation (6.5).
+
+    >>> gated_compute(0.9, 40, 20, share=0.5, k=3)
+    61.0
+    """
+    family = _dropped_family(share * p_correct, layers, exit_layer, share * k, depth)
+    return layers + share * (k - p_correct) * family
+
+
+@closed_form
+def gated_exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
+    r"""Extra layer executions per layer time saved behind a gate, at depth 1: $k/p_s - 1$.
+
+    The share of tokens that pass does not enter: a gate buys less, at a better price.
+
+    Args:
+        p_correct: p_s, match rate of the tokens that pass the gate; in [0, 1].
+        k: guesses per exit; >= 1.
+
+    Returns:
+        Layer executions per layer time; `inf` at p_s = 0.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/06-exits-and-gates.md, equation (6.6); for e >= d/2.
+
+    >>> round(gated_exchange_rate(0.9, 3), 4)
+    2.3333
+    """
+    return ops.divide(k, p_correct) - 1

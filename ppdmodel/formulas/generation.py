@@ -1,0 +1,49 @@
+"""Closed forms of a generation of a given number of tokens by PPD with independent matches."""
+
+from __future__ import annotations
+
+from .. import ops
+from ..ops import Operand
+from .contract import closed_form
+
+
+@closed_form
+def expected_total_latency(
+    p_correct: Operand,
+    layers: Operand,
+    exit_layer: Operand,
+    tokens: Operand,
+    depth: Operand = 1,
+) -> Operand:
+    r"""Mean time from the start of the first token to the end of the last, in layer times.
+
+    $E[T_\ell] = d\ell - (\ell-1)\,p\,(d-e) + g \sum_{m=1}^{\lfloor (\ell-1)/(D+1) \rfloor}
+    p^{m(D+1)} [1 + (1-p)(\ell - 1 - m(D+1))]$, $g = \max(d - (D+1)e, 0)$.
+
+    Args:
+        p_correct: p, match rate; in [0, 1], any shape.
+        layers: d, decoder layers; positive.
+        exit_layer: e, exit layer; 0 < e <= d.
+        tokens: l, tokens to generate; a whole number >= 1.
+        depth: D; a whole number >= 1, or None for unlimited.
+
+    Returns:
+        Expected total latency in layer times; `total_latency` gives the whole distribution.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/04-finite-generations.md, equation (4.1).
+
+    >>> expected_total_latency(0.7, 40, 20, tokens=101)
+    2640.0
+    """
+    size = depth + 1
+    wait = ops.maximum(layers - size * exit_layer, 0)
+    groups = ops.sum(
+        lambda m: p_correct ** (m * size) * (1 + (1 - p_correct) * (tokens - 1 - m * size)),
+        1,
+        ops.floor((tokens - 1) / size),
+    )
+    return layers * tokens - (tokens - 1) * p_correct * (layers - exit_layer) + wait * groups

@@ -1,0 +1,44 @@
+"""Random arguments, inside their domains, for any closed form: by parameter name."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from ppdmodel import symbolic
+
+
+def arguments(name: str, rng: random.Random) -> dict[str, Any]:
+    """One random point of a closed form."""
+    p, d = rng.random(), rng.randint(1, 40)
+    lowest = max(-p / (1 - p), -(1 - p) / p) if 0 < p < 1 else 0.0
+    drawn = {
+        "p_correct": p,
+        "layers": d,
+        "exit_layer": rng.randint(1, d),
+        "k": rng.randint(1, 4),
+        "depth": rng.randint(1, 4),
+        "overhead": rng.uniform(0, 5),
+        "tokens": rng.randint(1, 12),
+        "autocorrelation": rng.uniform(0.99 * lowest, 0.95),
+        "share": rng.random(),
+        "exponent": rng.uniform(0.2, 6),
+        "price": rng.uniform(0, 10),
+        "acceptance_rate": rng.random(),
+        "draft_tokens": rng.randint(0, 7),
+        "block_tokens": rng.randint(1, 7),
+        "draft_time": rng.uniform(0, 1),
+        "draft_compute": rng.uniform(0, 1),
+        "reuse": rng.choice([0, 1]),
+        "stages": rng.randint(1, 8),
+        "draft_layers": rng.uniform(0, 3),
+        "tokens_per_round": rng.uniform(1, 5),
+        "tree_depth": rng.randint(0, 6),
+        "tree_nodes": rng.randint(1, 20),
+        "drafted_from": rng.randint(0, 10),
+        "units": rng.randint(1, 8),
+        "efficiency": rng.uniform(0.3, 1),
+    }
+    if name == "break_even":  # infinite for e = d
+        drawn["layers"] = d + 1
+    return {parameter: drawn[parameter] for parameter in symbolic.formula(name).parameters}
