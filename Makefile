@@ -5,7 +5,7 @@ RESULTS := results
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types ci bench data clean
+.PHONY: help setup demo test lint types ci bench data figures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
+
+figures: $(STAMP) ## draw the figures of theory/ again
+	$(BIN)/python theory/figures.py
 
 clean: ## remove .venv, results and caches
 	rm -rf .venv $(RESULTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

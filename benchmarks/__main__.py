@@ -1,12 +1,17 @@
-"""`python -m benchmarks [startup] [formulas] [demo]`: all of them by default."""
+"""`python -m benchmarks [startup] [formulas] [simulation] [demo]`: all of them by default."""
 
 from __future__ import annotations
 
 import sys
 
-from . import demo, formulas, startup
+from . import demo, formulas, simulation, startup
 
-BENCHMARKS = {"startup": startup.main, "formulas": formulas.main, "demo": demo.main}
+BENCHMARKS = {
+    "startup": startup.main,
+    "formulas": formulas.main,
+    "simulation": simulation.main,
+    "demo": demo.main,
+}
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import formulas, symbolic
+from .catalogue import check_parameters
+from .errors import InvalidInputError
 
 
 def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
@@ -38,9 +40,15 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
     """
     entry = symbolic.formula(name)
     symbolic.derivative(name, parameter, **({"depth": 1} if "depth" in entry.parameters else {}))
+    check_parameters(entry, values)
     function = getattr(formulas, name)
-    bound = inspect.signature(function).bind(**values)
+    bound = inspect.signature(function).bind_partial(**values)
     bound.apply_defaults()
+    missing = [p for p in entry.parameters if p not in bound.arguments]
+    if missing:
+        raise InvalidInputError(
+            f"{name} must be given {missing[0]}; got none; give a number or an array"
+        )
     function(**bound.arguments)  # raises on what is outside its domain
     given = list(bound.arguments.values())
     arrays = np.broadcast_arrays(*(math.inf if value is None else value for value in given))

@@ -31,6 +31,22 @@ def test_ceil_is_an_int_for_floats_and_carries_no_gradient() -> None:
     assert ops.ceil(sympy.Symbol("x")) == sympy.ceiling(sympy.Symbol("x"))
 
 
+def test_floor_and_step() -> None:
+    assert ops.floor(2.9) == 2
+    assert ops.floor(np.array([2.9, -0.5])).tolist() == [2.0, -1.0]
+    assert ops.floor(torch.tensor([2.9])).tolist() == [2.0]
+    x = sympy.Symbol("x")
+    assert ops.floor(x) == sympy.floor(x)
+    assert [ops.step(v) for v in (-1, 0, 0.1)] == [0, 0, 1]
+    assert ops.step(np.array([-1.0, 0.0, 2.0])).tolist() == [0, 0, 1]
+    assert ops.step(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [0, 0, 1]
+    assert ops.step(x).subs(x, 0) == 0
+
+
+def test_a_sum_over_nothing_has_the_shape_of_its_bounds() -> None:
+    assert ops.sum(lambda j: j, 1, np.empty((0, 3))).shape == (0, 3)
+
+
 def test_division_by_zero_has_a_value_and_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

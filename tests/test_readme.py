@@ -36,7 +36,7 @@ def test_the_python_example_gives_the_values_in_its_comments() -> None:
         if comment != "layer executions":
             assert str(value) == comment
             checked += 1
-    assert checked == 3
+    assert checked == 6
 
 
 def test_the_commands_shown_work_on_the_committed_data(

@@ -12,7 +12,7 @@ import operator
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from .. import ops
 from ..checks import positive_integer
@@ -20,10 +20,11 @@ from ..errors import InvalidInputError
 from ..ops import Operand
 from .contract import as_real, check, check_order, is_unknown, require
 
+#: one operand per exit: a list, or an array or tensor of shape [exits, ...]
+Operands: TypeAlias = Any
 
-def multi_exit_latency(
-    first_match: Sequence[Operand], layers: Operand, exit_layers: Sequence[Operand]
-) -> Operand:
+
+def multi_exit_latency(first_match: Operands, layers: Operand, exit_layers: Operands) -> Operand:
     r"""Mean time between tokens with several exits and unlimited depth, in layer times.
 
     $\Lambda = d - \sum_{j=1}^{m} q_j\,(d - e_j)$.
@@ -54,10 +55,10 @@ def multi_exit_latency(
 
 
 def multi_exit_compute(
-    first_match: Sequence[Operand],
+    first_match: Operands,
     layers: Operand,
-    exit_layers: Sequence[Operand],
-    k: Sequence[Operand],
+    exit_layers: Operands,
+    k: Operands,
     depth: int | None = None,
 ) -> Operand:
     r"""Mean layer executions per token with several exits and unlimited depth.
@@ -91,48 +92,46 @@ def multi_exit_compute(
     for number, value in enumerate(guesses):
         check("k", value, f"k[{number}]")
     generations = _generations(layers, exits[0], depth)
-    family = _FamilyWork(layers, exits, guesses, generations)
     compute = layers
     try:
         for number, rate in enumerate(rates):
-            compute = compute + (guesses[number] - rate) * family.work(number)
+            family = _family_work(layers, exits, guesses, number, generations)
+            compute = compute + (guesses[number] - rate) * family
     except OverflowError:
         return math.inf
     return compute
 
 
-class _FamilyWork:
-    """W(d - e_j): what a wrong sub-process and its descendants execute, each start counted once."""
+def _family_work(
+    layers: Operand,
+    exits: list[Operand],
+    k: list[Operand],
+    first_exit: int,
+    generations: float,
+) -> Operand:
+    """W(d - e_j), generation by generation: how many processes have left which exits how often."""
+    alive: dict[tuple[int, ...], Operand] = {_one_more((0,) * len(exits), first_exit): 1}
+    executed: Operand = 0
+    generation = 1
+    while alive and generation <= generations:
+        following: dict[tuple[int, ...], Operand] = {}
+        for starts, processes in alive.items():
+            left = layers
+            for times, exit_layer in zip(starts, exits, strict=True):
+                left = left - times * exit_layer
+            if _all_spent(left):
+                continue
+            executed = executed + processes * ops.maximum(left, 0)
+            for number, guesses in enumerate(k):
+                later = _one_more(starts, number)
+                following[later] = following.get(later, 0) + processes * guesses
+        alive = following
+        generation += 1
+    return executed
 
-    def __init__(
-        self, layers: Operand, exits: list[Operand], k: list[Operand], generations: float
-    ) -> None:
-        self.layers, self.exits, self.k, self.generations = layers, exits, k, generations
-        self.known: dict[tuple[int, ...], Operand] = {}
 
-    def work(self, exit_number: int) -> Operand:
-        """W of a sub-process started at the exit of that number, counted from 0."""
-        starts = [0] * len(self.exits)
-        starts[exit_number] = 1
-        return self._after(tuple(starts))
-
-    def _after(self, starts: tuple[int, ...]) -> Operand:
-        """W of a process that `starts[j]` of its line of ancestors and itself left exit j for."""
-        if sum(starts) > self.generations:
-            return 0
-        if starts not in self.known:
-            left = self.layers
-            for count, exit_layer in zip(starts, self.exits, strict=True):
-                left = left - count * exit_layer
-            self.known[starts] = 0 if _all_spent(left) else self._family(starts, left)
-        return self.known[starts]
-
-    def _family(self, starts: tuple[int, ...], left: Operand) -> Operand:
-        total = ops.maximum(left, 0)
-        for number, count in enumerate(self.k):
-            later = tuple(n + (i == number) for i, n in enumerate(starts))
-            total = total + count * self._after(later)
-        return total
+def _one_more(starts: tuple[int, ...], number: int) -> tuple[int, ...]:
+    return tuple(times + (i == number) for i, times in enumerate(starts))
 
 
 def _all_spent(left: Operand) -> bool:
@@ -163,7 +162,7 @@ def _generations(layers: Operand, first_exit: Operand, depth: int | None) -> flo
 
 
 def _checked_exits(
-    first_match: Sequence[Operand], layers: Operand, exit_layers: Sequence[Operand]
+    first_match: Operands, layers: Operand, exit_layers: Operands
 ) -> tuple[list[Operand], list[Operand]]:
     """The rates and the exits as lists, in their domains and in order."""
     check("layers", layers)

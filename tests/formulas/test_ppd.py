@@ -196,6 +196,51 @@ def test_latency_falls_with_the_match_rate(
     assert fast <= formulas.latency_per_token(low, d, e, depth) + 1e-9 * d
 
 
+@given(schedules, st.floats(0.01, 1))
+def test_latency_never_falls_with_the_exit_layer(
+    schedule: tuple[float, int, float, int, int], other: float
+) -> None:
+    p, d, share, _, depth = schedule
+    early, late = sorted((share * d, other * d))
+    fast = formulas.latency_per_token(p, d, early, depth)
+    assert fast <= formulas.latency_per_token(p, d, late, depth) + 1e-9 * d
+
+
+@given(schedules, st.floats(-0.9, 0.9))
+def test_correlation_slows_where_depth_limits_and_nowhere_else(
+    schedule: tuple[float, int, float, int, int], rho: float
+) -> None:
+    p, d, share, k, depth = schedule
+    e = max(1, round(share * d))
+    if not 0 < p < 1 or rho < max(-p / (1 - p), -(1 - p) / p):
+        return
+    plain = formulas.latency_per_token(p, d, e, depth)
+    correlated = formulas.correlated_latency(p, d, e, depth, rho)
+    if (depth + 1) * e >= d:
+        assert correlated == pytest.approx(plain)
+        compute = formulas.compute_per_token(p, d, e, k, depth)
+        assert formulas.correlated_compute(p, d, e, k, depth, rho) == pytest.approx(compute)
+    else:
+        assert (correlated - plain) * rho >= -1e-9 * d
+    assert e - 1e-9 * d <= correlated <= d * (1 + 1e-9)
+
+
+@given(schedules, st.floats(0, 1))
+def test_a_gate_saves_less_at_no_higher_compute(
+    schedule: tuple[float, int, float, int, int], passing: float
+) -> None:
+    p, d, share, k, depth = schedule
+    e = max(1, round(share * d))
+    close = 1e-9 * d
+    assert formulas.gated_latency(p, d, e, passing, depth) >= (
+        formulas.latency_per_token(p, d, e, depth) - close
+    )
+    gated = formulas.gated_compute(p, d, e, passing, k, depth)
+    assert d - close <= gated
+    if depth == 1 and 2 * e >= d:
+        assert gated <= formulas.compute_per_token(p, d, e, k, depth) + close
+
+
 @given(st.floats(0, 1), st.integers(2, 6), st.integers(1, 5), st.integers(1, 4))
 def test_continuous_where_the_wait_vanishes(p: float, e: int, depth: int, k: int) -> None:
     d = (depth + 1) * e
@@ -209,6 +254,40 @@ def test_continuous_where_the_wait_vanishes(p: float, e: int, depth: int, k: int
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: formulas.latency_per_token(0.5, np.array([[40], [10]]), np.array([3, 20])),
+        "exit_layer must not exceed layers; got 20.0 at index (1, 1); lower it",
+    ),
+    (
+        lambda: formulas.correlated_latency(0.5, 8, 1, 1, 1.0),
+        "autocorrelation must lie in [-1, 1); got 1.0; 0 means independent matches",
+    ),
+    (
+        lambda: formulas.correlated_latency(np.array([0.5, 0.1]), 8, 1, 1, -0.5),
+        "autocorrelation must be at least -p/(1-p) and -(1-p)/p; got -0.5 at index 1; "
+        "no sequence of matches at this match rate alternates that much",
+    ),
+    (
+        lambda: formulas.gated_latency(0.5, 8, 4, np.array([0.5, 2.0])),
+        "share must lie in [0, 1]; got 2.0 at index 1; give the share of tokens that pass the gate",
+    ),
+    (
+        lambda: formulas.expected_total_latency(0.5, 8, 4, np.array([5, 0])),
+        "tokens must be a whole number of at least 1; got 0 at index 1; give 1 or more",
+    ),
+    (
+        lambda: formulas.best_exit(0, 30),
+        "exponent must be a positive number; got 0; give a > 0 of p_correct = (e/d)**a",
+    ),
+    (
+        lambda: formulas.threshold(-1),
+        "price must be a number of at least 0; got -1; "
+        "give extra layer executions per layer time saved",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 8, 4, np.array([1, math.inf])),
+        "depth must be a whole number of at least 1; got inf at index 1; use None for unlimited",
+    ),
     (
         lambda: formulas.latency_per_token(1.2, 40, 20),
         "p_correct must lie in [0, 1]; got 1.2; give a probability",
