@@ -50,7 +50,8 @@ def simulate(
         autocorrelation: lag-1 autocorrelation of the matches, a two-state Markov chain that starts
             at its long-run rate; in [-1, 1).
         share: share of processes that pass the gate and start guesses at all; `p_correct` is then
-            the match rate of those that pass. One gate for all exits of a process.
+            the match rate of those that pass. A true process has one gate for all its exits, a
+            wrong one draws at each.
         layer_times: time of each layer, shape [layers]; 1 by default.
         start_delay: time from reading the exit to a sub-process's first layer; it holds its unit.
         promotion_delay: after its promotion a process neither runs nor starts anything for so long.
@@ -116,7 +117,9 @@ def replay(
         record: as `simulate`.
 
     Returns:
-        The generations, with latency and compute per token over all of them.
+        The generations, with latency and compute per token over all of them. Ranks alone do not say
+        which of a later exit's first k guesses an earlier exit had started: with several exits of a
+        measurement they count as started anew, so that compute is an upper bound.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or does not fit the trace.
