@@ -93,7 +93,8 @@ def best_exit(exponent: Operand, layers: Operand) -> Operand:
     equally fast layers it is the later one, which costs less compute.
 
     Args:
-        exponent: a of $p = c\,(e/d)^a$; positive; for unlimited depth, and so for D >= 1/a.
+        exponent: a of $p = c\,(e/d)^a$; positive; for unlimited depth, or one that is enough at
+            the layer below the result too.
         layers: d, decoder layers; a whole number.
 
     Returns:

@@ -102,7 +102,7 @@ def gated_exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
         InvalidInputError: an argument is outside its domain.
 
     Source:
-        theory/06-exits-and-gates.md, equation (6.6); for e >= d/2.
+        theory/06-exits-and-gates.md, equation (6.6).
 
     >>> round(gated_exchange_rate(0.9, 3), 4)
     2.3333

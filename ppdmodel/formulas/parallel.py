@@ -95,7 +95,8 @@ def pipelined_latency(
             it were; in [0, 1], any shape.
         layers: d, decoder layers; positive.
         stages: n, stages of d/n layers; a whole number >= 1.
-        draft_layers: L, time that the draft adds to a cycle, in layer times; >= 0.
+        draft_layers: L, time that the draft adds to a cycle, in layer times; >= 0; 0 where it runs
+            beside the stages.
 
     Returns:
         Latency per token in layer times.

@@ -118,8 +118,10 @@ def test_an_open_gate_is_no_gate() -> None:
 
 
 def test_the_share_does_not_enter_the_price() -> None:
-    """(6.6), for D = 1 and e >= d/2."""
-    latency = symbolic.expr("gated_latency", depth=1).subs(sympy.Max(0, d - 2 * e), 0)
-    compute = symbolic.expr("gated_compute", depth=1).subs(sympy.Min(e, d - e), d - e)
-    price = sympy.simplify((compute - d) / (d - latency))
-    assert sympy.simplify(price - symbolic.expr("gated_exchange_rate")) == 0
+    """(6.6), for D = 1, on both sides of e = d/2."""
+    latency, compute = (symbolic.expr(n, depth=1) for n in ("gated_latency", "gated_compute"))
+    late = {sympy.Max(0, d - 2 * e): sympy.Integer(0), sympy.Min(e, d - e): d - e}
+    early = {sympy.Max(0, d - 2 * e): d - 2 * e, sympy.Min(e, d - e): e}
+    for side in (late, early):
+        price = (compute.xreplace(side) - d) / (d - latency.xreplace(side))
+        assert sympy.simplify(price - symbolic.expr("gated_exchange_rate")) == 0

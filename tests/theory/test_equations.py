@@ -88,7 +88,7 @@ def test_the_best_exit_is_the_one_that_page_and_docstring_say() -> None:
                 e_0 = rounded["e_0"].subs(at)
                 at |= {sympy.Symbol("e_0"): e_0}
                 theta = int(bool(left.subs(at) > right.subs(at)))
-                assert rounded["e^*"].subs(at | {sympy.Symbol("theta"): theta}) == best_exit(a, d)
+                assert rounded["e^ast"].subs(at | {sympy.Symbol("theta"): theta}) == best_exit(a, d)
 
 
 def test_every_numbered_equation_of_a_formula_is_that_formula_alone() -> None:
