@@ -32,8 +32,14 @@ _ROUNDED = {r"\lfloor": (sympy.floor, r"\rfloor"), r"\lceil": (sympy.ceiling, r"
 
 
 def tagged_equations(page: str) -> dict[str, str]:
-    """Tag -> LaTeX of each numbered equation of a page."""
+    """Tag -> LaTeX of each numbered equation of a page, with the definitions displayed after it.
+
+    Those stand in blocks of their own, after the words "with" and "and".
+    """
     text = (THEORY / page).read_text(encoding="utf-8")
+    defined = re.compile(r"(\\tag\{[\d.]+\})\$\$\s+(?:with|and)\s+\$\$(.+?)\.?\$\$")
+    while defined.search(text):
+        text = defined.sub(r"\\qquad \2 \1$$", text)
     found = {}
     for block in re.findall(r"\$\$(.+?)\$\$", text, flags=re.DOTALL):
         body, sign, tag = block.partition(r"\tag{")
