@@ -101,8 +101,8 @@ def formula(name: str) -> Formula:
     '2.1'
     """
     known = {entry.name: entry for entry in catalogue()}
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    if not isinstance(name, str) or name not in known:
+        close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
         hint = f"closest are {', '.join(close)}; " if close else ""
         raise InvalidInputError(
             f"the formula must be a known one; got {name!r}; {hint}list them: ppdmodel formulas"
@@ -131,7 +131,7 @@ def _entry(name: str) -> Formula:
 def check_parameters(entry: Formula, given: Mapping[str, Any]) -> None:
     """Raise `InvalidInputError` for a parameter that the formula does not have."""
     for parameter in given:
-        if parameter not in entry.parameters:
+        if not isinstance(parameter, str) or parameter not in entry.parameters:
             raise InvalidInputError(
                 f"{entry.name} must be given its own parameters; got {parameter!r}; "
                 f"they are {', '.join(entry.parameters)}"

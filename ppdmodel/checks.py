@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .errors import InvalidInputError
@@ -20,6 +21,23 @@ def positive_integer(name: str, value: Any, fix: str = "give 1 or more") -> int:
     if not whole or value < 1:
         raise InvalidInputError(f"{name} must be a positive integer; got {value}; {fix}")
     return int(value)
+
+
+def real_number(name: str, value: Any, least: float, fix: str) -> float:
+    """Return `value`, or raise `InvalidInputError` unless it is one finite number >= `least`.
+
+    >>> real_number("start_delay", 0.5, 0, "give it in layer times")
+    0.5
+    """
+    try:
+        holds = bool(least <= value < math.inf)
+    except (TypeError, ValueError, RuntimeError):
+        holds = False
+    if not holds:
+        raise InvalidInputError(
+            f"{name} must be a number of at least {least:g}; got {value!r}; {fix}"
+        )
+    return float(value) if isinstance(value, float) else value
 
 
 def check_schedule(layers: Any, exit_layer: Any, k: Any = 1, depth: Any = 1) -> None:

@@ -26,7 +26,7 @@ _SUM = """const sum = (term, first, last) => {
 
 
 def _function(name: str) -> str:
-    entry = formula(name)
+    entry, expression = formula(name), expr(name)
     named = {SYMBOLS[p]: sympy.Symbol(p) for p in entry.parameters}
     defaults = {
         p: "" if q.default is q.empty else f" = {q.default}"
@@ -37,7 +37,7 @@ def _function(name: str) -> str:
         reach = sympy.Max(sympy.ceiling(SYMBOLS["layers"] / SYMBOLS["exit_layer"]) - 1, 1)
         code = _JavaScript().doprint(reach.xreplace(named))
         lines.append(f"  depth = Math.min(depth ?? Infinity, {code});")
-    code = _JavaScript().doprint(expr(name).xreplace(named))
+    code = _JavaScript().doprint(expression.xreplace(named))
     return "\n".join([*lines, f"  return {code};", "}"])
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import gammaln
 
-from .checks import positive_integer
-from .errors import InvalidInputError
-from .formulas.contract import check, check_autocorrelation, check_order
+from .checks import positive_integer, real_number
+from .errors import InvalidInputError, RunFailedError
+from .formulas.contract import check, check_autocorrelation, check_order, is_unknown
 
 if TYPE_CHECKING:
     from .results import Floats
@@ -43,7 +43,7 @@ class TotalLatency:
 
     def quantile(self, q: float) -> float:
         """Smallest total latency that is not exceeded with probability `q` or more, 0 < q <= 1."""
-        if not 0 < q <= 1:
+        if not 0 < real_number("q", q, 0, "give a probability") <= 1:
             raise InvalidInputError(f"q must lie in (0, 1]; got {q}; give a probability")
         if q == 1:
             return float(self.times[-1])
@@ -88,17 +88,26 @@ def total_latency(
     >>> total_latency(0.7, 40, 20, tokens=101).mean
     2640.0
     """
-    check("p_correct", p_correct)
-    check("layers", layers)
-    check("exit_layer", exit_layer)
+    for name, value in (
+        ("p_correct", p_correct),
+        ("layers", layers),
+        ("exit_layer", exit_layer),
+        ("autocorrelation", autocorrelation),
+    ):
+        check(name, value)
+        if getattr(value, "shape", ()) or is_unknown(value):
+            raise InvalidInputError(
+                f"{name} must be one number; got {value!r}; a distribution is that of one setting"
+            )
+    p_correct, layers, exit_layer = float(p_correct), float(layers), float(exit_layer)
     check_order(exit_layer, layers)
     trials = positive_integer("tokens", tokens) - 1
-    check("autocorrelation", autocorrelation)
     check_autocorrelation(autocorrelation, p_correct)
     wait = 0.0
     if depth is not None:
-        check("depth", depth)
+        depth = positive_integer("depth", depth, "use None for unlimited")
         wait = max(layers - (depth + 1) * exit_layer, 0)
+    _check_size(trials + 1, chained=autocorrelation != 0, grouped=wait > 0)
     if autocorrelation != 0:
         size = depth + 1 if depth is not None and wait > 0 else None
         hits, groups, probabilities = _chained(trials, p_correct, size, autocorrelation)
@@ -113,7 +122,22 @@ def total_latency(
     support, where = np.unique(times, return_inverse=True)
     weights = np.bincount(where, probabilities, minlength=len(support))
     possible = weights > 0
-    return TotalLatency(support[possible], weights[possible] / weights.sum())
+    total = weights.sum()
+    if not abs(total - 1) < 1e-6:
+        raise RunFailedError(
+            f"the probabilities must add up to 1; got {total}; ask for fewer tokens"
+        )
+    return TotalLatency(support[possible], weights[possible] / total)
+
+
+def _check_size(tokens: int, *, chained: bool, grouped: bool) -> None:
+    """Raise unless the counts to go through fit into a minute and memory."""
+    most = {(0, 0): 10**7, (0, 1): 20_000, (1, 0): 20_000, (1, 1): 2000}[chained, grouped]
+    if tokens > most:
+        raise InvalidInputError(
+            f"tokens must not exceed {most} for this distribution; got {tokens}; "
+            "expected_total_latency and correlated_total_latency give the mean"
+        )
 
 
 def _log(x: float) -> float:
@@ -135,22 +159,27 @@ def _binomial(trials: int, p: float) -> Floats:
 def _grouped(trials: int, p: float, depth: int) -> tuple[Floats, Floats, Floats]:
     """Hits, completed groups of depth+1 hits within a run, and the probability of each pair."""
     hits, groups, probabilities = [], [], []
-    #: weights of the incomplete rests of m+1 runs by their sum, times p**sum * (1-p)**m
-    rests = p ** np.arange(depth + 1.0)
-    window = p ** np.arange(depth + 1.0) * (1 - p)
+    log_p, log_miss = _log(p), _log(1 - p)
+    #: weights of the incomplete rests of m+1 runs by their sum, times p**sum, over exp(log_scale)
+    rests = window = p ** np.arange(depth + 1.0)
+    log_scale = 0.0
     for misses in range(trials + 1):
         h = trials - misses
-        w = np.arange(h // (depth + 1) + 1.0)
-        rest = (h - (depth + 1) * w).astype(int)
-        fits = rest < len(rests)
-        w, rest = w[fits], rest[fits]
+        rest = np.arange(h % (depth + 1), min(h, len(rests) - 1) + 1, depth + 1)
+        w = (h - rest) / (depth + 1)
         log_ways = gammaln(w + misses + 1) - gammaln(w + 1) - gammaln(misses + 1)
         with np.errstate(divide="ignore"):
-            log_rest = np.log(rests[rest])
-        probabilities.append(np.exp(log_ways + _times_log((depth + 1) * w, _log(p)) + log_rest))
-        hits.append(np.full(len(w), float(h)))
-        groups.append(w)
+            log_rest = np.log(rests[rest]) + log_scale
+        log_missed = misses * log_miss if misses else 0.0
+        log_hits = _times_log((depth + 1) * w, log_p)
+        chance = np.asarray(np.exp(log_ways + log_hits + log_rest + log_missed))
+        possible = chance > 0
+        hits.append(np.full(int(possible.sum()), float(h)))
+        groups.append(w[possible])
+        probabilities.append(chance[possible])
         rests = np.convolve(rests, window)[: trials + 1]
+        largest = rests.max()
+        rests, log_scale = rests / largest, log_scale + math.log(largest)
     return np.concatenate(hits), np.concatenate(groups), np.concatenate(probabilities)
 
 

@@ -12,6 +12,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from .errors import InvalidInputError
+
+#: terms beyond which a sum would take minutes
+MOST_TERMS = 2_000_000
+
 #: A float, a NumPy array, a torch tensor or a SymPy expression.
 Operand: TypeAlias = Any
 
@@ -123,9 +128,18 @@ def sum(term: Callable[[Operand], Operand], lower: Operand, upper: Operand) -> O
     elif _has_elements(lower) or _has_elements(upper):
         return _masked_sum(term, lower, upper)
     total: Operand = 0
-    for j in range(int(lower), int(upper) + 1):
+    for j in _indices(lower, upper):
         total = total + term(j)
     return total
+
+
+def _indices(first: Operand, last: Operand) -> range:
+    if last - first > MOST_TERMS:
+        raise InvalidInputError(
+            f"a sum must not have more than {MOST_TERMS} terms; got {last - first + 1:g}; "
+            "lower tokens, drafted tokens or depth"
+        )
+    return range(int(first), int(last) + 1)
 
 
 def _is_integer(bound: Operand) -> bool:
@@ -145,7 +159,7 @@ def _masked_sum(term: Callable[[Operand], Operand], lower: Operand, upper: Opera
         for bound, pick in ((lower, "min"), (upper, "max"))
     )
     total = 0.0 * like
-    for j in range(first, last + 1):
+    for j in _indices(first, last):
         inside = (lower <= j) & (upper >= j)
         index = maximum(minimum(j + 0.0 * like, upper), lower)
         total = total + _where(inside, term(index))

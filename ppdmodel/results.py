@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .checks import check_schedule
+from .checks import check_schedule, positive_integer, real_number
 from .errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,14 @@ class Policy:
     gate: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("exit_layer", "k"):  # sequences of any kind as tuples
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if _is_one(value) else _each(value))
         exits = self.exits
+        for exit_layer in exits:
+            positive_integer("exit_layer", exit_layer)
+        for guesses in self.guesses:
+            positive_integer("k", guesses)
         if len(self.guesses) != len(exits):
             raise InvalidInputError(
                 f"k must have one value per exit; got {len(self.guesses)} for {len(exits)} exits; "
@@ -64,9 +71,8 @@ class Policy:
                 f"exit layers must increase; got {', '.join(map(str, exits)) or 'none'}; "
                 "give them in order"
             )
-        for exit_layer, guesses in zip(exits, self.guesses, strict=True):
-            check_schedule(exit_layer, exit_layer, guesses, self.depth)
-        if self.gate is not None and not 0 <= self.gate <= 1:
+        check_schedule(exits[-1], exits[-1], 1, self.depth)
+        if self.gate is not None and real_number("gate", self.gate, 0, "give a probability") > 1:
             raise InvalidInputError(f"gate must lie in [0, 1]; got {self.gate}; give a probability")
 
     @property
@@ -82,11 +88,20 @@ class Policy:
 
 
 def _is_one(value: Any) -> bool:
-    return not hasattr(value, "__len__")
+    return isinstance(value, str) or not getattr(value, "shape", hasattr(value, "__len__"))
 
 
 def _each(value: Any) -> tuple[int, ...]:
-    return (value,) if _is_one(value) else tuple(value)
+    """Whole numbers as `int`; what is none is left for the checks to name."""
+    values = (value,) if _is_one(value) else tuple(value)
+    return tuple(_as_whole(x) for x in values)
+
+
+def _as_whole(value: Any) -> Any:
+    try:
+        return value if isinstance(value, (bool, str)) or int(value) != value else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return value
 
 
 @dataclass(frozen=True)

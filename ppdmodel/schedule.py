@@ -8,13 +8,12 @@ count; time jumps from event to event. Both keep a million tokens, or 5**79 sub-
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, count
 
 import numpy as np
 
-from .checks import check_schedule, positive_integer
+from .checks import check_schedule, positive_integer, real_number
 from .errors import InvalidInputError
 from .results import Policy, ProcessRecord, Simulation
 
@@ -36,23 +35,19 @@ def costs_of(
 ) -> Costs:
     """The costs of a model's layers, 1 each by default, and of starting and promoting."""
     layers = positive_integer("layers", layers)
-    times = [1] * layers if layer_times is None else list(layer_times)
-    if len(times) != layers:
+    times = [1] * layers if layer_times is None else layer_times
+    if not hasattr(times, "__len__") or len(times) != layers:
+        got = f"{len(times)} for {layers} layers" if hasattr(times, "__len__") else repr(times)
         raise InvalidInputError(
-            f"layer_times must have one value per layer; got {len(times)} for {layers} layers; "
-            "give a time for each"
+            f"layer_times must have one value per layer; got {got}; give a time for each"
         )
     for index, time in enumerate(times):
-        if not 0 < time < math.inf:
+        if real_number(f"layer_times[{index}]", time, 0, "give the time of each layer") == 0:
             raise InvalidInputError(
-                f"layer_times must be positive numbers; got {time} at index {index}; "
-                "give the time of each layer"
+                f"layer_times must be positive; got 0 at index {index}; give the time of each layer"
             )
     for name, delay in (("start_delay", start), ("promotion_delay", promotion)):
-        if not 0 <= delay < math.inf:
-            raise InvalidInputError(
-                f"{name} must be a number of at least 0; got {delay}; give it in layer times"
-            )
+        real_number(name, delay, 0, "give it in layer times")
     return Costs(list(accumulate(times, initial=0)), start, promotion)
 
 

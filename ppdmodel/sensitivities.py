@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from . import formulas, symbolic
+from . import formulas, ops, symbolic
 from .catalogue import check_parameters
 from .errors import InvalidInputError
+from .formulas.contract import is_unknown
 
 
 def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
@@ -27,7 +28,7 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
     Returns:
         The derivative, in the formula's unit per unit of the parameter; a float, or an array. Where
         the slope jumps, as at (D+1)e = d, a value from that of one side to that of the other; NaN
-        where there is none.
+        where there is none, or none that a float holds.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or the parameter is a whole number.
@@ -51,6 +52,12 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
         )
     function(**bound.arguments)  # raises on what is outside its domain
     given = list(bound.arguments.values())
+    for argument, value in bound.arguments.items():
+        if is_unknown(value) or ops.is_tensor(value):
+            raise InvalidInputError(
+                f"{argument} must be numbers; got {value!r}; "
+                "symbols: ppdmodel.symbolic.derivative, tensors: autograd"
+            )
     arrays = np.broadcast_arrays(*(math.inf if value is None else value for value in given))
     results = [
         _at(name, parameter, dict(zip(entry.parameters, map(float, point), strict=True)))
@@ -68,7 +75,7 @@ def _at(name: str, parameter: str, point: dict[str, float]) -> float:
     real = {n: x for n, x in point.items() if n not in symbolic.WHOLE}
     try:
         return float(_compiled(name, parameter, depth, tuple(whole.items()))(**real))
-    except ZeroDivisionError:
+    except (ZeroDivisionError, OverflowError):
         return math.nan
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .checks import check_schedule, positive_integer
 from .errors import InvalidInputError
-from .formulas.contract import check, check_autocorrelation
+from .formulas.contract import check, check_autocorrelation, is_unknown
 from .results import Measurement, Policy, Replay, Simulation
 from .schedule import Schedule, costs_of
 
@@ -71,6 +71,10 @@ def simulate(
     [4.0, 6.0, 8.0]
     """
     policy = Policy(exit_layer, k, depth)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InvalidInputError(
+            f"seed must be a whole number of at least 0; got {seed!r}; give another"
+        )
     rng = np.random.default_rng(seed)
     trials = positive_integer("tokens", tokens) - 1
     rates = _rates(p_correct, len(policy.exits))
@@ -130,6 +134,10 @@ def replay(
     >>> replay([True, False], Policy(exit_layer=1), layers=4).generations[0].finish_times.tolist()
     [4.0, 5.0, 9.0]
     """
+    if not isinstance(policy, Policy):
+        raise InvalidInputError(
+            f"policy must be a Policy; got {policy!r}; give ppdmodel.Policy(exit_layer, k, depth)"
+        )
     if isinstance(trace, Measurement):
         if layers is not None:
             raise InvalidInputError(
@@ -185,14 +193,18 @@ def _measured_traces(
 
 
 def _checked_hits(trace: Sequence[int], exits: int) -> list[int]:
-    hits = [int(hit) if hit in range(exits + 1) else -1 for hit in trace]
-    if -1 in hits:
-        index = hits.index(-1)
+    if np.ndim(trace) != 1:
         raise InvalidInputError(
-            f"a trace must hold whole numbers from 0 (miss) to {exits}, the exits; "
-            f"got {trace[index]} at index {index}; booleans do for one exit"
+            f"a trace must be a measurement or one sequence; got {trace!r}; give a list"
         )
-    return hits
+    given = list(trace)
+    for index, hit in enumerate(given):
+        if hit not in range(exits + 1):
+            raise InvalidInputError(
+                f"a trace must hold whole numbers from 0 (miss) to {exits}, the exits; "
+                f"got {hit} at index {index}; booleans do for one exit"
+            )
+    return [int(hit) for hit in given]
 
 
 def _rates(p_correct: float | Sequence[float], exits: int) -> Floats:
@@ -204,6 +216,10 @@ def _rates(p_correct: float | Sequence[float], exits: int) -> Floats:
         )
     for number, rate in enumerate(given):
         check("p_correct", rate, f"p_correct[{number}]" if exits > 1 else "")
+        if is_unknown(rate):
+            raise InvalidInputError(
+                f"p_correct must be a number; got {rate}; symbols are for the closed forms"
+            )
     rates = np.array(given, dtype=float)
     if rates.sum() > 1 + 1e-9:
         raise InvalidInputError(

@@ -21,6 +21,7 @@ import sympy
 from . import formulas
 from .catalogue import SYMBOLS, WHOLE, Expr, Formula, catalogue, check_parameters, formula, names
 from .errors import InvalidInputError
+from .formulas.contract import DOMAINS, check
 
 __all__ = [
     "SYMBOLS",
@@ -45,15 +46,22 @@ class Statement:
     """A formula as one writes it: an expression, and what its abbreviations stand for.
 
     `where` maps each abbreviation to an expression in the symbols and the abbreviations before it,
-    or, where it is itself a formula, to that formula's name.
+    or, where it is itself a formula, to that formula's name, with what was fixed in brackets.
     """
 
     expression: Expr
     where: Mapping[Expr, Any]
 
 
+#: up to this whole number a sum is written out term by term
+_FEW = 8
+
+
 def expr(name: str, **fixed: Any) -> Expr:
     """A closed form as a SymPy expression in `SYMBOLS`.
+
+    For numbers, call the function of `ppdmodel.formulas` itself; `sympy.lambdify` can do its sums
+    with `modules="math"`.
 
     Args:
         name: one of `names()`.
@@ -75,9 +83,13 @@ def expr(name: str, **fixed: Any) -> Expr:
             f"call ppdmodel.{name} on symbols"
         )
     check_parameters(entry, fixed)
-    arguments = {p: fixed.get(p, SYMBOLS[p]) for p in entry.parameters}
+    given = {p: fixed.get(p, SYMBOLS[p]) for p in entry.parameters}
+    # sums over more than a few terms stay sums
+    large = {p: n for p, n in fixed.items() if p in WHOLE and isinstance(n, int) and n > _FEW}
+    arguments = given | {p: SYMBOLS[p] for p in large}
     result = sympy.sympify(getattr(formulas, name)(**arguments))
-    return _tidy(_plain_indices(result), arguments)
+    result = result.subs({SYMBOLS[p]: sympy.Integer(n) for p, n in large.items()})
+    return _tidy(_plain_indices(result), given)
 
 
 def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
@@ -101,6 +113,11 @@ def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
                 f"a derivative must be along a real parameter; got {parameter}; "
                 f"choose from {', '.join(p for p in entry.parameters if p not in WHOLE)}"
             )
+        if parameter in fixed:
+            raise InvalidInputError(
+                f"a derivative must be along a free parameter; got {parameter} fixed; "
+                "put its value into the result instead"
+            )
     whole = expr(name, **fixed)
     for parameter in parameters:
         whole = _slope(whole, SYMBOLS[parameter])
@@ -108,17 +125,28 @@ def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
 
 
 def _slope(expression: Expr, along: Expr) -> Expr:
-    """The derivative, with rounded numbers constant: what they round changes nothing by jumps."""
-    steps = {x: sympy.Dummy(integer=True) for x in expression.atoms(sympy.ceiling, sympy.floor)}
+    """The derivative, with rounded numbers and steps constant: between jumps they are."""
+    jumps = expression.atoms(sympy.ceiling, sympy.floor, sympy.Heaviside)
+    steps = {x: sympy.Dummy(integer=True) for x in jumps}
     slope = sympy.diff(expression.xreplace(steps), along)
-    return _plain_indices(slope.xreplace({dummy: x for x, dummy in steps.items()}))
+    back = {dummy: x for x, dummy in steps.items()}
+    return _each_sum(_plain_indices(slope.xreplace(back)), _without_empty_start)
+
+
+def _without_empty_start(total: Expr) -> Expr:
+    """The derivative of a sum of powers, from the first power that has one."""
+    (index, first, last), *others = total.limits
+    if others or first != 0 or total.function.subs(index, 0) != 0:
+        return total
+    return total.func(sympy.powsimp(total.function), (index, 1, last))
 
 
 def limit(name: str, parameter: str, value: Any, **fixed: Any) -> Expr:
     """The limit of a closed form as one parameter goes to `value`, which may be `sympy.oo`.
 
     Raises:
-        InvalidInputError: as `expr`.
+        InvalidInputError: as `expr`, or `value` is outside the parameter's domain and its ends, or
+            SymPy finds no limit.
 
     >>> limit("latency_per_token", "p_correct", 1)
     Max(e, d/(D + 1))
@@ -126,13 +154,53 @@ def limit(name: str, parameter: str, value: Any, **fixed: Any) -> Expr:
     d - p*(d - e)
     """
     check_parameters(formula(name), {parameter: None})
+    if parameter in fixed:
+        raise InvalidInputError(
+            f"a limit must be along a free parameter; got {parameter} fixed; leave it out"
+        )
+    value = _as_expression(parameter, value)
+    has_end = value == 0 or (value == sympy.oo and bool(DOMAINS[parameter][1](1e9)))
+    if not has_end:  # what is no end of an open domain must lie inside
+        check(parameter, value)
     if parameter == "depth" and value == sympy.oo:
         return expr(name, **fixed, depth=None)
     whole = expr(name, **fixed)
-    at = whole.subs(SYMBOLS[parameter], value).doit()
+    at = _evaluated(whole.subs(SYMBOLS[parameter], value))
     if value == sympy.oo or at.has(sympy.nan, sympy.zoo):
-        at = sympy.limit(whole, SYMBOLS[parameter], value)
+        try:
+            side = "+" if value == 0 else "-"  # from inside the domain
+            at = sympy.limit(_evaluated(whole), SYMBOLS[parameter], value, side)
+        except (NotImplementedError, ValueError):
+            at = sympy.nan
+    if at.has(sympy.nan, sympy.zoo, sympy.Limit):
+        raise InvalidInputError(
+            f"the limit must be one that SymPy finds; got {name} at {parameter} -> {value}; "
+            "fix other parameters, depth first"
+        )
     return _one_maximum(at)
+
+
+def _as_expression(parameter: str, value: Any) -> Expr:
+    try:
+        found = sympy.sympify(value, strict=True)
+    except sympy.SympifyError:
+        found = sympy.nan
+    if found in (sympy.nan, sympy.zoo):
+        raise InvalidInputError(
+            f"{parameter} must go to a number, an expression or sympy.oo; got {value!r}; give one"
+        )
+    return found
+
+
+def _evaluated(expression: Expr) -> Expr:
+    """Sums of powers as closed expressions; those over generations stay."""
+
+    def is_plain(term: Expr) -> bool:
+        return isinstance(term, sympy.Sum) and not term.has(sympy.Max, sympy.Min)
+
+    evaluated = expression.replace(is_plain, lambda total: total.doit())
+    # the last exponents of a geometric series of 0 are at least 1
+    return evaluated.replace(lambda t: t.is_Pow and t.base == 0, lambda _: sympy.Integer(0))
 
 
 def latex(name: str, **fixed: Any) -> str:
@@ -206,7 +274,9 @@ def _abbreviations(name: str, fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]
     for letter, inner in (("Lambda", "latency_per_token"), ("C", "compute_per_token")):
         if inner != name and set(formula(inner).parameters) <= set(formula(name).parameters):
             known = {p: v for p, v in fixed.items() if p in formula(inner).parameters}
-            found.append((sympy.Symbol(letter), (expr(inner, **known), inner)))
+            shown = ", ".join(f"{p}={v}" for p, v in known.items())
+            named = f"{inner}({shown})" if shown else inner
+            found.append((sympy.Symbol(letter), (expr(inner, **known), named)))
     p, d, e, rho, share, a = (
         SYMBOLS[n]
         for n in ("p_correct", "layers", "exit_layer", "autocorrelation", "share", "exponent")

@@ -118,6 +118,39 @@ def test_a_long_deep_generation_stays_normalized() -> None:
     assert total.mean == pytest.approx(3000 * latency_per_token(0.6, 80, 5, 3), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("p", "d", "e", "tokens", "depth"),
+    [(0.7, 40, 10, 6000, 1), (0.95, 80, 5, 6000, 3), (0.5, 40, 4, 6000, 2)],
+)
+def test_thousands_of_tokens_keep_their_mean(
+    p: float, d: int, e: int, tokens: int, depth: int
+) -> None:
+    """The weights of so many misses do not fit a float unless they are scaled."""
+    total = total_latency(p, d, e, tokens, depth)
+    mean = formulas.expected_total_latency(p, d, e, tokens, depth)
+    assert total.mean == pytest.approx(mean, rel=1e-10)
+    low, high = total.quantile(0.16), total.quantile(0.84)
+    assert (high - low) / 2 == pytest.approx(total.std, rel=0.05)
+
+
+def test_what_takes_too_long_is_refused() -> None:
+    for arguments, most in (
+        ((0.7, 40, 20, 10**8), 10**7),
+        ((0.7, 40, 10, 10**6), 20_000),
+        ((0.7, 40, 20, 10**6, 1, 0.3), 20_000),
+        ((0.7, 40, 10, 10**4, 1, 0.3), 2000),
+    ):
+        with pytest.raises(InvalidInputError, match=f"tokens must not exceed {most} for this"):
+            total_latency(*arguments)
+
+
+def test_one_setting_at_a_time() -> None:
+    with pytest.raises(InvalidInputError, match="p_correct must be one number; got array"):
+        total_latency(np.array([0.5, 0.6]), 8, 4, 3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="q must be a number of at least 0; got 'a'"):
+        total_latency(0.5, 8, 4, 3).quantile("a")  # type: ignore[arg-type]
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(InvalidInputError, match="tokens must be a positive integer; got 0"):
         total_latency(0.5, 8, 4, 0)

@@ -93,6 +93,24 @@ def test_where_the_slope_jumps_it_lies_between_the_sides() -> None:
     assert left < found < right
 
 
+def test_many_generations_and_tokens() -> None:
+    """Their sums are not written out: p = 0 has a slope all the same."""
+    deep = {"layers": 40, "exit_layer": 1, "depth": 30}
+    for p in (0.0, 0.4, 1.0):
+        found = sensitivity("latency_per_token", "p_correct", p_correct=p, **deep)
+        x = torch.tensor(p, dtype=torch.float64, requires_grad=True)
+        formulas.latency_per_token(x, **deep).backward()
+        assert found == pytest.approx(float(x.grad or 0), rel=1e-9)
+    long = {"p_correct": 0.7, "layers": 40, "exit_layer": 5}
+    total = sensitivity("expected_total_latency", "p_correct", tokens=1000, **long)
+    each = sensitivity("latency_per_token", "p_correct", **long)
+    assert total / 1000 == pytest.approx(each, rel=0.01)
+
+
+def test_steps_have_no_slope() -> None:
+    assert sensitivity("best_exit", "exponent", exponent=2.0, layers=30) == 0
+
+
 def test_no_slope_is_not_a_number() -> None:
     assert np.isnan(sensitivity("exchange_rate", "p_correct", p_correct=0.0, k=1))
 

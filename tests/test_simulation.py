@@ -300,7 +300,32 @@ BAD_SIMULATIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
     (
         (0.5, 4, 2),
         {"layer_times": [1, 1, 0, 1]},
-        "layer_times must be positive numbers; got 0 at index 2; give the time of each layer",
+        "layer_times must be positive; got 0 at index 2; give the time of each layer",
+    ),
+    (
+        (0.5, 4, 2),
+        {"layer_times": 1},
+        "layer_times must have one value per layer; got 1; give a time for each",
+    ),
+    (
+        (0.5, 4, 2),
+        {"layer_times": [1, 1, "a", 1]},
+        "layer_times[2] must be a number of at least 0; got 'a'; give the time of each layer",
+    ),
+    (
+        (0.5, 4, 2),
+        {"seed": -1},
+        "seed must be a whole number of at least 0; got -1; give another",
+    ),
+    (
+        (0.5, 4, 0),
+        {},
+        "exit_layer must be a positive integer; got 0; give 1 or more",
+    ),
+    (
+        (0.5, 4, "2"),
+        {},
+        "exit_layer must be a positive integer; got 2; give 1 or more",
     ),
     (
         (0.5, 4, 2),
@@ -362,6 +387,18 @@ def test_bad_traces_are_named(measurement: Measurement) -> None:
             lambda: replay(measurement, Policy(2, depth=2, gate=0.5)),
             "a gate must have one exit and depth 1; got more; the recorded probabilities are those "
             "of the true processes alone",
+        ),
+        (
+            lambda: replay([True], 2, layers=4),  # type: ignore[arg-type]
+            "policy must be a Policy; got 2; give ppdmodel.Policy(exit_layer, k, depth)",
+        ),
+        (
+            lambda: replay(None, Policy(2), layers=4),  # type: ignore[arg-type]
+            "a trace must be a measurement or one sequence; got None; give a list",
+        ),
+        (
+            lambda: Policy(2, gate="a"),  # type: ignore[arg-type]
+            "gate must be a number of at least 0; got 'a'; give a probability",
         ),
         (lambda: Policy(2, gate=1.5), "gate must lie in [0, 1]; got 1.5; give a probability"),
         (lambda: Policy(()), "exit layers must increase; got none; give them in order"),

@@ -84,6 +84,23 @@ def test_limits_and_derivatives() -> None:
     assert twice.subs(symbolic.SYMBOLS["exponent"], 1) == sympy.Rational(-1, 4)
 
 
+def test_large_whole_numbers_leave_sums_as_sums() -> None:
+    compute = symbolic.expr("compute_per_token", depth=50)
+    assert compute.has(sympy.Sum)
+    at = {p: sympy.Rational(1, 2), d: 80, e: 1, k: 1}
+    exact = formulas.compute_per_token(sympy.Rational(1, 2), sympy.Integer(80), 1, 1, 50)
+    assert compute.subs(at).doit() == exact
+    slope = symbolic.derivative("latency_per_token", "p_correct", depth=20)
+    assert slope.subs({p: 0, d: 40, e: 1}).doit() == -39
+
+
+def test_what_is_fixed_is_said() -> None:
+    assert symbolic.statement("normalized_compute", depth=2).where == {
+        sympy.Symbol("C"): "compute_per_token(depth=2)"
+    }
+    assert symbolic.limit("break_even", "exit_layer", d) == sympy.oo
+
+
 def test_fixed_values_may_be_numbers_or_expressions() -> None:
     x = sympy.Symbol("x", positive=True)
     assert symbolic.expr("exchange_rate", k=2, p_correct=x) == 2 / x - 1
@@ -157,6 +174,32 @@ BAD: list[tuple[Any, str]] = [
         lambda: symbolic.derivative("latency_per_token", "depth"),
         "a derivative must be along a real parameter; got depth; "
         "choose from p_correct, layers, exit_layer",
+    ),
+    (
+        lambda: symbolic.derivative("latency_per_token", "p_correct", p_correct=0.5),
+        "a derivative must be along a free parameter; got p_correct fixed; "
+        "put its value into the result instead",
+    ),
+    (
+        lambda: symbolic.limit("latency_per_token", "p_correct", 2),
+        "p_correct must lie in [0, 1]; got 2; give a probability",
+    ),
+    (
+        lambda: symbolic.limit("latency_per_token", "p_correct", sympy.oo),
+        "p_correct must lie in [0, 1]; got oo; give a probability",
+    ),
+    (
+        lambda: symbolic.limit("latency_per_token", "p_correct", "half"),
+        "p_correct must go to a number, an expression or sympy.oo; got 'half'; give one",
+    ),
+    (
+        lambda: symbolic.limit("latency_per_token", "layers", sympy.oo),
+        "the limit must be one that SymPy finds; got latency_per_token at layers -> oo; "
+        "fix other parameters, depth first",
+    ),
+    (
+        lambda: symbolic.javascript("multi_exit_latency"),
+        "the formula must be a closed form; got 'multi_exit_latency', a recursion; ",
     ),
     (
         lambda: symbolic.derivative("latency_per_token"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -65,7 +66,7 @@ def formulas_command(
     elif as_latex:
         typer.echo(text)
     else:
-        _print_one(entry, said, text)
+        _print_one(entry, said, text, fixed)
 
 
 def _entry(entry: Any) -> dict[str, Any]:
@@ -91,11 +92,11 @@ def _print_list() -> None:
     typer.echo("One of them in full: ppdmodel formulas NAME; proofs: theory/ in the repository.")
 
 
-def _print_one(entry: Any, said: Any, text: str) -> None:
+def _print_one(entry: Any, said: Any, text: str, fixed: Collection[str]) -> None:
     from .. import symbolic
 
-    typer.echo(f"{entry.name}({', '.join(entry.parameters)})")
-    typer.echo(f"{entry.summary}.\n")
+    typer.echo(textwrap.fill(f"{entry.name}({', '.join(entry.parameters)})", WIDTH))
+    typer.echo(textwrap.fill(f"{entry.summary}.", WIDTH) + "\n")
     if said is None:
         typer.echo(f"A recursion; in LaTeX:\n{textwrap.fill(text, WIDTH)}")
     else:
@@ -103,7 +104,8 @@ def _print_one(entry: Any, said: Any, text: str) -> None:
         for symbol, meaning in said.where.items():
             shown = meaning if isinstance(meaning, str) else _pretty(meaning)
             typer.echo(_beside(f"{_pretty(symbol)} = ", shown))
-        letters = [(_pretty(symbolic.SYMBOLS[p]), p) for p in entry.parameters]
+        free = [p for p in entry.parameters if p not in fixed]
+        letters = [(_pretty(symbolic.SYMBOLS[p]), p) for p in free]
         symbols = [letter if letter == p else f"{letter} {p}" for letter, p in letters]
         typer.echo("\n" + textwrap.fill("where " + ", ".join(symbols), WIDTH))
     typer.echo(f"\nderived in  {entry.page}, equation ({entry.equation})")

@@ -20,6 +20,10 @@ from ..ops import Operand
 
 P = ParamSpec("P")
 
+_LARGEST = sys.float_info.max
+#: tokens in flight beyond which a formula is not worked out: far deeper than any model
+_DEEPEST = 10_000
+
 #: what must hold, the rule, the fix
 Domain = tuple[str, Callable[[Any], Any], str]
 
@@ -29,11 +33,11 @@ def _probability(fix: str) -> Domain:
 
 
 def _positive(fix: str) -> Domain:
-    return "be a positive number", lambda x: (x > 0) & (x < math.inf), fix
+    return "be a positive number", lambda x: (x > 0) & (x <= _LARGEST), fix
 
 
 def _at_least(least: int, fix: str) -> Domain:
-    return f"be a number of at least {least}", lambda x: (x >= least) & (x < math.inf), fix
+    return f"be a number of at least {least}", lambda x: (x >= least) & (x <= _LARGEST), fix
 
 
 def _whole(least: int, fix: str) -> Domain:
@@ -93,8 +97,10 @@ def closed_form(function: Callable[P, Operand]) -> Callable[P, Operand]:
         values = bound.arguments
         for name, value in values.items():
             if not (name == "depth" and value is None):
-                check(name, value)
-                values[name] = as_real(value)
+                array = value.to_numpy() if hasattr(value, "to_numpy") else value  # pandas
+                check(name, array)
+                values[name] = as_real(array)
+        check_kinds(values)
         if "exit_layer" in values:
             check_order(values["exit_layer"], values["layers"])
         if "autocorrelation" in values:
@@ -152,12 +158,16 @@ def require(value: Operand, must: str, fix: str, rule: Callable[[Any], Any]) -> 
     """
     if is_unknown(value):
         return
+    if ops.is_array(value) and value.dtype.kind not in "fiub":
+        raise InvalidInputError(f"{must}; got an array of {value.dtype}; give real numbers")
     try:
         with _quiet({"value": value}):
             holds = rule(value)
     except TypeError:
-        raise InvalidInputError(f"{must}; got {value!r}; {fix}") from None
-    if isinstance(holds, bool) or not hasattr(holds, "all"):
+        is_list = isinstance(value, (list, tuple))
+        hint = "make an array of it: numpy.asarray" if is_list else fix
+        raise InvalidInputError(f"{must}; got {value!r}; {hint}") from None
+    if not getattr(holds, "shape", ()):
         if not holds:
             raise InvalidInputError(f"{must}; got {value}; {fix}")
     elif not holds.all():
@@ -177,6 +187,32 @@ def _element(value: Operand, holds: Operand, index: tuple[int, ...]) -> Operand:
     package = sys.modules["torch" if ops.is_tensor(value) else "numpy"]
     element = package.broadcast_to(value, holds.shape)[index]
     return element.item() if ops.is_tensor(element) else element
+
+
+def check_kinds(values: dict[str, Operand]) -> None:
+    """Raise `InvalidInputError` unless the arguments go together: one kind, shapes that broadcast.
+
+    Arrays mix with numbers, tensors with numbers, symbols with numbers; none of the three mix.
+    """
+    shaped = {name: x for name, x in values.items() if getattr(x, "shape", ())}
+    if not shaped:
+        return
+    kinds = {"tensors" if ops.is_tensor(x) else "arrays" for x in shaped.values()}
+    kinds |= {"symbols" for x in values.values() if is_unknown(x)}
+    if len(kinds) > 1:
+        raise InvalidInputError(
+            f"arguments must be of one kind beside plain numbers; got {' and '.join(sorted(kinds))}"
+            "; make them the same"
+        )
+    length = max(len(x.shape) for x in shaped.values())
+    for axis in range(1, length + 1):
+        sizes = {x.shape[-axis] for x in shaped.values() if len(x.shape) >= axis} - {1}
+        if len(sizes) > 1:
+            shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in shaped.items())
+            raise InvalidInputError(
+                f"the shapes of the arguments must broadcast; got {shapes}; give them equal "
+                "lengths, or axes of their own"
+            )
 
 
 def is_unknown(value: Operand) -> bool:
@@ -204,7 +240,14 @@ def _settled_depth(layers: Operand, exit_layer: Operand, depth: Operand) -> Oper
     if any(is_unknown(x) for x in (layers, exit_layer, depth)):
         return ops.ceil(layers / exit_layer) - 1 if depth is None else depth
     reach = ops.maximum(ops.ceil(layers / exit_layer) - 1, 1)
-    return reach if depth is None else ops.minimum(depth, reach)
+    settled = reach if depth is None else ops.minimum(depth, reach)
+    require(
+        settled,
+        f"the tokens in flight must not exceed {_DEEPEST}",
+        "raise exit_layer or lower depth",
+        lambda n: n <= _DEEPEST,
+    )
+    return settled
 
 
 def _quiet(values: dict[str, Operand]) -> AbstractContextManager[Any]:

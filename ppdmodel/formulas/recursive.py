@@ -6,6 +6,7 @@ forms in the sense of `contract`. A draft tree is chosen for numbers.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import operator
@@ -18,7 +19,7 @@ from .. import ops
 from ..checks import positive_integer
 from ..errors import InvalidInputError
 from ..ops import Operand
-from .contract import as_real, check, check_order, is_unknown, require
+from .contract import as_real, check, check_kinds, check_order, is_unknown, require
 
 #: one operand per exit: a list, or an array or tensor of shape [exits, ...]
 Operands: TypeAlias = Any
@@ -109,24 +110,49 @@ def _family_work(
     first_exit: int,
     generations: float,
 ) -> Operand:
-    """W(d - e_j), generation by generation: how many processes have left which exits how often."""
-    alive: dict[tuple[int, ...], Operand] = {_one_more((0,) * len(exits), first_exit): 1}
+    """W(d - e_j): how many processes have how much time left, those with the most first.
+
+    In numbers, processes with equal time left are one entry. Otherwise the exits that a line of
+    processes has taken say how much is left, and the generations end it.
+    """
+    left = layers - exits[first_exit]
+    if all(isinstance(x, (int, float)) for x in (left, *exits)):
+        return _family_work_in_numbers(left, exits, k)
     executed: Operand = 0
+    alive = {_one_more((0,) * len(exits), first_exit): (left, 1)}
     generation = 1
     while alive and generation <= generations:
-        following: dict[tuple[int, ...], Operand] = {}
-        for starts, processes in alive.items():
-            left = layers
-            for times, exit_layer in zip(starts, exits, strict=True):
-                left = left - times * exit_layer
+        following: dict[tuple[int, ...], tuple[Operand, Operand]] = {}
+        for starts, (left, processes) in alive.items():
             if _all_spent(left):
                 continue
             executed = executed + processes * ops.maximum(left, 0)
-            for number, guesses in enumerate(k):
+            for number, (exit_layer, guesses) in enumerate(zip(exits, k, strict=True)):
                 later = _one_more(starts, number)
-                following[later] = following.get(later, 0) + processes * guesses
+                _, known = following.get(later, (None, 0))
+                following[later] = (left - exit_layer, known + processes * guesses)
         alive = following
         generation += 1
+    return executed
+
+
+def _family_work_in_numbers(left: float, exits: list[float], k: list[Operand]) -> Operand:
+    processes: dict[float, Operand] = {left: 1}
+    waiting = [-left]
+    executed: Operand = 0
+    while waiting:
+        left = -heapq.heappop(waiting)
+        number = processes.pop(left)
+        if left <= 0:
+            continue
+        executed = executed + number * left
+        for exit_layer, guesses in zip(exits, k, strict=True):
+            later = left - exit_layer
+            if later > 0 and later not in processes:
+                processes[later] = 0
+                heapq.heappush(waiting, -later)
+            if later > 0:
+                processes[later] = processes[later] + number * guesses
     return executed
 
 
@@ -175,6 +201,8 @@ def _checked_exits(
             require(after, must, "give the exits in order", partial(operator.lt, before))
     check_order(exits[-1], layers)
     rates = _one_per_exit("first_match", first_match, len(exits))
+    named = {f"first_match[{n}]": x for n, x in enumerate(rates)}
+    check_kinds(named | {f"exit_layers[{n}]": x for n, x in enumerate(exits)} | {"layers": layers})
     for number, rate in enumerate(rates):
         check("p_correct", rate, f"first_match[{number}]")
     if not any(is_unknown(rate) for rate in rates):
@@ -205,7 +233,11 @@ def _listed(name: str, values: Any, what: str) -> list[Operand]:
         raise InvalidInputError(
             f"{name} must have one value per {what}; got {values!r}; give a list, also of one"
         )
-    return [as_real(value) for value in given]
+    return [as_real(x.to_numpy() if hasattr(x, "to_numpy") else x) for x in given]
+
+
+#: nodes beyond which the dynamic program would take minutes
+MOST_NODES = 1000
 
 
 @dataclass(frozen=True)
@@ -279,6 +311,10 @@ def draft_tree(rank_acceptance: Sequence[float], nodes: int, depth: int | None =
     fix = "give for each rank the probability that this guess is right"
     require(sum(rates), "rank_acceptance must add up to at most 1", fix, lambda q: q <= 1 + 1e-9)
     size = positive_integer("nodes", nodes)
+    if size > MOST_NODES:
+        raise InvalidInputError(
+            f"nodes must not exceed {MOST_NODES}; got {size}; no target verifies that many at once"
+        )
     levels = size - 1 if depth is None else min(positive_integer("depth", depth), size - 1)
     return _TreeProgram(rates[: max(size - 1, 1)], size, levels).tree()
 
@@ -301,8 +337,10 @@ class _TreeProgram:
                 choices.append(choice)
             self.given.append(choices[::-1])
             value.append(np.concatenate([[0.0], 1 + rest]))
+            if np.array_equal(value[-1], value[-2]):  # deeper trees are no better
+                break
         self.best = float(value[-1][size])
-        self.levels = levels
+        self.levels = len(value) - 1
 
     def _best_split(self, child: Any, rest: Any) -> tuple[Any, Any]:
         """For m = 0...size-1 nodes: the child of this rank gets x >= 1 of them, or all end here."""

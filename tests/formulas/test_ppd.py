@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import sympy
 import torch
@@ -163,6 +164,13 @@ def test_too_many_processes_for_a_float_is_infinite() -> None:
     assert result[1] == pytest.approx(formulas.compute_per_token(0.5, 400, 200, 10, None))
 
 
+def test_a_column_of_a_table_is_an_array() -> None:
+    table = pd.DataFrame({"p": [0.1, 0.5], "e": [10, 20]})
+    found = formulas.latency_per_token(table["p"], 40, table["e"], None)
+    assert isinstance(found, np.ndarray)
+    assert found.tolist() == [37.0, 30.0]
+
+
 schedules = st.tuples(
     st.floats(0, 1), st.integers(1, 60), st.floats(0.01, 1), st.integers(1, 4), st.integers(1, 6)
 )
@@ -254,6 +262,54 @@ def test_continuous_where_the_wait_vanishes(p: float, e: int, depth: int, k: int
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: formulas.latency_per_token(np.float64(1.5), 40, 20),
+        "p_correct must lie in [0, 1]; got 1.5; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, np.int64(50)),
+        "exit_layer must not exceed layers; got 50.0; exit layers run from 1 to 40",
+    ),
+    (
+        lambda: formulas.latency_per_token([0.5, 0.6], 40, 20),
+        "p_correct must lie in [0, 1]; got [0.5, 0.6]; make an array of it: numpy.asarray",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.5 + 1j]), 40, 20),
+        "p_correct must lie in [0, 1]; got an array of complex128; give real numbers",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.1, 0.2, 0.3]), 40, np.array([10, 20])),
+        "the shapes of the arguments must broadcast; got p_correct (3,), exit_layer (2,); "
+        "give them equal lengths, or axes of their own",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.1, 0.2]), 40, torch.tensor([10.0, 20.0])),
+        "arguments must be of one kind beside plain numbers; got arrays and tensors; "
+        "make them the same",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.1, 0.2]), 40, sympy.Symbol("e")),
+        "arguments must be of one kind beside plain numbers; got arrays and symbols; "
+        "make them the same",
+    ),
+    (
+        lambda: formulas.latency_per_token(pd.Series([0.1, 1.2]), 40, 20),
+        "p_correct must lie in [0, 1]; got 1.2 at index 1; give a probability",
+    ),
+    (
+        lambda: formulas.compute_per_token(0.5, 10**6, 1, 2, None),
+        "the tokens in flight must not exceed 10000; got 999999; raise exit_layer or lower depth",
+    ),
+    (
+        lambda: formulas.expected_total_latency(0.5, 40, 20, 10**9),
+        "a sum must not have more than 2000000 terms; got 5e+08; "
+        "lower tokens, drafted tokens or depth",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 10**400, 1),
+        f"layers must be a positive number; got {10**400}; give a layer count",
+    ),
     (
         lambda: formulas.latency_per_token(0.5, np.array([[40], [10]]), np.array([3, 20])),
         "exit_layer must not exceed layers; got 20.0 at index (1, 1); lower it",
