@@ -62,7 +62,7 @@ class Formula:
     """One entry of the catalogue: what a formula is called, says, and where it is derived.
 
     `page` and `test` are paths in the project's repository; `written` is the docstring's equation,
-    in LaTeX. A recursion has no `expr`: call the function itself on symbols.
+    in LaTeX. A recursion has no `expr`: call the function itself.
     """
 
     name: str

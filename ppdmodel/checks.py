@@ -23,7 +23,7 @@ def positive_integer(name: str, value: Any, fix: str = "give 1 or more") -> int:
     return int(value)
 
 
-def real_number(name: str, value: Any, least: float, fix: str) -> float:
+def real_number(name: str, value: Any, least: float, fix: str) -> Any:
     """Return `value`, or raise `InvalidInputError` unless it is one finite number >= `least`.
 
     >>> real_number("start_delay", 0.5, 0, "give it in layer times")
@@ -37,7 +37,7 @@ def real_number(name: str, value: Any, least: float, fix: str) -> float:
         raise InvalidInputError(
             f"{name} must be a number of at least {least:g}; got {value!r}; {fix}"
         )
-    return float(value) if isinstance(value, float) else value
+    return value
 
 
 def check_schedule(layers: Any, exit_layer: Any, k: Any = 1, depth: Any = 1) -> None:

@@ -88,37 +88,20 @@ def total_latency(
     >>> total_latency(0.7, 40, 20, tokens=101).mean
     2640.0
     """
-    for name, value in (
-        ("p_correct", p_correct),
-        ("layers", layers),
-        ("exit_layer", exit_layer),
-        ("autocorrelation", autocorrelation),
-    ):
-        check(name, value)
-        if getattr(value, "shape", ()) or is_unknown(value):
-            raise InvalidInputError(
-                f"{name} must be one number; got {value!r}; a distribution is that of one setting"
-            )
-    p_correct, layers, exit_layer = float(p_correct), float(layers), float(exit_layer)
+    numbers = {
+        "p_correct": p_correct,
+        "layers": layers,
+        "exit_layer": exit_layer,
+        "autocorrelation": autocorrelation,
+    }
+    p, d, e, rho = (_one_number(name, value) for name, value in numbers.items())
     check_order(exit_layer, layers)
+    check_autocorrelation(rho, p)
     trials = positive_integer("tokens", tokens) - 1
-    check_autocorrelation(autocorrelation, p_correct)
-    wait = 0.0
-    if depth is not None:
-        depth = positive_integer("depth", depth, "use None for unlimited")
-        wait = max(layers - (depth + 1) * exit_layer, 0)
-    _check_size(trials + 1, chained=autocorrelation != 0, grouped=wait > 0)
-    if autocorrelation != 0:
-        size = depth + 1 if depth is not None and wait > 0 else None
-        hits, groups, probabilities = _chained(trials, p_correct, size, autocorrelation)
-    elif wait == 0:
-        hits = np.arange(trials + 1.0)
-        groups = np.zeros(trials + 1)
-        probabilities = _binomial(trials, p_correct)
-    else:
-        assert depth is not None
-        hits, groups, probabilities = _grouped(trials, p_correct, depth)
-    times = layers * (trials + 1) - (layers - exit_layer) * hits + wait * groups
+    size = math.inf if depth is None else 1 + positive_integer("depth", depth, _UNLIMITED)
+    wait = max(d - size * e, 0.0)
+    hits, groups, probabilities = _counts(trials, p, int(size) if wait > 0 else None, rho)
+    times = d * (trials + 1) - (d - e) * hits + wait * groups
     support, where = np.unique(times, return_inverse=True)
     weights = np.bincount(where, probabilities, minlength=len(support))
     possible = weights > 0
@@ -128,6 +111,33 @@ def total_latency(
             f"the probabilities must add up to 1; got {total}; ask for fewer tokens"
         )
     return TotalLatency(support[possible], weights[possible] / total)
+
+
+_UNLIMITED = "use None for unlimited"
+
+
+def _one_number(name: str, value: float) -> float:
+    check(name, value)
+    if getattr(value, "shape", ()) or is_unknown(value):
+        raise InvalidInputError(
+            f"{name} must be one number; got {value!r}; a distribution is that of one setting"
+        )
+    return float(value)
+
+
+def _counts(
+    trials: int, p: float, size: int | None, autocorrelation: float
+) -> tuple[Floats, Floats, Floats]:
+    """Hits, completed groups of `size` hits, and the probability of each pair of them.
+
+    Without a `size` no group makes anything wait, and all counts of groups are 0.
+    """
+    _check_size(trials + 1, chained=autocorrelation != 0, grouped=size is not None)
+    if autocorrelation != 0:
+        return _chained(trials, p, size, autocorrelation)
+    if size is not None:
+        return _grouped(trials, p, size)
+    return np.arange(trials + 1.0), np.zeros(trials + 1), _binomial(trials, p)
 
 
 def _check_size(tokens: int, *, chained: bool, grouped: bool) -> None:
@@ -156,22 +166,22 @@ def _binomial(trials: int, p: float) -> Floats:
     return np.asarray(np.exp(log_ways + log_odds))
 
 
-def _grouped(trials: int, p: float, depth: int) -> tuple[Floats, Floats, Floats]:
-    """Hits, completed groups of depth+1 hits within a run, and the probability of each pair."""
+def _grouped(trials: int, p: float, size: int) -> tuple[Floats, Floats, Floats]:
+    """Hits, completed groups of `size` hits within a run, and the probability of each pair."""
     hits, groups, probabilities = [], [], []
     log_p, log_miss = _log(p), _log(1 - p)
     #: weights of the incomplete rests of m+1 runs by their sum, times p**sum, over exp(log_scale)
-    rests = window = p ** np.arange(depth + 1.0)
+    rests = window = p ** np.arange(float(size))
     log_scale = 0.0
     for misses in range(trials + 1):
         h = trials - misses
-        rest = np.arange(h % (depth + 1), min(h, len(rests) - 1) + 1, depth + 1)
-        w = (h - rest) / (depth + 1)
+        rest = np.arange(h % size, min(h, len(rests) - 1) + 1, size)
+        w = (h - rest) / size
         log_ways = gammaln(w + misses + 1) - gammaln(w + 1) - gammaln(misses + 1)
         with np.errstate(divide="ignore"):
             log_rest = np.log(rests[rest]) + log_scale
         log_missed = misses * log_miss if misses else 0.0
-        log_hits = _times_log((depth + 1) * w, log_p)
+        log_hits = _times_log(size * w, log_p)
         chance = np.asarray(np.exp(log_ways + log_hits + log_rest + log_missed))
         possible = chance > 0
         hits.append(np.full(int(possible.sum()), float(h)))

@@ -80,7 +80,7 @@ def expr(name: str, **fixed: Any) -> Expr:
     if entry.is_recursion:
         raise InvalidInputError(
             f"the formula must be a closed form; got {name!r}, a recursion; "
-            f"call ppdmodel.{name} on symbols"
+            f"call ppdmodel.{name} itself"
         )
     check_parameters(entry, fixed)
     given = {p: fixed.get(p, SYMBOLS[p]) for p in entry.parameters}

@@ -160,7 +160,7 @@ BAD: list[tuple[Any, str]] = [
     (
         lambda: symbolic.expr("draft_tree"),
         "the formula must be a closed form; got 'draft_tree', a recursion; "
-        "call ppdmodel.draft_tree on symbols",
+        "call ppdmodel.draft_tree itself",
     ),
     (
         lambda: symbolic.expr("threshold", depth=2),
