@@ -146,7 +146,7 @@ def _check_size(tokens: int, *, chained: bool, grouped: bool) -> None:
     if tokens > most:
         raise InvalidInputError(
             f"tokens must not exceed {most} for this distribution; got {tokens}; "
-            "expected_total_latency and correlated_total_latency give the mean"
+            "ask for fewer, or for the mean alone: ppdmodel.expected_total_latency"
         )
 
 
