@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import sympy
 
-from ppdmodel import symbolic
+from ppdmodel import formulas, symbolic
 
 from .test_01_setting import recursion
 
@@ -65,7 +65,6 @@ def test_the_mean_per_token_goes_to_the_latency(depth: int) -> None:
     rate = (1 - p) * p**size / (1 - p**size)  # the geometric series of the page
     assert sympy.cancel(rate - p**size / sum(p**j for j in range(size))) == 0
     for d, e in ((20, 1), (20, 4), (7, 4)):
-        at = {"layers": d, "exit_layer": e, "depth": depth}
-        total = symbolic.expr("expected_total_latency", tokens=401, **at).subs(p, 0.6).doit()
-        steady = symbolic.expr("latency_per_token", **at).subs(p, 0.6)
-        assert float(total / 401) == pytest.approx(float(steady), rel=0.01)
+        total = formulas.expected_total_latency(0.6, d, e, 401, depth)
+        steady = formulas.latency_per_token(0.6, d, e, depth)
+        assert total / 401 == pytest.approx(steady, rel=0.01)
