@@ -30,7 +30,6 @@ NAMES = [
     "expected_total_latency",
     "fit",
     "gated_compute",
-    "gated_exchange_rate",
     "gated_latency",
     "latency_per_token",
     "load",

@@ -145,11 +145,13 @@ def correlation() -> Figure:
 def best_exit() -> Figure:
     """Latency against the exit for match rates that are powers of the relative depth."""
     figure, (ax,) = axes()
-    x = np.linspace(0.001, 1, 400)
+    x = np.linspace(0.005, 1, 400)
     for number, exponent in enumerate((0.5, 1, 2, 4, 8)):
-        ax.plot(x, 1 - x**exponent * (1 - x), color=f"C{number}", label=f"a = {exponent:g}")
+        latencies = ppd.latency_per_token(x**exponent, 1, x, None)
+        ax.plot(x, latencies, color=f"C{number}", label=f"a = {exponent:g}")
         best = ppd.best_relative_exit(exponent)
-        ax.plot(best, 1 - best**exponent * (1 - best), "o", color=f"C{number}", ms=5)
+        least = ppd.latency_per_token(best**exponent, 1, best, None)
+        ax.plot(best, least, "o", color=f"C{number}", ms=5)
     ax.set(
         xlabel="relative exit layer  x = e/d",
         ylabel="latency against plain decoding",

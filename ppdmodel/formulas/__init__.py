@@ -13,7 +13,7 @@ from .decision import (
     exchange_rate,
     threshold,
 )
-from .gated import gated_compute, gated_exchange_rate, gated_latency
+from .gated import gated_compute, gated_latency
 from .generation import expected_total_latency
 from .parallel import (
     parallel_draft_compute,
@@ -57,7 +57,6 @@ __all__ = [
     "exchange_rate",
     "expected_total_latency",
     "gated_compute",
-    "gated_exchange_rate",
     "gated_latency",
     "latency_per_token",
     "mean_units",

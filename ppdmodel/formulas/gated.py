@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .. import ops
 from ..ops import Operand
 from .contract import closed_form
 from .ppd import _dropped_family, _latency
@@ -76,35 +75,11 @@ def gated_compute(
         InvalidInputError: an argument is outside its domain.
 
     Source:
-        theory/06-exits-and-gates.md, equation (6.5).
+        theory/06-exits-and-gates.md, equation (6.5). At depth 1 the price of a layer saved is
+        `exchange_rate(p_correct, k)`, whatever the share is: (6.6).
 
     >>> gated_compute(0.9, 40, 20, share=0.5, k=3)
     61.0
     """
     family = _dropped_family(share * p_correct, layers, exit_layer, share * k, depth)
     return layers + share * (k - p_correct) * family
-
-
-@closed_form
-def gated_exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
-    r"""Extra layer executions per layer time saved behind a gate, at depth 1: $k/p_s - 1$.
-
-    The share of tokens that pass does not enter: a gate buys less, at a better price.
-
-    Args:
-        p_correct: p_s, match rate of the tokens that pass the gate; in [0, 1].
-        k: guesses per exit; >= 1.
-
-    Returns:
-        Layer executions per layer time; `inf` at p_s = 0.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/06-exits-and-gates.md, equation (6.6).
-
-    >>> round(gated_exchange_rate(0.9, 3), 4)
-    2.3333
-    """
-    return ops.divide(k, p_correct) - 1

@@ -124,4 +124,6 @@ def test_the_share_does_not_enter_the_price() -> None:
     early = {sympy.Max(0, d - 2 * e): d - 2 * e, sympy.Min(e, d - e): e}
     for side in (late, early):
         price = (compute.xreplace(side) - d) / (d - latency.xreplace(side))
-        assert sympy.simplify(price - symbolic.expr("gated_exchange_rate")) == 0
+        assert sympy.simplify(price - symbolic.expr("exchange_rate")) == 0
+    written = parsed(WRITTEN["6.6"].split("=")[1])
+    assert sympy.simplify(written - letters_of(symbolic.expr("exchange_rate"))) == 0
