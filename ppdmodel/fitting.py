@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from .checks import positive_integer
 from .errors import InvalidInputError
-from .io import provenance
+from .files import provenance
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Interval, MatchCurve, Measurement
 

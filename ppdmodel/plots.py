@@ -175,7 +175,7 @@ def save(figure: Figure, out: Path) -> None:
     Raises:
         InvalidInputError: the ending is none of png, svg, pdf.
     """
-    from .io import atomic
+    from .files import atomic
 
     if out.suffix.lstrip(".").lower() not in FORMATS:
         raise InvalidInputError(

@@ -15,7 +15,7 @@ METHOD = "percentile bootstrap over prompts"
 LEVEL = 0.95
 
 
-def prompt_weights(n_prompts: int, resamples: int, seed: int) -> Ints:
+def prompt_weights(n_prompts: int, resamples: int, seed: int | np.random.Generator) -> Ints:
     """How often each prompt is drawn in each resample, shape [resamples, prompts].
 
     Raises:

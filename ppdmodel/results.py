@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
+    Floats = NDArray[np.floating[Any]]
+    Ints = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -193,24 +193,38 @@ class Replay:
         return products / pairs / (p * (1 - p))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
     """Where the true token ranked at every exit layer, for every generated token.
 
-    Arrays have one row per generated token, in the order of prompts and positions; `rank` and
-    `top_prob` have one column per exit layer 1...d. A rank is 1 + the number of larger logits.
+    Arrays have one row per generated token, in the order of prompts, turns and positions, and the
+    types of the file; `rank`, `coupled_rank` and `top_prob` have one column per exit layer 1...d.
+    A rank is 1 + the number of larger logits, over the whole vocabulary.
+
+    Attributes:
+        prompt_index: which of `prompt_ids` a token belongs to.
+        turn: the user message that it answers, from 0.
+        position: its place in that answer, from 0.
+        rank: its rank among the exit's logits.
+        top_prob: the exit's largest probability.
+        coupled_rank: of a sampled token, its rank after the noise that sampled it was added to the
+            exit's logits; None for greedy text.
+        prompt_numbers: place of each prompt in the whole list, of which a shard has a part.
     """
 
     provenance: Mapping[str, Any]
     prompt_ids: tuple[str, ...]
     categories: tuple[str, ...]
     prompt_index: Ints
+    turn: Ints
     position: Ints
     token_id: Ints
     rank: Ints
     top_prob: Floats
     complete: bool
     ties: tuple[Mapping[str, Any], ...] = ()
+    coupled_rank: Ints | None = None
+    prompt_numbers: tuple[int, ...] | None = None
 
     @property
     def layers(self) -> int:
@@ -221,6 +235,25 @@ class Measurement:
     def n_tokens(self) -> int:
         """Generated tokens, over all prompts."""
         return int(self.rank.shape[0])
+
+    def coupled(self) -> Measurement:
+        """The same tokens with the coupled ranks in the place of the plain ones.
+
+        Raises:
+            InvalidInputError: the text is greedy, which has no noise to couple.
+        """
+        if self.coupled_rank is None:
+            raise InvalidInputError(
+                "coupled guesses need sampled text; got a greedy measurement; "
+                "measure with --temperature"
+            )
+        return replace(self, rank=self.coupled_rank, coupled_rank=None)
+
+    def starts(self) -> Ints:
+        """Row of the first token of each generated text, with the number of rows at the end."""
+        import numpy as np
+
+        return np.append(np.flatnonzero(self.position == 0), self.n_tokens)
 
     def tokens_by_prompt(self) -> Ints:
         """Generated tokens of each prompt, shape [prompts]."""
@@ -245,6 +278,23 @@ class Measurement:
         flat = np.ravel_multi_index(cell, shape)
         counts = np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
         return np.cumsum(counts, axis=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Guesses:
+    """The first guesses of every exit for every generated token, as `guesses.parquet` holds them.
+
+    Rows are those of the measurement beside it; `ids` and `probs` have shape [tokens, layers, 8],
+    the likeliest first. Probabilities are stored in two bytes, exact to 0.05%.
+    """
+
+    prompt_ids: tuple[str, ...]
+    prompt_index: Ints
+    turn: Ints
+    position: Ints
+    vocabulary: int
+    ids: Ints
+    probs: Floats
 
 
 @dataclass(frozen=True)

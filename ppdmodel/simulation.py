@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -167,7 +168,7 @@ def replay(
 def _measured_traces(
     trace: Measurement, policy: Policy
 ) -> list[tuple[list[int], list[bool] | None]]:
-    """First hits and gates of each prompt. The last token of a generation starts nothing."""
+    """First hits and gates of each text. The last token of a text starts nothing."""
     check_schedule(trace.layers, policy.exits[-1])
     if policy.gate is not None and (len(policy.exits) > 1 or policy.depth != 1):
         raise InvalidInputError(
@@ -183,12 +184,9 @@ def _measured_traces(
         passes = trace.top_prob[:, policy.exits[0] - 1] >= policy.gate
         first_hit[~passes] = 0
     found = []
-    for prompt in range(len(trace.prompt_ids)):
-        rows = np.flatnonzero(trace.prompt_index == prompt)
-        if len(rows):
-            rows = rows[np.argsort(trace.position[rows], kind="stable")][:-1]
-            gates = None if passes is None else passes[rows].tolist()
-            found.append((first_hit[rows].tolist(), gates))
+    for start, end in pairwise(trace.starts().tolist()):
+        rows = slice(start, end - 1)
+        found.append((first_hit[rows].tolist(), None if passes is None else passes[rows].tolist()))
     return found
 
 

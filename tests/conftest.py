@@ -102,6 +102,7 @@ def make_measurement(
         prompt_ids=tuple(f"p{n}" for n in range(prompts)),
         categories=("made-up",) * prompts,
         prompt_index=prompt_index,
+        turn=np.zeros(rows, dtype=np.int16),
         position=np.tile(np.arange(tokens), prompts),
         token_id=rng.integers(0, 100, rows),
         rank=rank,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ppdmodel import Calibration, fit, io, load, save
+from ppdmodel import Calibration, files, fit, load, save
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.results import Measurement
 
@@ -43,7 +43,8 @@ def test_the_parquet_columns_are_the_documented_ones(
     table = pq.read_table(tmp_path / "tokens.parquet")
     ranks = [f"rank_0{n}" for n in range(1, 7)]
     probs = [f"prob_0{n}" for n in range(1, 7)]
-    assert table.column_names == ["prompt_id", "position", "token_id", *ranks, *probs]
+    keys = ["prompt_id", "turn", "position", "token_id"]
+    assert table.column_names == [*keys, *ranks, *probs]
     assert str(table.schema.field("rank_01").type) == "int32"
     assert str(table.schema.field("prob_01").type) == "float"
     assert table.column("prompt_id").to_pylist()[:2] == ["p0", "p0"]
@@ -51,7 +52,7 @@ def test_the_parquet_columns_are_the_documented_ones(
 
 def test_the_summary_counts_what_the_ranks_say(measurement: Measurement, tmp_path: Path) -> None:
     save(measurement, tmp_path)
-    summary = io.read_json(tmp_path / "summary.json", io.MEASUREMENT)
+    summary = files.read_json(tmp_path / "summary.json", files.MEASUREMENT)
     for layer in (1, 4, 6):
         for k in (1, 3, 100):
             expected = int((measurement.rank[:, layer - 1] <= k).sum())
@@ -65,7 +66,7 @@ def test_the_summary_counts_what_the_ranks_say(measurement: Measurement, tmp_pat
 
 def test_one_prompt_has_a_summary_without_intervals(tmp_path: Path) -> None:
     save(make_measurement(prompts=1), tmp_path)
-    assert io.read_json(tmp_path / "summary.json")["ci_low"] is None
+    assert files.read_json(tmp_path / "summary.json")["ci_low"] is None
 
 
 def test_a_calibration_there_and_back(measurement: Measurement, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_calibration_there_and_back(measurement: Measurement, tmp_path: Path) 
 
 def test_json_never_holds_nan_or_infinity() -> None:
     value = {"a": [math.nan, math.inf, 1.0], "b": np.array([[math.nan]]), "c": np.int64(3)}
-    assert json.loads(json.dumps(io.json_ready(value), allow_nan=False)) == {
+    assert json.loads(json.dumps(files.json_ready(value), allow_nan=False)) == {
         "a": [None, None, 1.0],
         "b": [[None]],
         "c": 3,
@@ -93,7 +94,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
 
     def interrupted() -> None:
-        with io.atomic(path) as part:
+        with files.atomic(path) as part:
             part.write_text("half")
             raise KeyboardInterrupt
 
@@ -106,7 +107,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     with (
         pytest.raises(RunFailedError, match="must be writable; got No space left on device"),
-        io.atomic(tmp_path / "file"),
+        files.atomic(tmp_path / "file"),
     ):
         raise OSError(28, "No space left on device")
 

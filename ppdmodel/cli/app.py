@@ -11,9 +11,11 @@ from .estimate import estimate_command
 from .fit import fit_command
 from .formulas import formulas_command
 from .measure import measure_command
+from .merge import merge_command
 from .models import models_app
 from .optimize import optimize_command
 from .plot import plot_command
+from .train_exits import train_exits_command
 
 app = typer.Typer(
     name="ppdmodel",
@@ -44,6 +46,8 @@ app.command("estimate")(estimate_command)
 app.command("formulas")(formulas_command)
 app.add_typer(models_app, name="models")
 app.command("measure")(measure_command)
+app.command("merge")(merge_command)
+app.command("train-exits")(train_exits_command)
 app.command("fit")(fit_command)
 app.command("optimize")(optimize_command)
 app.command("plot")(plot_command)

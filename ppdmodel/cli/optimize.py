@@ -34,7 +34,8 @@ def optimize_command(
     Example: ppdmodel optimize results/full.json --max-compute 2
     """
     depth, units = whole("max_depth", max_depth), whole_or_none("max_units", max_units)
-    from ..io import json_ready, load
+    from ..files import json_ready
+    from ..io import load
     from ..optimization import DEFAULT_BUDGETS, optimize
 
     source = load(calibration)

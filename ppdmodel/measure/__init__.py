@@ -13,30 +13,54 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from .exits import AffineMap, Exit, register_exit
+    from .merge import merge
     from .models import load_model
-    from .prompts import Prompt, default_prompts, read_prompts
-    from .run import Progress, measure
+    from .prompts import Prompt, default_prompts, read_prompts, training_prompts
+    from .run import Progress, Shard, measure
+    from .sampling import Sampling
     from .sources import ModelSource, locate
+    from .training import TrainedExits, load_exits, train_exits
 
 _HOMES = {
+    "AffineMap": "exits",
+    "Exit": "exits",
     "ModelSource": "sources",
     "Progress": "run",
     "Prompt": "prompts",
+    "Sampling": "sampling",
+    "Shard": "run",
+    "TrainedExits": "training",
     "default_prompts": "prompts",
+    "load_exits": "training",
     "load_model": "models",
     "locate": "sources",
     "measure": "run",
+    "merge": "merge",
     "read_prompts": "prompts",
+    "register_exit": "exits",
+    "train_exits": "training",
+    "training_prompts": "prompts",
 }
 __all__ = [
+    "AffineMap",
+    "Exit",
     "ModelSource",
     "Progress",
     "Prompt",
+    "Sampling",
+    "Shard",
+    "TrainedExits",
     "default_prompts",
+    "load_exits",
     "load_model",
     "locate",
     "measure",
+    "merge",
     "read_prompts",
+    "register_exit",
+    "train_exits",
+    "training_prompts",
 ]
 
 

@@ -1,82 +1,314 @@
-"""Greedy text from the model itself, with the hidden states that made each token."""
+"""Text from the model itself, with the hidden states that made each token.
+
+A batch is decoded with a KV cache that does not move, texts that have ended are taken out of it,
+and the states are handed over in chunks as they come: memory does not grow with the text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from .exits import LogitExit, captured
+from .exits import Exit, on_layers
+from .sampling import Place, Sampling, choose
+
+#: share of a batch that must have ended before the rest moves together
+ENDED_SHARE = 0.125
+#: how much longer the longest context of a group may be than the shortest
+GROUP_SPREAD = 1.2
 
 
 @dataclass(frozen=True)
-class Generated:
-    """A batch of greedy continuations, end-of-sequence tokens included.
+class Context:
+    """The text that a continuation follows: whose it is, and its token ids."""
 
-    `token_ids` is [batch, steps] and `hidden` [batch, steps, layers, width]: what each layer held
-    when that token was chosen. Only the first `lengths[b]` steps of row b were generated.
+    prompt_id: str
+    turn: int
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some generated tokens, ordered by step: what chose them, and each layer's states.
+
+    `row` [n] counts the contexts of the batch, `position` [n] the tokens of a row; `hidden` has
+    shape [layers, n, width], `noise` [n, vocabulary] or is None for greedy text, and `favourite`
+    [n] is the token with the largest logit, which is `token_id` unless it was sampled.
     """
 
-    token_ids: Tensor
+    row: list[int]
+    position: list[int]
+    token_id: Tensor
+    favourite: Tensor
     hidden: Tensor
-    lengths: list[int]
+    noise: Tensor | None
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer in memory taken at once, so that a step copies only its own."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.used = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_more: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append [batch, heads, n, size] and return all that is kept."""
+        n = key_states.shape[-2]
+        self._take(key_states, value_states, len(key_states))
+        self.all_keys[:, :, self.used : self.used + n] = key_states
+        self.all_values[:, :, self.used : self.used + n] = value_states
+        return self._show(self.used + n)
+
+    def adopt(self, rows: Sequence[int], batch: int, end: int, other: GrowingLayer) -> None:
+        """Take up what another cache keeps of some rows, so that it ends at place `end`."""
+        if other.used == 0:  # a layer that reads another one's keys
+            return
+        self._take(other.keys, other.values, batch)
+        index = torch.tensor(rows, device=other.keys.device)
+        self.all_keys[index, :, end - other.used : end] = other.keys
+        self.all_values[index, :, end - other.used : end] = other.values
+        self._show(end)
+
+    def _take(self, keys: Tensor, values: Tensor, batch: int) -> None:
+        if self.used:
+            return
+        self.dtype, self.device = keys.dtype, keys.device
+        self.all_keys, self.all_values = (
+            like.new_zeros(batch, like.shape[1], self.room, like.shape[-1])
+            for like in (keys, values)
+        )
+        self.is_initialized = True
+
+    def _show(self, used: int) -> tuple[Tensor, Tensor]:
+        self.used = used
+        self.keys, self.values = self.all_keys[:, :, :used], self.all_values[:, :, :used]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only some rows of the batch."""
+        if self.used:
+            kept = indices.to(self.all_keys.device)
+            self.all_keys, self.all_values = self.all_keys[kept], self.all_values[kept]
+            self._show(self.used)
+
+
+def growing_cache(config: Any, room: int) -> DynamicCache:
+    """A model's cache, with memory for `room` tokens taken at once in the plain layers."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        GrowingLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+class Batch:
+    """The rows still being decoded: their inputs for the next step, and their cache."""
+
+    def __init__(self, model: Any, exit_: Exit, contexts: Sequence[Context], room: int) -> None:
+        self.model, self.exit = model, exit_
+        device = model.get_input_embeddings().weight.device
+        self.lengths = [len(context.ids) for context in contexts]
+        width = max(self.lengths)
+        ids = torch.zeros(len(contexts), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, context in enumerate(contexts):
+            ids[row, width - len(context.ids) :] = torch.tensor(context.ids)
+            mask[row, width - len(context.ids) :] = 1
+        self.ids, self.mask = ids.to(device), mask.to(device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache = growing_cache(model.config, width + room)
+        self.rows = list(range(len(contexts)))
+        self.is_new = True
+        accepts = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in accepts
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+
+    def step(self) -> tuple[Tensor, list[Tensor]]:
+        """Logits [rows, vocabulary] of the next token, and each layer's states [rows, width]."""
+        whole = slice(None)
+        if self.is_new and self.cache.layers and self._can_adopt():
+            logits, states = self._by_length()
+        else:
+            logits, states = self._run(whole, self.ids.shape[1], self.cache)
+        self.is_new = False
+        return logits, states
+
+    def _run(
+        self, rows: slice | Sequence[int], width: int, cache: DynamicCache
+    ) -> tuple[Tensor, list[Tensor]]:
+        states: list[Tensor] = [torch.empty(0)] * len(self.exit.decoder_layers)
+        past = self.mask.shape[1] - self.ids.shape[1]
+        options: dict[str, Any] = dict(self.options)
+        if self.takes_positions:
+            options["position_ids"] = self.positions[rows, -width:]
+        with on_layers(self.exit, states.__setitem__):
+            logits: Tensor = self.model(
+                input_ids=self.ids[rows, -width:],
+                attention_mask=self.mask[rows, -width - past :],
+                past_key_values=cache,
+                use_cache=True,
+                **options,
+            ).logits[:, -1]
+        return logits, states
+
+    def _can_adopt(self) -> bool:
+        return all(isinstance(layer, GrowingLayer) for layer in self.cache.layers)
+
+    def _by_length(self) -> tuple[Tensor, list[Tensor]]:
+        """Read the contexts in groups of about one length, so that little of it is padding."""
+        batch, width = self.ids.shape
+        parts = []
+        for rows in grouped(self.lengths):
+            longest = max(self.lengths[row] for row in rows)
+            cache = growing_cache(self.model.config, longest)
+            parts.append((rows, *self._run(rows, longest, cache)))
+            for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
+                mine.adopt(rows, batch, width, theirs)
+        order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
+
+        def whole(pieces: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(pieces))[order.to(pieces[0].device)]
+
+        layers = zip(*(states for _, _, states in parts), strict=True)
+        return whole([logits for _, logits, _ in parts]), [whole(layer) for layer in layers]
+
+    def append(self, chosen: Tensor) -> None:
+        """Take up each row's next token."""
+        self.ids = chosen[:, None].to(self.mask.device)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Drop all rows of the batch but those at the given places."""
+        index = torch.tensor(kept, device=self.mask.device)
+        self.rows = [self.rows[place] for place in kept]
+        self.ids, self.mask = self.ids[index], self.mask[index]
+        self.positions = self.positions[index]
+        self.cache.batch_select_indices(index)
+
+
+def grouped(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows in groups whose lengths differ by at most a fifth, shortest first.
+
+    >>> grouped([50, 90, 52, 100])
+    [[0, 2], [1, 3]]
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if groups and lengths[row] <= GROUP_SPREAD * lengths[groups[-1][0]]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+class _Buffer:
+    """States of the tokens since the last chunk, each layer's rows written in place."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.layers, self.capacity = layers, capacity
+        self.hidden: Tensor | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.fill = 0
+        self.row: list[int] = []
+        self.position: list[int] = []
+        self.tokens: list[Tensor] = []
+        self.favourites: list[Tensor] = []
+        self.noises: list[Tensor] = []
+
+    def keep(self, states: Sequence[Tensor], places: Tensor) -> None:
+        """Copy the rows at some places of each layer's states [rows, width]."""
+        if self.hidden is None:
+            first = states[0]
+            shape = (self.layers, self.capacity, first.shape[-1])
+            self.hidden = torch.empty(shape, dtype=first.dtype, device=first.device)
+        for layer, state in enumerate(states):
+            kept = state[places.to(state.device)]
+            self.hidden[layer, self.fill : self.fill + len(kept)] = kept
+
+    def take(self) -> Chunk:
+        assert self.hidden is not None
+        chunk = Chunk(
+            row=self.row,
+            position=self.position,
+            token_id=torch.cat(self.tokens),
+            favourite=torch.cat(self.favourites),
+            hidden=self.hidden[:, : self.fill],
+            noise=torch.cat(self.noises) if self.noises else None,
+        )
+        self._clear()
+        return chunk
 
 
 @torch.inference_mode()
-def generate_greedy(
+def generate(
     model: Any,
-    exit_: LogitExit,
-    prompts: Sequence[Sequence[int]],
+    exit_: Exit,
+    contexts: Sequence[Context],
     max_new_tokens: int,
     end_ids: frozenset[int],
+    *,
+    sampling: Sampling | None = None,
+    drops_rows: bool = True,
+    chunk_tokens: int = 512,
     on_step: Callable[[int, int], None] = lambda step, active: None,
-) -> Generated:
-    """Decode a batch of tokenized prompts with a KV cache, padded on the left.
+) -> Iterator[Chunk]:
+    """Decode a batch of tokenized contexts, padded on the left, end tokens included.
+
+    A chunk must be used up before the next is asked for: its states lie in memory that is used
+    again.
 
     Args:
         model: a decoder with a language-model head.
         exit_: its layers, from `logit_exit`.
-        prompts: token ids, one sequence a prompt; none empty.
+        contexts: token ids of each text so far; none empty.
         max_new_tokens: tokens to generate for each, unless it ends earlier.
-        end_ids: a sequence stops after one of these.
-        on_step: called after each step with its number from 1 and how many sequences got a token.
+        end_ids: a text stops after one of these.
+        sampling: how tokens are drawn; None is greedy.
+        drops_rows: whether texts that have ended may leave the batch; some caches cannot.
+        chunk_tokens: tokens in a chunk, but for the last; at least one step's are.
+        on_step: called after each step with its number from 1 and how many rows got a token.
     """
-    device = model.device
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, width - len(prompt) :] = 1
-    cache = DynamicCache(config=model.config)
-    tokens = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
-    lengths, ended = [0] * len(prompts), [False] * len(prompts)
-    states: list[Tensor] = []
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with captured(exit_) as latest:
-        for step in range(max_new_tokens):
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            states.append(torch.stack(latest, dim=1))
-            chosen = logits.argmax(-1)
-            tokens[:, step] = chosen
-            active = [row for row in range(len(prompts)) if not ended[row]]
-            for row in active:
-                lengths[row] += 1
-                ended[row] = int(chosen[row]) in end_ids
-            on_step(step + 1, len(active))
-            if all(ended):
-                break
-            ids, positions = chosen[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    return Generated(tokens[:, : len(states)], torch.stack(states, dim=1), lengths)
+    batch = Batch(model, exit_, contexts, max_new_tokens)
+    buffer = _Buffer(len(exit_.decoder_layers), max(chunk_tokens, len(contexts)))
+    active = list(range(len(contexts)))  # places in the batch whose text has not ended
+    for step in range(max_new_tokens):
+        if buffer.fill + len(active) > buffer.capacity:
+            yield buffer.take()
+        places = torch.tensor(active)
+        logits, states = batch.step()
+        buffer.keep(states, places)
+        rows = [batch.rows[place] for place in active]
+        live = logits[places.to(logits.device)]
+        where = [Place(contexts[row].prompt_id, contexts[row].turn, step) for row in rows]
+        chosen, noise = choose(live, where, sampling)
+        buffer.fill += len(active)
+        buffer.row += rows
+        buffer.position += [step] * len(rows)
+        buffer.tokens.append(chosen)
+        buffer.favourites.append(live.argmax(-1) if sampling else chosen)
+        buffer.noises += [] if noise is None else [noise]
+        on_step(step + 1, len(active))
+        ended = [token in end_ids for token in chosen.tolist()]
+        following = torch.zeros(len(batch.rows), dtype=torch.long)
+        following[places] = chosen.cpu()
+        active = [place for place, over in zip(active, ended, strict=True) if not over]
+        if not active or step + 1 == max_new_tokens:
+            break
+        batch.append(following)
+        if drops_rows and len(active) <= (1 - ENDED_SHARE) * len(batch.rows):
+            batch.keep(active)
+            active = list(range(len(active)))
+    yield buffer.take()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from ..errors import InvalidInputError, RunFailedError
+from .cache import cache_dir
 from .sources import ModelSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: bytes, a cache line
+ALIGNMENT = 64
+#: present in a converted model's folder once it is whole
+CONVERTED = "config.json"
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,14 @@ class LoadedModel:
     @property
     def layers(self) -> int:
         """Decoder layers d."""
-        return int(self.model.config.num_hidden_layers)
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model was made for, if it says."""
+        config = self.model.config.get_text_config()
+        found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        return next((int(limit) for limit in found if limit), None)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -38,25 +54,49 @@ class LoadedModel:
             found = self.tokenizer.eos_token_id
         return frozenset([found] if isinstance(found, int) else found or [])
 
-    def encode(self, text: str, chat: bool = True) -> list[int]:
-        """Token ids of a user message, in the model's chat template unless `chat` is false.
+    def encode(
+        self, turns: Sequence[str], chat: bool = True, answers: Sequence[str] = ()
+    ) -> list[int]:
+        """Token ids of a conversation up to the last of `turns`, which waits for its answer.
+
+        Args:
+            turns: user messages, in order.
+            chat: whether to use the model's chat template; otherwise the texts are simply joined.
+            answers: the model's answers to all turns but the last.
 
         Raises:
             InvalidInputError: the text has no tokens, or a chat template is wanted and missing.
         """
         if chat:
-            if not self.tokenizer.chat_template:
-                raise InvalidInputError(
-                    "the model must have a chat template; got a tokenizer without one; use --raw"
-                )
-            turns = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+            text = self._templated(turns, answers)
+        else:
+            text = "".join(
+                turn + answer for turn, answer in zip(turns, [*answers, ""], strict=True)
             )
         ids: list[int] = self.tokenizer(text, add_special_tokens=not chat).input_ids
         if not ids:
-            raise InvalidInputError(f"each prompt must have tokens; got none for {text!r}")
+            raise InvalidInputError(f"each prompt must have tokens; got none for {text[:80]!r}")
         return ids
+
+    def _templated(self, turns: Sequence[str], answers: Sequence[str]) -> str:
+        if not self.tokenizer.chat_template:
+            raise InvalidInputError(
+                "the model must have a chat template; got a tokenizer without one; use --raw"
+            )
+        messages = []
+        for turn, answer in zip(turns, [*answers, None], strict=True):
+            messages.append({"role": "user", "content": turn})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": answer})
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated tokens, without special ones."""
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
 
 
 def check_dtype(dtype: str) -> None:
@@ -65,30 +105,171 @@ def check_dtype(dtype: str) -> None:
         raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
 
 
-def load_model(source: ModelSource, dtype: str = "float32") -> LoadedModel:
-    """Load a model on the CPU, weights converted to `dtype`.
+def check_device(device: str) -> None:
+    """Raise `InvalidInputError` unless torch can put a tensor on `device`."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InvalidInputError(
+            f"device must be one that this torch can use; got {device!r} ({reason}); use cpu"
+        ) from None
+
+
+def load_model(
+    source: ModelSource,
+    dtype: str = "float32",
+    device: str = "cpu",
+    device_map: str | None = None,
+) -> LoadedModel:
+    """Load a model, weights converted to `dtype`.
+
+    A GGUF file is converted to safetensors the first time, in the cache of `cache_dir`, and read
+    from there afterwards.
+
+    Args:
+        source: where it is.
+        dtype: "float32", "bfloat16" or "float16".
+        device: where all of it goes, such as "cpu" or "cuda:1".
+        device_map: how Accelerate spreads it over devices instead, such as "auto".
 
     Raises:
-        InvalidInputError: no such dtype.
+        InvalidInputError: no such dtype or device, the model is no decoder with a language-model
+            head, or its weights are not finite numbers.
         RunFailedError: the weights are there and could not be loaded.
     """
     check_dtype(dtype)
-    gguf = {"gguf_file": source.gguf.name} if source.gguf else {}
-    try:
-        with redirect_stderr(io.StringIO()):  # these loaders draw bars that cannot be switched off
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **gguf)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                source.folder,
-                dtype=DTYPES[dtype],
-                use_safetensors=None if gguf else True,
-                **gguf,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunFailedError(
-            f"the weights of {source.name} must load; got: {reason[:300]}; check {source.folder}"
-        ) from error
+    check_device(device)
+    with _quiet():
+        folder, gguf = _converted(source)
+        tokenizer, model = _read(source, folder, gguf, dtype, device_map or {"": device})
+    _check_finite(source, model)
+    _align(model)
     return LoadedModel(source=source, model=model.eval(), tokenizer=tokenizer)
+
+
+def _read(
+    source: ModelSource,
+    folder: Path,
+    gguf: Mapping[str, str],
+    dtype: str,
+    device_map: str | Mapping[str, str],
+) -> tuple[Any, Any]:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, **gguf
+        )
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            device_map=device_map,
+            use_safetensors=None if gguf else True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **gguf,
+        )
+    except (*_LOADING_ERRORS, SafetensorError) as error:
+        raise _failed(source, error) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:  # what Transformers makes up at random
+        raise InvalidInputError(
+            f"the weights of {source.name} must be whole; got none for {missing[0]} and "
+            f"{len(missing) - 1} more; get the file again"
+        )
+    return tokenizer, model
+
+
+_LOADING_ERRORS = (
+    OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, ArithmeticError,
+    AttributeError,
+)  # fmt: skip
+
+
+def _failed(source: ModelSource, error: Exception) -> RunFailedError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return RunFailedError(
+        f"the weights of {source.name} must load; got: {reason[:300]}; check {source.folder}"
+    )
+
+
+def _check_finite(source: ModelSource, model: Any) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+            raise InvalidInputError(
+                f"the weights of {source.name} must be finite numbers; got NaN or infinity in "
+                f"{name}; get the file again, or use another --dtype"
+            )
+
+
+def _align(model: Any) -> None:
+    """Move weights that lie in a file's memory map to addresses that products are fast on."""
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
+# ---------------------------------------------------------------- GGUF files, converted once
+
+
+def _converted(source: ModelSource) -> tuple[Path, dict[str, str]]:
+    """The folder to read, and the GGUF file in it where it could not be converted."""
+    if source.gguf is None:
+        return source.folder, {}
+    direct = (source.folder, {"gguf_file": source.gguf.name})
+    home = cache_dir() / "converted"
+    folder = home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}"
+    if (folder / CONVERTED).is_file():
+        return folder, {}
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
+    except OSError:  # a home that cannot be written: read the file itself, each time
+        return direct
+    try:
+        tokenizer, model = _read(source, *direct, "float32", {"": "cpu"})
+        _as_plain_weights(model)
+        tokenizer.save_pretrained(part)
+        model.save_pretrained(part)
+        part.rename(folder)
+    except OSError:  # a full disk, or another process was first
+        return (folder, {}) if (folder / CONVERTED).is_file() else direct
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder, {}
+
+
+def _as_plain_weights(model: Any) -> None:
+    """Forget that the weights came out of a GGUF file, which forbids saving them."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep loaders from drawing bars and from explaining themselves."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    with open(os.devnull, "w") as nowhere, _stderr_to(nowhere):
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
+            enable_progress_bars()
+
+
+@contextmanager
+def _stderr_to(file: Any) -> Iterator[None]:
+    from contextlib import redirect_stderr
+
+    with redirect_stderr(file):  # some bars cannot be switched off
+        yield
 
 
 @contextmanager

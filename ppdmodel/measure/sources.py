@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidInputError, RunFailedError
+from .gguf_header import check_gguf
 from .packaged import PACKAGED, installed_path, sha256, verify
+
+__all__ = ["HUB_FILES", "ModelSource", "check_gguf", "locate"]
 
 #: what a hub snapshot needs; pickled weights are never fetched
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -32,7 +35,7 @@ def locate(name: str) -> ModelSource:
 
     Raises:
         InvalidInputError: there is no such model, it is not installed, or the file is not a whole
-            GGUF file.
+            and sound GGUF file.
         RunFailedError: packaged weights are not the pinned ones, or the hub did not answer.
     """
     path = Path(name)
@@ -76,36 +79,3 @@ def _hub_snapshot(name: str) -> Path:
             f"the hub must give {name}; got: {reason}; offline, give a folder, a GGUF file or "
             f"an installed package ({', '.join(PACKAGED)})"
         ) from error
-
-
-def check_gguf(path: Path) -> str:
-    """Raise unless `path` is a whole GGUF file; return the quantization that most bytes have.
-
-    Raises:
-        InvalidInputError: it is not a GGUF file, or it ends before its last tensor does.
-    """
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise InvalidInputError(
-            f"a model file must be GGUF; got {path}, which starts with {magic!r}; "
-            "give a GGUF file, a folder with safetensors or a known name"
-        )
-    from gguf import GGUFReader
-
-    size = path.stat().st_size
-    try:
-        tensors = GGUFReader(path).tensors
-        whole = bool(tensors) and all(t.data_offset + t.n_bytes <= size for t in tensors)
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
-        whole = False
-    if not whole:
-        raise InvalidInputError(
-            f"a GGUF file must be whole; got {path}, which is cut short or damaged "
-            f"({size} bytes); copy or install it again"
-        )
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        kind = tensor.tensor_type.name
-        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_bytes)
-    return max(sizes, key=lambda kind: sizes[kind])

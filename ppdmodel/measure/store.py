@@ -1,18 +1,16 @@
-"""The folder that a measurement grows in: a file per finished batch, joined when the run ends."""
+"""The folder that a measurement grows in: files per finished batch, joined when the run ends."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .. import io
 from ..errors import InvalidInputError
-from ..results import Measurement
+from ..files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
+from ..results import Guesses, Measurement
+from ..summary import Tally
+from ..tables import TableFile, guesses_beside, join, write_guesses, write_tokens
 from .prompts import Prompt
 
 #: where finished batches wait until the run ends; inside the measurement's folder
@@ -20,102 +18,118 @@ UNFINISHED = ".unfinished"
 
 
 class Store:
-    """What is measured already, in memory and in the folder `out`."""
+    """What is measured already, in the folder `out`."""
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         """Take up what the folder holds.
 
         Args:
             out: the folder; need not exist.
             settings: what makes two measurements the same one; all of it is in their provenance.
-            prompts: the prompts of the whole measurement, in order.
 
         Raises:
             InvalidInputError: the folder holds another measurement, or other files.
         """
-        self.out, self.settings, self.prompts = out, settings, prompts
+        self.out, self.settings = out, settings
+        self.done: set[str] = set()
+        self.n_tokens = 0
         if out.exists() and not out.is_dir():
             raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
-        self.parts = self._on_disk()
-        if not self.parts and out.is_dir() and any(p.name != UNFINISHED for p in out.iterdir()):
+        for path in self._on_disk():
+            with TableFile(path) as file:
+                self._check_same(file)
+                if self.done.isdisjoint(file.about["prompt_ids"]):
+                    self.done.update(file.about["prompt_ids"])
+                    self.n_tokens += file.rows
+        if not self.done and out.is_dir() and any(p.name != UNFINISHED for p in out.iterdir()):
             raise InvalidInputError(
                 f"the out folder must be new, empty or hold this measurement; got {out} with "
                 "other files; choose another --out"
             )
 
-    def _on_disk(self) -> list[Measurement]:
-        """What the folder holds, each prompt once."""
-        parts: list[Measurement] = []
-        done: set[str] = set()
-        for file in (self.out / io.TOKENS_FILE, *self._unfinished()):
-            if file.is_file():
-                found = io.read_tokens(file)
-                self._check_same(found)
-                if done.isdisjoint(found.prompt_ids):  # else joined and not yet cleared away
-                    parts.append(found)
-                    done.update(found.prompt_ids)
-        return parts
+    def _on_disk(self) -> list[Path]:
+        """The joined table and the finished batches."""
+        joined = self.out / TOKENS_FILE
+        return [*([joined] if joined.is_file() else []), *self._unfinished()]
 
     def _unfinished(self) -> list[Path]:
         """Finished batches; a file still being written has a name that starts with a dot."""
-        return sorted((self.out / UNFINISHED).glob("[0-9]*.parquet"))
+        return sorted((self.out / UNFINISHED).glob(f"[0-9]*.{TOKENS_FILE}"))
 
-    def _check_same(self, found: Measurement) -> None:
+    def _check_same(self, file: TableFile) -> None:
+        found = file.about["provenance"]
         for key, value in self.settings.items():
-            if found.provenance.get(key) != value:
+            if found.get(key) != value:
                 raise InvalidInputError(
                     f"the out folder must hold this same measurement; got {self.out} with {key} "
-                    f"{found.provenance.get(key)!r} instead of {value!r}; choose another --out"
+                    f"{found.get(key)!r} instead of {value!r}; choose another --out"
                 )
 
-    @property
-    def done(self) -> set[str]:
-        """Ids of the finished prompts."""
-        return {name for part in self.parts for name in part.prompt_ids}
+    def pending(self, prompts: Sequence[Prompt], size: int) -> list[list[int]]:
+        """Numbers of the prompts still to do, in batches of neighbours."""
+        batches: list[list[int]] = []
+        for number, prompt in enumerate(prompts):
+            if prompt.id in self.done:
+                continue
+            last = batches[-1][-1] if batches else -1
+            if last == number - 1 >= 0 and number % size:
+                batches[-1].append(number)
+            else:
+                batches.append([number])
+        return batches
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens measured so far."""
-        return sum(part.n_tokens for part in self.parts)
-
-    def add(self, part: Measurement) -> None:
-        """Put a finished batch on disk."""
-        taken = [int(path.stem) for path in self._unfinished()]
-        number = max(taken, default=0) + 1
-        io.write_tokens(part, self.out / UNFINISHED / f"{number:05d}.parquet")
-        self.parts.append(part)
+    def add(self, part: Measurement, guesses: Guesses | None) -> None:
+        """Put a finished batch on disk; the table of tokens last, which makes it count."""
+        assert part.prompt_numbers is not None
+        path = self.out / UNFINISHED / f"{part.prompt_numbers[0]:06d}.{TOKENS_FILE}"
+        if guesses is not None:
+            write_guesses(guesses, guesses_beside(path))
+        write_tokens(part, path)
+        self.done.update(part.prompt_ids)
+        self.n_tokens += part.n_tokens
 
     def settle(self) -> None:
-        """Join what is finished into the two files of the folder; nothing to do twice.
+        """Join what is finished into the files of the folder; nothing to do twice.
 
-        It goes by what is on disk: an interrupt may have come between a write and its record here.
+        It goes by what is on disk: an interrupt may have come between a write and its record here,
+        and other processes may have written too.
         """
-        is_whole = (self.out / io.SUMMARY_FILE).is_file() and not self._unfinished()
-        self.parts = [] if is_whole else self._on_disk()
-        if self.parts:
-            io.write_measurement(self._joined(), self.out)
-        shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
-        for cut_short in self.out.glob(".*.part-*"):
+        batches = self._unfinished()
+        if batches or not (self.out / SUMMARY_FILE).is_file():
+            settle(self._on_disk(), self.out)
+        self._clear(batches)
+
+    def _clear(self, joined: Sequence[Path]) -> None:
+        for path in joined:
+            path.unlink(missing_ok=True)
+            guesses_beside(path).unlink(missing_ok=True)
+        folder = self.out / UNFINISHED
+        for cut_short in (*self.out.glob(".*.part-*"), *folder.glob(".*.part-*")):
             cut_short.unlink(missing_ok=True)
+        if folder.is_dir():
+            left = {path.name for path in folder.iterdir()}
+            alone = [name for name in left if name.endswith(GUESSES_FILE)]
+            if len(alone) == len(left):  # guesses whose tokens were never written
+                for name in alone:
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
 
-    def _joined(self) -> Measurement:
-        """One measurement from its batches, in the order of the prompts."""
-        where = {name: (part, i) for part in self.parts for i, name in enumerate(part.prompt_ids)}
-        chosen = [prompt for prompt in self.prompts if prompt.id in where]
-        rows = [(part, part.prompt_index == i) for part, i in (where[p.id] for p in chosen)]
 
-        def column(name: str) -> Any:
-            return np.concatenate([getattr(part, name)[mask] for part, mask in rows])
+def settle(sources: Sequence[Path], out: Path, provenance: Mapping[str, Any] | None = None) -> None:
+    """Join token tables, and the guesses beside them, into a measurement's folder.
 
-        return replace(
-            self.parts[-1],
-            prompt_ids=tuple(prompt.id for prompt in chosen),
-            categories=tuple(prompt.category for prompt in chosen),
-            prompt_index=np.repeat(np.arange(len(rows)), [int(mask.sum()) for _, mask in rows]),
-            position=column("position"),
-            token_id=column("token_id"),
-            rank=column("rank"),
-            top_prob=column("top_prob"),
-            complete=len(chosen) == len(self.prompts),
-            ties=tuple(tie for part in self.parts for tie in part.ties),
-        )
+    Args:
+        sources: token tables; none leaves nothing to do.
+        out: the measurement's folder.
+        provenance: what the joined table says of itself; by default what the last source says.
+    """
+    if not sources:
+        return
+    with TableFile(sources[-1]) as file:
+        provenance = provenance or file.about["provenance"]
+    tally = Tally()
+    for part in join(sources, out, provenance):
+        tally.add(part)
+    with TableFile(out / TOKENS_FILE) as file:
+        about = file.about
+    write_json(out / SUMMARY_FILE, tally.summary(provenance, about["complete"], about["ties"]))

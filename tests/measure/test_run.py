@@ -17,8 +17,9 @@ import torch
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.io import read_measurement
+from ppdmodel.measure import proof
 from ppdmodel.measure import run as run_module
-from ppdmodel.measure.exits import LogitExit
+from ppdmodel.measure.exits import Exit, logit_exit
 from ppdmodel.measure.prompts import read_prompts
 from ppdmodel.measure.run import Progress, measure
 from ppdmodel.measure.sources import locate
@@ -110,12 +111,12 @@ def test_killed_at_any_moment_it_resumes_with_nothing_lost(
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not list((out / UNFINISHED).glob("[0-9]*.parquet")):
+        while not list((out / UNFINISHED).glob("*.tokens.parquet")):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
-    assert list((out / UNFINISHED).glob("[0-9]*.parquet"))
+    assert list((out / UNFINISHED).glob("*.tokens.parquet"))
     options = {"max_new_tokens": 120, "batch_size": 1}
     resumed = run(tiny_model, prompt_file, out, **options)
     assert same_tokens(resumed, run(tiny_model, prompt_file, tmp_path / "whole", **options))
@@ -130,14 +131,16 @@ def test_killed_while_joining_nothing_counts_twice(
     unfinished = tmp_path / "m" / UNFINISHED
     unfinished.mkdir()
     (tmp_path / "m" / "summary.json").unlink()
-    (unfinished / "00001.parquet").write_bytes((tmp_path / "m" / "tokens.parquet").read_bytes())
-    (unfinished / ".00002.parquet.part-1.parquet").write_bytes(b"PAR1 cut short")
+    (unfinished / "000000.tokens.parquet").write_bytes(
+        (tmp_path / "m" / "tokens.parquet").read_bytes()
+    )
+    (unfinished / ".000002.tokens.parquet.part-1.parquet").write_bytes(b"PAR1 cut short")
     (tmp_path / "m" / ".tokens.parquet.part-1.parquet").write_bytes(b"PAR1 cut short")
     again = run(tiny_model, prompt_file, tmp_path / "m")
     assert same_tokens(again, whole)
     assert json.loads((tmp_path / "m" / "summary.json").read_text())["n_tokens"] == whole.n_tokens
     names = sorted(path.name for path in (tmp_path / "m").iterdir())
-    assert names == ["summary.json", "tokens.parquet"]
+    assert names == ["guesses.parquet", "summary.json", "tokens.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -172,40 +175,38 @@ def test_a_folder_with_other_files_is_refused(
 def test_a_head_that_is_read_wrongly_fails_and_leaves_nothing(
     tiny_model: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = LogitExit.logits
-    monkeypatch.setattr(run_module, "logit_exit", lambda model: _Broken(model, right))
-    with pytest.raises(RunFailedError, match="the last layer must rank every greedily decoded"):
+    monkeypatch.setattr(proof, "logit_exit", _broken)
+    with pytest.raises(RunFailedError, match="the last layer must rank every token first"):
         run(tiny_model, prompt_file, tmp_path / "m")
     assert not (tmp_path / "m" / "summary.json").exists()
 
 
-class _Broken(LogitExit):
-    """Reads the model's logits with two tokens swapped."""
+class _Broken(Exit):
+    """Reads the model's logits with tokens swapped."""
 
-    def __init__(self, model: Any, right: Any) -> None:
-        super().__init__(model.model.norm, model.lm_head, model.model.layers)
-        object.__setattr__(self, "right", right)
+    def finish(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.copy_(logits.roll(1, dims=1))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.right(self, hidden)  # type: ignore[attr-defined]
-        return logits.roll(1, dims=1)
+
+def _broken(model: Any) -> Exit:
+    right = logit_exit(model)
+    return _Broken(right.decoder_layers, right.tail, right.head)
 
 
 def test_a_near_tie_is_counted_with_its_margin(
     tiny_model: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ranking rounds differently from decoding: at the last layer the runner-up wins by a hair."""
-    right, calls = LogitExit.logits, [0]
+    calls = [0]
 
-    def rounded(self: LogitExit, hidden: torch.Tensor) -> torch.Tensor:
-        logits = right(self, hidden)
+    def rounded(_self: Exit, logits: torch.Tensor) -> torch.Tensor:
         calls[0] += 1
-        if calls[0] > 5:  # after the probe of the last exit and layers 1 to 4
+        if calls[0] > 6:  # after the two probes of the last exit and layers 1 to 4
             top = logits.topk(2, dim=1)
             logits[0, top.indices[0, 1]] = top.values[0, 0] + 1e-4
         return logits
 
-    monkeypatch.setattr(LogitExit, "logits", rounded)
+    monkeypatch.setattr(Exit, "finish", rounded)
     result = run(tiny_model, prompt_file, tmp_path / "m", max_new_tokens=3, batch_size=7)
     (tie,) = result.ties
     assert (tie["prompt_id"], tie["position"], tie["rank"]) == ("p0", 0, 2)

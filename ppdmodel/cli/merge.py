@@ -1,0 +1,34 @@
+"""`ppdmodel merge`: shards of one measurement into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .measure import overview, render
+from .options import Json, note, print_json
+
+
+def merge_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Measurement folders.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the whole.")],
+    as_json: Json = False,
+) -> None:
+    """Join the shards of one measurement, made on any machines, into what one run would give.
+
+    Example: ppdmodel merge results/shard-1 results/shard-2 --out results/full
+    """
+    from ..measure import merge
+
+    result = merge(folders, out)
+    if not result.complete:
+        note(
+            f"{len(result.prompt_ids)} of {result.provenance['n_prompts']} prompts: the rest is "
+            f"missing; merge all shards, or go on with: ppdmodel measure ... --out {out}"
+        )
+    if as_json:
+        print_json(overview(result, out))
+    else:
+        render(result, out)
