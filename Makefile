@@ -5,10 +5,10 @@ RESULTS := results
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types ci bench data figures clean
+.PHONY: help setup demo test lint types ci bench data data-gemma figures clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make .venv with everything
 
@@ -46,10 +46,17 @@ bench: $(STAMP) ## time and memory of the main job, start-up, and the closed for
 data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel models install smollm2-135m
 	$(BIN)/ppdmodel measure --model smollm2-135m --max-new-tokens 128 --out data/smollm2-135m
+	$(BIN)/python data/exits.py smollm2-135m
+	$(BIN)/ppdmodel measure --model smollm2-135m --temperature 1 --no-guesses --out data/smollm2-135m-sampled
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
+
+data-gemma: $(STAMP) ## make again what data/ holds of Gemma 3 270M; ACCEPT=--accept-license accepts its licence
+	$(BIN)/ppdmodel models install gemma3-270m $(ACCEPT)
+	$(BIN)/ppdmodel measure --model gemma3-270m --raw --no-guesses --max-new-tokens 128 --out data/gemma3-270m
+	$(BIN)/python data/exits.py gemma3-270m --raw --tokens
 
 figures: $(STAMP) ## draw the figures of theory/ again
 	$(BIN)/python theory/figures.py

@@ -1,15 +1,16 @@
-"""`python -m benchmarks [startup] [formulas] [simulation] [demo]`: all of them by default."""
+"""`python -m benchmarks [startup] [formulas] [simulation] [measuring] [demo]`; all by default."""
 
 from __future__ import annotations
 
 import sys
 
-from . import demo, formulas, simulation, startup
+from . import demo, formulas, measuring, simulation, startup
 
 BENCHMARKS = {
     "startup": startup.main,
     "formulas": formulas.main,
     "simulation": simulation.main,
+    "measuring": measuring.main,
     "demo": demo.main,
 }
 

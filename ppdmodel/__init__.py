@@ -56,9 +56,9 @@ if TYPE_CHECKING:
         tree_speculative_compute,
         tree_speculative_latency,
     )
-    from .io import load, save
+    from .io import load, load_guesses, save
     from .optimization import optimize
-    from .results import Calibration, Measurement, Policy, Replay, Simulation
+    from .results import Calibration, Guesses, Measurement, Policy, Replay, Simulation
     from .sensitivities import sensitivity
     from .simulation import replay, simulate
 
@@ -68,9 +68,9 @@ _NAMES = {
     "distribution": ("TotalLatency", "total_latency"),
     "estimation": ("estimate", "estimate_from", "required_p_correct"),
     "fitting": ("fit",),
-    "io": ("load", "save"),
+    "io": ("load", "load_guesses", "save"),
     "optimization": ("optimize",),
-    "results": ("Calibration", "Measurement", "Policy", "Replay", "Simulation"),
+    "results": ("Calibration", "Guesses", "Measurement", "Policy", "Replay", "Simulation"),
     "sensitivities": ("sensitivity",),
     "simulation": ("replay", "simulate"),
 }
@@ -80,6 +80,7 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "Calibration",
     "DraftTree",
+    "Guesses",
     "Measurement",
     "Policy",
     "Replay",
@@ -103,6 +104,7 @@ __all__ = [
     "gated_latency",
     "latency_per_token",
     "load",
+    "load_guesses",
     "mean_units",
     "multi_exit_compute",
     "multi_exit_latency",

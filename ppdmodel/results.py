@@ -209,6 +209,8 @@ class Measurement:
         top_prob: the exit's largest probability.
         coupled_rank: of a sampled token, its rank after the noise that sampled it was added to the
             exit's logits; None for greedy text.
+        ties: tokens that the last exit does not rank first though the model did, with the margin.
+        near_ties: greedy tokens that the model chose by less than rounding may turn elsewhere.
         prompt_numbers: place of each prompt in the whole list, of which a shard has a part.
     """
 
@@ -223,6 +225,7 @@ class Measurement:
     top_prob: Floats
     complete: bool
     ties: tuple[Mapping[str, Any], ...] = ()
+    near_ties: tuple[Mapping[str, Any], ...] = ()
     coupled_rank: Ints | None = None
     prompt_numbers: tuple[int, ...] | None = None
 
@@ -247,7 +250,8 @@ class Measurement:
                 "coupled guesses need sampled text; got a greedy measurement; "
                 "measure with --temperature"
             )
-        return replace(self, rank=self.coupled_rank, coupled_rank=None)
+        about = {**self.provenance, "ranks": "coupled"}
+        return replace(self, rank=self.coupled_rank, coupled_rank=None, provenance=about)
 
     def starts(self) -> Ints:
         """Row of the first token of each generated text, with the number of rows at the end."""

@@ -34,7 +34,7 @@ def summarize(result: Measurement) -> dict[str, Any]:
     """
     tally = Tally()
     tally.add(result)
-    return tally.summary(result.provenance, result.complete, result.ties)
+    return tally.summary(result.provenance, result.complete, result.ties, result.near_ties)
 
 
 class Tally:
@@ -64,6 +64,7 @@ class Tally:
         provenance: Mapping[str, Any],
         complete: bool,
         ties: Sequence[Mapping[str, Any]],
+        near_ties: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
         """The document of what was counted."""
         tokens, hits, matches = self._all("tokens"), self._all("hits"), self._all("matches")
@@ -78,6 +79,7 @@ class Tally:
             "interval": {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
             "provenance": dict(provenance),
             "ties": [dict(tie) for tie in ties],
+            "near_ties": [dict(tie) for tie in near_ties],
             "prompts": [
                 {"id": name, "category": category, "n_tokens": int(n)}
                 for name, category, n in zip(self.ids, self.categories, tokens, strict=True)

@@ -32,6 +32,8 @@ from .results import Guesses, Measurement
 if TYPE_CHECKING:
     from types import TracebackType
 
+#: lists of single tokens that a table's metadata hold
+TIES = ("ties", "near_ties")
 #: largest vocabulary whose token ids fit the two bytes of a guess
 SHORT_IDS = 2**16 - 1
 
@@ -99,6 +101,7 @@ def _about(result: Measurement) -> dict[str, Any]:
         "prompt_numbers": result.prompt_numbers,
         "categories": result.categories,
         "ties": result.ties,
+        "near_ties": result.near_ties,
     }
 
 
@@ -204,7 +207,8 @@ class TableFile:
                     self._stacked(table, "coupled", np.int32) if about.get("coupled") else None
                 ),
                 complete=about["complete"],
-                ties=tuple(tie for tie in about["ties"] if tie["prompt_id"] in mine),
+                ties=_of(about, "ties", mine),
+                near_ties=_of(about, "near_ties", mine),
             )
         except KeyError as error:
             raise InvalidInputError(
@@ -249,6 +253,11 @@ class TableFile:
     def _stacked(self, table: Any, name: str, dtype: Any) -> Any:
         labels = rank_columns(self.about["layers"], name)
         return np.stack([_column(table, label, dtype) for label in labels], axis=1)
+
+
+def _of(about: Mapping[str, Any], name: str, prompts: set[str]) -> tuple[Any, ...]:
+    """A list of single tokens in a table's metadata, as far as they are of these prompts."""
+    return tuple(tie for tie in about.get(name, ()) if tie["prompt_id"] in prompts)
 
 
 def _column(table: Any, name: str, dtype: Any) -> Any:
@@ -302,7 +311,7 @@ def join(
         for source, group, first in order:
             part = files[source].measurement(group)
             yield part
-            tables = [token_table(replace(part, ties=(), complete=about["complete"]))]
+            tables = [token_table(replace(part, ties=(), near_ties=(), complete=about["complete"]))]
             if with_guesses:
                 where = places[source][first]
                 tables.append(guess_table(guess_files[source].guesses(where)))
@@ -355,7 +364,7 @@ def _joined_about(
     ids: list[str] = []
     numbers: list[int] = []
     categories: list[str] = []
-    ties: list[Any] = []
+    ties: dict[str, list[Any]] = {name: [] for name in TIES}
     for source, group, _ in order:
         about = files[source].about
         known = about.get("prompt_numbers") or range(len(about["prompt_ids"]))
@@ -364,7 +373,8 @@ def _joined_about(
         ids += mine
         numbers += [known[place[name]] for name in mine]
         categories += [about["categories"][place[name]] for name in mine]
-        ties += [tie for tie in about["ties"] if tie["prompt_id"] in mine]
+        for name in TIES:
+            ties[name] += _of(about, name, set(mine))
     first = files[0].about
     return {
         "layers": first["layers"],
@@ -374,5 +384,5 @@ def _joined_about(
         "prompt_ids": ids,
         "prompt_numbers": numbers,
         "categories": categories,
-        "ties": ties,
+        **ties,
     }

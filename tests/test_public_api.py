@@ -10,6 +10,7 @@ import ppdmodel
 NAMES = [
     "Calibration",
     "DraftTree",
+    "Guesses",
     "Measurement",
     "Policy",
     "Replay",
@@ -33,6 +34,7 @@ NAMES = [
     "gated_latency",
     "latency_per_token",
     "load",
+    "load_guesses",
     "mean_units",
     "multi_exit_compute",
     "multi_exit_latency",

@@ -42,7 +42,7 @@ def test_the_python_example_gives_the_values_in_its_comments() -> None:
 def test_the_commands_shown_work_on_the_committed_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but `measure`, whose result is the committed one."""
+    """All but `measure` and `train-exits`, which take minutes; the committed result stands in."""
     lines = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
     commands = [line.split()[1:] for line in lines if line.startswith("ppdmodel ")]
     assert [c[0] for c in commands] == [
@@ -52,19 +52,23 @@ def test_the_commands_shown_work_on_the_committed_data(
         "optimize",
         "estimate",
         "plot",
+        "train-exits",
+        "measure",
     ]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "full").symlink_to(ROOT / "data" / "smollm2-135m")
     for command in commands:
-        if command[0] != "measure":
+        if command[0] not in ("measure", "train-exits"):
             extra = ["--resamples", "50"] if command[0] == "fit" else []
             assert run([*command, *extra]) == 0, capsys.readouterr().err
     assert (tmp_path / "results" / "full-trade-off.svg").is_file()
 
 
 def test_links_and_pictures_are_there() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "theory").glob("*.md"), ROOT / "data" / "README.md"]:
+    folders = ("theory", "docs", "data")
+    pages = [page for folder in folders for page in (ROOT / folder).glob("*.md")]
+    for page in [ROOT / "README.md", *pages]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -94,4 +98,4 @@ def test_the_committed_data_belong_together() -> None:
     ties = {(tie["prompt_id"], tie["position"]) for tie in measurement.ties}
     assert int((measurement.rank[:, -1] != 1).sum()) == len(ties)
     size = sum(p.stat().st_size for p in (ROOT / "data" / "smollm2-135m").iterdir())
-    assert size < 5_000_000
+    assert size < 10_000_000

@@ -23,6 +23,9 @@ def fit_command(
         str, typer.Option("--resamples", metavar="N", help="Bootstrap resamples of the prompts.")
     ] = "1000",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
+    coupled: Annotated[
+        bool, typer.Option("--coupled", help="Of sampled text, the guesses with the same noise.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fit p_correct over relative depth and k, with intervals by resampling prompts.
@@ -41,7 +44,7 @@ def fit_command(
         )
     if not source.complete:
         note(f"{measurement} is unfinished: {len(source.prompt_ids)} prompts of it are used")
-    result = fit(source, seed=seed, **numbers)
+    result = fit(source.coupled() if coupled else source, seed=seed, **numbers)
     save(result, out)
     if as_json:
         print_json({"out": str(out), "model": result.model, "curve": asdict(result.curve)})

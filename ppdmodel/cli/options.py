@@ -16,7 +16,7 @@ Layers = Annotated[
 ]
 ExitLayer = Annotated[
     str | None,
-    typer.Option("--exit-layer", metavar="E", help="Layer read for guesses [default: D/2 up]."),
+    typer.Option("--exit-layer", metavar="E", help="Layer read for guesses; default D/2 up."),
 ]
 K = Annotated[str, typer.Option("--k", metavar="K", help="Guesses, hence sub-processes, per exit.")]
 Depth = Annotated[

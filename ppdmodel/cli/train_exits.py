@@ -46,7 +46,7 @@ def train_exits_command(
         typer.Option(
             "--exit-layers",
             metavar="E,E",
-            help="Layers to train [default: all but the last].",
+            help="Layers to train; default all but the last.",
             rich_help_panel="Training",
         ),
     ] = None,

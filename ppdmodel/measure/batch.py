@@ -22,6 +22,9 @@ from .sampling import Sampling
 #: a greedily decoded token may rank below 1 at the last layer only this close to the top logit,
 #: where the two products that made those logits round differently
 TIE_MARGIN = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
+#: a token that the model chose by less than this may be another one in another batch or on another
+#: machine, which round differently
+NEAR_MARGIN = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 OnBatch = Callable[[str, int, float], None]
 
 
@@ -44,9 +47,15 @@ class Measured:
     """All tokens of a batch of prompts, in order."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], chunks: Sequence[_Ranks], ties: Any, vocabulary: int
+        self,
+        prompts: Sequence[Prompt],
+        chunks: Sequence[_Ranks],
+        ties: Sequence[Mapping[str, Any]],
+        near_ties: Sequence[Mapping[str, Any]],
+        vocabulary: int,
     ) -> None:
-        self.prompts, self.ties, self.vocabulary = prompts, tuple(ties), vocabulary
+        self.prompts, self.vocabulary = prompts, vocabulary
+        self.ties, self.near_ties = tuple(ties), tuple(near_ties)
         keys = [np.concatenate([getattr(c, n) for c in chunks]) for n in ("position", "turn")]
         keys.append(np.concatenate([chunk.prompt for chunk in chunks]))
         self._order = np.lexsort(keys)
@@ -77,6 +86,7 @@ class Measured:
             coupled_rank=self._column("coupled_rank") if coupled else None,
             complete=False,
             ties=self.ties,
+            near_ties=self.near_ties,
         )
 
     def guesses(self) -> Guesses:
@@ -117,6 +127,7 @@ def measure_batch(
     """
     chunks: list[_Ranks] = []
     ties: list[dict[str, Any]] = []
+    near_ties: list[dict[str, Any]] = []
     tokens = 0
     rounds = max(len(prompt.turns) for prompt in prompts)
     answers: list[list[str]] = [[] for _ in prompts]
@@ -150,13 +161,14 @@ def measure_batch(
             owners = np.array([taking_part[row] for row in chunk.row])
             chunks.append(_on_cpu(chunk, ranked, owners, turn))
             ties += _ties(decoder.exit, chunk, ranked[-1], [prompts[i].id for i in owners])
+            near_ties += _near_ties(chunk, ranked[-1], [prompts[i].id for i in owners], turn)
             for owner, token in zip(owners, chunk.token_id.tolist(), strict=True):
                 texts[owner].append(token)
         if turn + 1 < rounds:
             for i in taking_part:
                 answers[i].append(loaded.decode(texts[i]))
     on_progress("ranked", tokens, 1.0)
-    return Measured(prompts, chunks, ties, decoder.exit.vocabulary)
+    return Measured(prompts, chunks, ties, near_ties, decoder.exit.vocabulary)
 
 
 def rank_chunk(ranker: Ranker, chunk: Chunk, sampling: Sampling | None) -> list[Ranked]:
@@ -215,3 +227,22 @@ def _ties(
             }
         )
     return found
+
+
+def _near_ties(
+    chunk: Chunk, last: Ranked, prompt_ids: Sequence[str], turn: int
+) -> list[dict[str, Any]]:
+    """Greedy tokens that the model chose by a hair, with the margin in logits."""
+    if chunk.noise is not None:
+        return []
+    gaps = (last.guess_probs[:, 0] / last.guess_probs[:, 1]).log()
+    near = torch.nonzero(gaps < NEAR_MARGIN.get(chunk.hidden.dtype, 1e-3))[:, 0].tolist()
+    return [
+        {
+            "prompt_id": prompt_ids[row],
+            "turn": turn,
+            "position": chunk.position[row],
+            "margin": float(gaps[row]),
+        }
+        for row in near
+    ]

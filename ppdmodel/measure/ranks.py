@@ -7,7 +7,7 @@ the speed of a plain matrix product (`make bench`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +116,7 @@ class _Scan:
             return torch.empty(*shape, dtype=dtype, device=self.device)
 
         self.buffer = take(blocks, rows, self.block)
-        self.scratch = take(rows, self.block)
+        self.scratch = take(rows, self.block, dtype=torch.float32)
         self.mask = take(rows, self.block, dtype=torch.bool)
         last = vocabulary - (blocks - 1) * self.block
         self.partial = take(rows, last) if last < self.block else None
@@ -135,8 +135,7 @@ class _Scan:
             self._product(states, start, logits)
             group = logits.view(n, -1, GROUP).amax(2)
             peak = group.amax(1, keepdim=True)
-            shifted = torch.sub(logits, peak, out=self.scratch[:n])
-            sums.append(shifted.exp_().sum(1, dtype=torch.float32).log())
+            sums.append(self._wide(torch.sub, logits, peak).exp_().sum(1).log())
             groups.append(group)
             peaks.append(peak[:, 0].float())
         self.group_max = torch.cat(groups, 1)
@@ -167,16 +166,23 @@ class _Scan:
     def count_above_with(self, noise: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """How many of logits / temperature + noise [n] exceed the target's, int32."""
         noise = noise.to(self.device)
-        own = self._own(targets) / temperature + noise.gather(1, targets[:, None])
+        own = self._own(targets).float() / temperature + noise.gather(1, targets[:, None])
         above = torch.zeros(self.n, dtype=torch.int32, device=self.device)
         mask = self.mask[: self.n]
         for start, logits in self._blocks():
             here = noise[:, start : start + self.block]
             width = here.shape[1]
-            both = torch.div(logits, temperature, out=self.scratch[: self.n])
+            both = self._wide(torch.div, logits, torch.tensor(temperature, device=self.device))
             both[:, :width] += here
             above += _count(torch.gt(both, own, out=mask))
         return above
+
+    def _wide(self, operation: Callable[..., Tensor], logits: Tensor, other: Tensor) -> Tensor:
+        """An operation on logits [n, block] in float32, in scratch memory."""
+        out = self.scratch[: self.n]
+        if logits.dtype != torch.float32:
+            logits = out.copy_(logits)
+        return operation(logits, other.float(), out=out)
 
     def _own(self, targets: Tensor) -> Tensor:
         rows = torch.arange(self.n, device=self.device)

@@ -62,6 +62,14 @@ class Shard:
                 f"shard must be i/N with i from 1 to N; got {self.number}/{self.count}"
             )
 
+    def check(self, batches: int) -> None:
+        """Raise `InvalidInputError` where no batch is left for this part."""
+        if self.number > batches:
+            raise InvalidInputError(
+                f"shard must have a batch to do; got {self.number}/{self.count} of {batches} "
+                "batches; use fewer shards or a smaller --batch-size"
+            )
+
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Read i/N."""
@@ -135,6 +143,8 @@ def measure(
     if exits is not None:
         exits.check_prompts(prompts)
     size = _balanced(len(prompts), batch_size)
+    if shard:
+        shard.check(-(-len(prompts) // size))
     settings = {
         "model": source.name,
         "weights_sha256": list(source.weights_sha256),

@@ -132,4 +132,7 @@ def settle(sources: Sequence[Path], out: Path, provenance: Mapping[str, Any] | N
         tally.add(part)
     with TableFile(out / TOKENS_FILE) as file:
         about = file.about
-    write_json(out / SUMMARY_FILE, tally.summary(provenance, about["complete"], about["ties"]))
+    write_json(
+        out / SUMMARY_FILE,
+        tally.summary(provenance, about["complete"], about["ties"], about["near_ties"]),
+    )

@@ -17,9 +17,10 @@ import torch
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.io import read_measurement
-from ppdmodel.measure import proof
+from ppdmodel.measure import batch, proof
 from ppdmodel.measure import run as run_module
 from ppdmodel.measure.exits import Exit, logit_exit
+from ppdmodel.measure.models import load_model
 from ppdmodel.measure.prompts import read_prompts
 from ppdmodel.measure.run import Progress, measure
 from ppdmodel.measure.sources import locate
@@ -228,3 +229,45 @@ def test_numbers_must_be_positive(
 ) -> None:
     with pytest.raises(InvalidInputError, match="must be a positive integer; got 0"):
         run(tiny_model, prompt_file, tmp_path / "m", **{name: 0})
+
+
+def test_where_another_batch_size_changes_the_text_the_margin_is_on_record(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    """In bfloat16 batches round visibly: each text's first change is at a token told as near."""
+    options = {"dtype": "bfloat16", "max_new_tokens": 120}
+    one, all_ = (
+        run(tiny_model, prompt_file, tmp_path / str(size), batch_size=size, **options)
+        for size in (1, 7)
+    )
+    changed = 0
+    for number, name in enumerate(one.prompt_ids):
+        texts = [m.token_id[m.prompt_index == number].tolist() for m in (one, all_)]
+        first = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), None)
+        if first is not None:
+            changed += 1
+            for measured in (one, all_):
+                near = {(tie["prompt_id"], tie["position"]) for tie in measured.near_ties}
+                assert (name, first) in near
+    assert changed, "no text changed: the test shows nothing"
+
+
+def test_near_ties_are_those_of_the_models_own_logits(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(batch.NEAR_MARGIN, torch.float32, 0.2)
+    result = run(tiny_model, prompt_file, tmp_path / "m", max_new_tokens=30)
+    told = {(t["prompt_id"], t["position"]): t["margin"] for t in result.near_ties}
+    assert json.loads((tmp_path / "m" / "summary.json").read_text())["near_ties"]
+    loaded = load_model(locate(str(tiny_model)))
+    for number, prompt in enumerate(read_prompts(prompt_file)):
+        made = result.token_id[result.prompt_index == number].tolist()
+        start = loaded.encode([prompt.text])
+        with torch.no_grad():
+            logits = loaded.model(torch.tensor([start + made])).logits[0, len(start) - 1 : -1]
+        top = logits.topk(2, dim=1).values
+        for position, margin in enumerate((top[:, 0] - top[:, 1]).tolist()):
+            if abs(margin - 0.2) > 1e-3:
+                assert ((prompt.id, position) in told) == (margin < 0.2)
+            if (prompt.id, position) in told:
+                assert told[prompt.id, position] == pytest.approx(margin, abs=1e-3)
