@@ -49,8 +49,10 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/python data/exits.py smollm2-135m
 	$(BIN)/ppdmodel measure --model smollm2-135m --temperature 1 --no-guesses --out data/smollm2-135m-sampled
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
+	$(BIN)/ppdmodel fit data/smollm2-135m-trained --out data/smollm2-135m-trained.calibration.json
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
+	$(BIN)/ppdmodel plot data/smollm2-135m-trained.calibration.json --kind match-rate --out docs/images/match-rate-trained.svg
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
 
 data-gemma: $(STAMP) ## make again what data/ holds of Gemma 3 270M; ACCEPT=--accept-license accepts its licence

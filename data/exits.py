@@ -12,11 +12,9 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ppdmodel import Measurement, load
 from ppdmodel.files import atomic
@@ -75,6 +73,7 @@ def main() -> None:
         lines = ",\n  ".join(json.dumps(row) for row in rows)
         head = json.dumps({**document, "rows": []}, indent=1)
         part.write_text(head.replace('"rows": []', f'"rows": [\n  {lines}\n ]') + "\n")
+    sys.stdout.write(table(document) + "\n")
 
 
 def trained(
@@ -136,6 +135,21 @@ def interval(hits: Any, tokens: Any, weights: Any) -> Sequence[float]:
     return [round(float(x), 4) for x in (hits.sum() / tokens.sum(), *ends)]
 
 
+def table(document: Mapping[str, Any], k: int = 5) -> str:
+    """A Markdown table of the match rates at one k, a row per layer."""
+    rows = [row for row in document["rows"] if row["k"] == k]
+    sizes = sorted({row["training_tokens"] for row in rows})
+    lines = [
+        "| exit layer | logit exit | " + " | ".join(f"{n} tokens" for n in sizes) + " |",
+        "|---|---|" + "---|" * len(sizes),
+    ]
+    for layer in dict.fromkeys(row["exit_layer"] for row in rows):
+        mine = [row for row in rows if row["exit_layer"] == layer]
+        rates = [mine[0]["logit"], *(row["trained"] for row in mine)]
+        cells = " | ".join(f"{p:.3f} [{low:.3f}, {high:.3f}]" for p, low, high in rates)
+        lines.append(f"| {layer} | {cells} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    np.seterr(all="raise")
     main()

@@ -73,7 +73,7 @@ def match_rate(
             ylabel="match rate  p_correct",
             ylim=(0, 1.02),
             xlim=(0, calibration.layers + 0.5),
-            title=f"{calibration.model}: measured (95% bands) and fitted",
+            title=f"{calibration.title}: measured (95% bands) and fitted",
         )
         ax.legend(loc="upper left")
         _count(ax, calibration)
@@ -123,7 +123,7 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
             xscale="log",
             xlabel="compute per token, against plain decoding (log scale)",
             ylabel="latency per token, against plain decoding",
-            title=f"{calibration.model}: every exit layer and k = 1…{calibration.k_max}",
+            title=f"{calibration.title}: every exit layer and k = 1…{calibration.k_max}",
         )
         ax.set_xlim(left=0.65)
         _plain_log_ticks(ax)

@@ -340,6 +340,19 @@ class Calibration:
         """Largest k for which hits were counted."""
         return int(self.hits.shape[2])
 
+    @property
+    def title(self) -> str:
+        """The model, with what sets its exits and its text apart from the ordinary."""
+        about = self.provenance.get("measurement", {})
+        parts = [self.model]
+        if about.get("exit_kind") == "trained":
+            parts.append("trained exits")
+        if about.get("decoding") == "sampled":
+            parts.append(f"sampled at temperature {about['temperature']:g}")
+        if about.get("ranks") == "coupled":
+            parts.append("coupled guesses")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,14 @@ from .results import Guesses, Measurement
 if TYPE_CHECKING:
     from types import TracebackType
 
+#: the two kinds of tables
+TOKENS, GUESSES = "tokens", "guesses"
+#: what the metadata of each must have
+ABOUT = {
+    TOKENS: {"layers", "complete", "provenance", "prompt_ids", "categories", "ties"},
+    GUESSES: {"layers", "guesses", "vocabulary"},
+}
+FILES = {TOKENS: TOKENS_FILE, GUESSES: GUESSES_FILE}
 #: lists of single tokens that a table's metadata hold
 TIES = ("ties", "near_ties")
 #: largest vocabulary whose token ids fit the two bytes of a guess
@@ -132,20 +140,29 @@ class TableFile:
         InvalidInputError: the file is missing, cut short, newer, or not such a table.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str) -> None:
         self.path = path
         try:
             self.file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from None
         found = (self.file.schema_arrow.metadata or {}).get(MEASUREMENT.encode(), b"null")
-        self.about: dict[str, Any] = json.loads(found)
-        if self.about is None:
+        self.about: dict[str, Any] = self._checked_about(found, kind)
+        check_version(self.about, path)
+
+    def _checked_about(self, found: bytes, kind: str) -> dict[str, Any]:
+        """What the metadata say, if they are those of such a table."""
+        try:
+            about = json.loads(found)
+        except ValueError:
+            about = None
+        if not isinstance(about, dict) or not ABOUT[kind] <= about.keys():
             self.file.close()
             raise InvalidInputError(
-                f"{path} must be the table of a {MEASUREMENT}; got another table"
+                f"{self.path} must be the table of {kind} of a {MEASUREMENT}; got another table, "
+                "or damaged metadata; measure again"
             )
-        check_version(self.about, path)
+        return about
 
     def _damaged(self, error: Exception) -> InvalidInputError:
         reason = " ".join(str(error).split())[:200]
@@ -270,13 +287,13 @@ def read_tokens(path: Path) -> Measurement:
     Raises:
         InvalidInputError: the file is missing, cut short, newer, or not such a table.
     """
-    with TableFile(path) as file:
+    with TableFile(path, TOKENS) as file:
         return file.measurement()
 
 
 def read_guesses(path: Path) -> Guesses:
     """Read a table of guesses back; raises like `read_tokens`."""
-    with TableFile(path) as file:
+    with TableFile(path, GUESSES) as file:
         return file.guesses()
 
 
@@ -297,30 +314,112 @@ def join(
         out: the folder that gets `tokens.parquet`, and `guesses.parquet` where all have one.
         provenance: what the joined table says of itself.
     """
+    index = _Index(sources)
+    about = index.about(provenance)
+    kinds = [TOKENS, GUESSES] if index.with_guesses else [TOKENS]
     with ExitStack() as stack:
-        files = [stack.enter_context(TableFile(path)) for path in sources]
-        beside = [guesses_beside(path) for path in sources]
-        with_guesses = all(path.is_file() for path in beside)
-        guess_files = [stack.enter_context(TableFile(p)) for p in beside] if with_guesses else []
-        order = _order(files)
-        about = _joined_about(files, order, provenance)
-        tokens = stack.enter_context(atomic(out / TOKENS_FILE))
-        guesses = stack.enter_context(atomic(out / GUESSES_FILE)) if with_guesses else None
+        outs = [stack.enter_context(atomic(out / FILES[kind])) for kind in kinds]
         writers: list[Any] = []
-        places = [_places(file) for file in guess_files]
-        for source, group, first in order:
-            part = files[source].measurement(group)
+        for group in index.groups:
+            part = group.tokens()
             yield part
             tables = [token_table(replace(part, ties=(), near_ties=(), complete=about["complete"]))]
-            if with_guesses:
-                where = places[source][first]
-                tables.append(guess_table(guess_files[source].guesses(where)))
-            if not writers:
-                writers = _writers(stack, tables, [tokens, guesses], about)
+            if index.with_guesses:
+                tables.append(guess_table(group.guesses_of(part)))
+            writers = writers or _writers(stack, tables, outs, about)
             for writer, table in zip(writers, tables, strict=True):
                 writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
         for writer in writers:
             writer.close()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group somewhere: the files are opened when it is read, however many there are."""
+
+    number: int
+    path: Path
+    group: int
+    prompt_ids: tuple[str, ...]
+    places: Mapping[str, int]
+
+    def tokens(self) -> Measurement:
+        with TableFile(self.path, TOKENS) as file:
+            return file.measurement(self.group)
+
+    def guesses_of(self, part: Measurement) -> Guesses:
+        path = guesses_beside(self.path)
+        group = self.places.get(self.prompt_ids[0])
+        found = None
+        if group is not None:
+            with TableFile(path, GUESSES) as file:
+                found = file.guesses(group)
+        if found is None or (found.prompt_ids, len(found.turn)) != (part.prompt_ids, part.n_tokens):
+            raise InvalidInputError(
+                f"{path} must hold the guesses of the tokens beside it; got others for prompt "
+                f"{self.prompt_ids[0]!r}; copy it again, or measure again"
+            )
+        return found
+
+
+class _Index:
+    """The row groups of several tables in the order of the prompts, and what they are about."""
+
+    def __init__(self, sources: Sequence[Path]) -> None:
+        self.with_guesses = all(guesses_beside(path).is_file() for path in sources)
+        self.abouts: dict[Path, dict[str, Any]] = {}
+        found: list[_Group] = []
+        seen: set[str] = set()
+        for path in sources:
+            places = _places(guesses_beside(path)) if self.with_guesses else {}
+            with TableFile(path, TOKENS) as file:
+                self.abouts[path] = file.about
+                number = dict(zip(file.about["prompt_ids"], _numbers(file.about), strict=True))
+                for group in range(file.groups):
+                    prompts = tuple(file.prompts(group))
+                    if seen.isdisjoint(prompts):
+                        found.append(_Group(number[prompts[0]], path, group, prompts, places))
+                        seen.update(prompts)
+        self.groups = sorted(found, key=lambda group: group.number)
+
+    def about(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """The metadata of the joined table."""
+        ids = [name for group in self.groups for name in group.prompt_ids]
+        joined: dict[str, list[Any]] = {"prompt_numbers": [], "categories": []}
+        joined |= {name: [] for name in TIES}
+        places = {
+            path: {name: place for place, name in enumerate(about["prompt_ids"])}
+            for path, about in self.abouts.items()
+        }
+        for group in self.groups:
+            about = self.abouts[group.path]
+            numbers = _numbers(about)
+            for name in group.prompt_ids:
+                place = places[group.path][name]
+                joined["prompt_numbers"].append(numbers[place])
+                joined["categories"].append(about["categories"][place])
+            for name in TIES:
+                joined[name] += _of(about, name, set(group.prompt_ids))
+        first = next(iter(self.abouts.values()))
+        return {
+            "layers": first["layers"],
+            "coupled": first.get("coupled", False),
+            "complete": len(ids) == provenance.get("n_prompts", len(ids)),
+            "provenance": dict(provenance),
+            "prompt_ids": ids,
+            **joined,
+        }
+
+
+def _numbers(about: Mapping[str, Any]) -> Sequence[int]:
+    """The number of each prompt in the whole list."""
+    return about.get("prompt_numbers") or range(len(about["prompt_ids"]))
+
+
+def _places(guesses: Path) -> dict[str, int]:
+    """Row group by its first prompt: a table of guesses may be newer than that of its tokens."""
+    with TableFile(guesses, GUESSES) as file:
+        return {file.prompts(group)[0]: group for group in range(file.groups)}
 
 
 def _writers(stack: ExitStack, tables: Any, paths: Any, about: Mapping[str, Any]) -> list[Any]:
@@ -335,54 +434,3 @@ def _writers(stack: ExitStack, tables: Any, paths: Any, about: Mapping[str, Any]
 def guesses_beside(tokens: Path) -> Path:
     """Where the guesses of a table of tokens are."""
     return tokens.with_name(tokens.name.removesuffix(TOKENS_FILE) + GUESSES_FILE)
-
-
-def _places(file: TableFile) -> dict[str, int]:
-    """Row group by its first prompt: a table of guesses may be newer than that of its tokens."""
-    return {file.prompts(group)[0]: group for group in range(file.groups)}
-
-
-def _order(files: Sequence[TableFile]) -> list[tuple[int, int, str]]:
-    """Source, row group and first prompt of what is joined, in the order of the prompts."""
-    found: list[tuple[int, int, int, str]] = []
-    seen: set[str] = set()
-    for source, file in enumerate(files):
-        names = file.about["prompt_ids"]
-        numbers = file.about.get("prompt_numbers") or range(len(names))
-        number = dict(zip(names, numbers, strict=True))
-        for group in range(file.groups):
-            prompts = file.prompts(group)
-            if seen.isdisjoint(prompts):
-                found.append((number[prompts[0]], source, group, prompts[0]))
-                seen.update(prompts)
-    return [(source, group, first) for _, source, group, first in sorted(found)]
-
-
-def _joined_about(
-    files: Sequence[TableFile], order: Sequence[tuple[int, int, str]], provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    ids: list[str] = []
-    numbers: list[int] = []
-    categories: list[str] = []
-    ties: dict[str, list[Any]] = {name: [] for name in TIES}
-    for source, group, _ in order:
-        about = files[source].about
-        known = about.get("prompt_numbers") or range(len(about["prompt_ids"]))
-        place = {name: i for i, name in enumerate(about["prompt_ids"])}
-        mine = files[source].prompts(group)
-        ids += mine
-        numbers += [known[place[name]] for name in mine]
-        categories += [about["categories"][place[name]] for name in mine]
-        for name in TIES:
-            ties[name] += _of(about, name, set(mine))
-    first = files[0].about
-    return {
-        "layers": first["layers"],
-        "coupled": first.get("coupled", False),
-        "complete": len(ids) == provenance.get("n_prompts", len(ids)),
-        "provenance": dict(provenance),
-        "prompt_ids": ids,
-        "prompt_numbers": numbers,
-        "categories": categories,
-        **ties,
-    }

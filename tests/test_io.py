@@ -148,7 +148,7 @@ DAMAGE = [
     ("other-kind", "the file must be a ppdmodel/measurement; got 'somebody/else'"),
     ("field-lost", "must follow its schema; got a fault at the top level: 'hits' is a required"),
     ("not-together", "must belong together; got 240 tokens and 7 in the summary"),
-    ("other-table", "must be the table of a ppdmodel/measurement; got another table"),
+    ("other-table", "must be the table of tokens of a ppdmodel/measurement; got another table"),
 ]
 
 

@@ -82,8 +82,8 @@ def test_no_module_hides_a_public_name() -> None:
         "import ppdmodel, pkgutil, importlib, types\n"
         "for m in pkgutil.walk_packages(ppdmodel.__path__, 'ppdmodel.'):\n"
         "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
-        "bad = [n for n in ppdmodel.__all__ if n != 'symbolic'\n"
-        "       and isinstance(getattr(ppdmodel, n), types.ModuleType)]\n"
+        "bad = [n for package in (ppdmodel, ppdmodel.measure) for n in package.__all__\n"
+        "       if n != 'symbolic' and isinstance(getattr(package, n), types.ModuleType)]\n"
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from ppdmodel import Calibration, Measurement, load
+from ppdmodel import Calibration, Measurement, load, optimize
 from ppdmodel.cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,41 @@ def test_the_commands_shown_work_on_the_committed_data(
             extra = ["--resamples", "50"] if command[0] == "fit" else []
             assert run([*command, *extra]) == 0, capsys.readouterr().err
     assert (tmp_path / "results" / "full-trade-off.svg").is_file()
+
+
+def test_the_gain_of_trained_exits_is_what_the_optimizer_says() -> None:
+    for name in ("smollm2-135m", "smollm2-135m-trained"):
+        calibration = load(ROOT / "data" / f"{name}.calibration.json")
+        assert isinstance(calibration, Calibration)
+        (choice,) = optimize(calibration, max_compute=[2]).choices
+        assert choice.setting is not None
+        latency = choice.setting.normalized_latency
+        saved, low, high = (100 * (1 - x) for x in (latency.value, latency.ci_high, latency.ci_low))
+        assert f"{saved:.1f}% [{low:.1f}, {high:.1f}]" in README
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m"])
+def test_the_tables_of_trained_exits_are_the_committed_ones(model: str) -> None:
+    page = (ROOT / "docs" / "measuring.md").read_text("utf-8")
+    document = json.loads((ROOT / "data" / f"{model}-exits.json").read_text("utf-8"))
+    for row in document["rows"]:
+        if row["k"] == 5:
+            for name in ("logit", "trained"):
+                p, low, high = row[name]
+                assert f" {p:.3f} [{low:.3f}, {high:.3f}] |" in page
+            assert f" {row['training_tokens']} tokens |" in page
+    logit, trained = (load(ROOT / "data" / f"{model}{kind}") for kind in ("", "-trained"))
+    assert isinstance(logit, Measurement)
+    assert isinstance(trained, Measurement)
+    assert trained.provenance["exit_kind"] == "trained"
+    assert logit.token_id.tolist() == trained.token_id.tolist()
+    most = max(row["training_tokens"] for row in document["rows"])
+    for row in document["rows"]:
+        layer, k = row["exit_layer"], row["k"]
+        assert row["logit"][0] == pytest.approx((logit.rank[:, layer - 1] <= k).mean(), abs=1e-4)
+        if row["training_tokens"] == most:
+            rate = (trained.rank[:, layer - 1] <= k).mean()
+            assert row["trained"][0] == pytest.approx(rate, abs=1e-4)
 
 
 def test_links_and_pictures_are_there() -> None:

@@ -60,7 +60,7 @@ def render(result: Calibration, out: Path) -> None:
     curve = result.curve
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{result.model}: {curve.family} over relative depth and k "
+        f"{result.title}: {curve.family} over relative depth and k "
         f"({int(result.tokens.sum())} tokens, {len(result.tokens)} prompts)",
         style="bold",
     )

@@ -155,7 +155,7 @@ def measure_command(
     sampled = _sampled(temperature, top_p, seed)
     from ..measure import Sampling, Shard, default_prompts, load_exits, locate, measure
 
-    part = Shard.parse(shard) if shard else None
+    part = Shard.parse(shard) if shard is not None else None
     sampling = Sampling(**sampled) if sampled else None
     chosen = chosen_prompts(prompts, most, default_prompts)
     source = locate(model)

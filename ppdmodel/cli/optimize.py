@@ -49,17 +49,17 @@ def optimize_command(
     if as_json:
         print_json(json_ready(asdict(decision)))
     else:
-        render(decision)
+        render(decision, source.title)
 
 
-def render(decision: Decision) -> None:
+def render(decision: Decision, title: str) -> None:
     """Print a table of the choices, what they come to in words, and what is left out."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{decision.model}, {decision.layers} layers: the best of {decision.settings} settings",
+        f"{title}: {decision.layers} layers, the best of {decision.settings} settings",
         style="bold",
     )
     console.print(f"({decision.n_tokens} tokens, {decision.n_prompts} prompts)\n")

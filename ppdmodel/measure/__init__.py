@@ -14,7 +14,7 @@ from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
     from .exits import AffineMap, Exit, register_exit
-    from .merge import merge
+    from .merging import merge
     from .models import load_model
     from .prompts import Prompt, default_prompts, read_prompts, training_prompts
     from .run import Progress, Shard, measure
@@ -36,7 +36,7 @@ _HOMES = {
     "load_model": "models",
     "locate": "sources",
     "measure": "run",
-    "merge": "merge",
+    "merge": "merging",
     "read_prompts": "prompts",
     "register_exit": "exits",
     "train_exits": "training",

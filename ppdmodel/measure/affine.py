@@ -16,8 +16,8 @@ from .states import States
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 #: k whose mean match rate on validation prompts chooses
 CHOICE_K = 8
-#: most validation tokens: each penalty ranks them all
-VALIDATION_TOKENS = 1536
+#: most validation tokens, and most logits of them: each penalty ranks them all
+VALIDATION_TOKENS, VALIDATION_LOGITS = 1536, 150_000_000
 KL_ROWS, KL_RATE = 64, 3e-4
 
 
@@ -113,7 +113,7 @@ def fit_layer(
     """
     training = _normal(exit_, states, split.trains, layer)
     dtype = exit_.weight.dtype
-    hidden, targets = validation_set(states, split, layer)
+    hidden, targets = validation_set(states, split, layer, exit_.vocabulary)
     found = [Candidate(float("inf"), None, _hits(exit_, ranker, hidden, targets, layer, None))]
     for penalty in PENALTIES:
         map_ = training.solve(penalty, dtype)
@@ -135,19 +135,23 @@ def _normal(exit_: Exit, states: States, wanted: Callable[[Tensor], Tensor], lay
     equations = Normal()
     last = len(exit_.decoder_layers) - 1
     pairs = zip(states.layer(layer - 1, wanted), states.layer(last, wanted), strict=True)
-    for hidden, final in pairs:
-        if len(hidden):
+    for kept, kept_final in pairs:
+        if len(kept):
+            hidden, final = (states.to(exit_.weight.device) for states in (kept, kept_final))
             missing = exit_.head_input(final) - exit_.head_input(hidden)
             equations.add(normalized(hidden), missing)
     equations.decomposed()
     return equations
 
 
-def validation_set(states: States, split: Split, layer: int) -> tuple[Tensor, Tensor]:
+def validation_set(
+    states: States, split: Split, layer: int, vocabulary: int
+) -> tuple[Tensor, Tensor]:
     """States [n, width] of one layer and true tokens [n] of the prompts that choose."""
     hidden = torch.cat(list(states.layer(layer - 1, split.chooses)))
     targets = states.column("token_id", split.chooses)
-    step = -(-len(hidden) // VALIDATION_TOKENS)  # evenly over the prompts
+    most = max(1, min(VALIDATION_TOKENS, VALIDATION_LOGITS // vocabulary))
+    step = -(-len(hidden) // most)  # evenly over the prompts
     return hidden[::step], targets[::step]
 
 
@@ -184,9 +188,10 @@ def descend(
         epochs: passes through the training tokens.
         seed: of the order of the tokens.
     """
-    hidden = torch.cat(list(states.layer(layer - 1, split.trains)))
-    final = torch.cat(list(states.layer(len(exit_.decoder_layers) - 1, split.trains)))
-    validation = validation_set(states, split, layer)
+    device = exit_.weight.device
+    hidden = torch.cat(list(states.layer(layer - 1, split.trains))).to(device)
+    final = torch.cat(list(states.layer(len(exit_.decoder_layers) - 1, split.trains))).to(device)
+    validation = validation_set(states, split, layer, exit_.vocabulary)
     best = start
     map_ = _trainable(start, hidden, exit_)
     parameters = [map_.weight, map_.bias]

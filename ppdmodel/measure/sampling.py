@@ -18,6 +18,9 @@ from torch import Tensor
 from ..checks import real_number
 from ..errors import InvalidInputError
 
+#: a lower temperature would overflow, and is greedy text
+COLDEST = 1e-4
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -35,6 +38,11 @@ class Sampling:
         if not real_number("temperature", self.temperature, 0, "leave it out for greedy text") > 0:
             raise InvalidInputError(
                 f"temperature must be above 0; got {self.temperature}; leave it out for greedy text"
+            )
+        if self.temperature < COLDEST:
+            raise InvalidInputError(
+                f"temperature must be at least {COLDEST:g}; got {self.temperature}; "
+                "leave it out for greedy text"
             )
         if not 0 < real_number("top_p", self.top_p, 0, "give a probability") <= 1:
             raise InvalidInputError(f"top_p must lie in (0, 1]; got {self.top_p}; 1 keeps all")

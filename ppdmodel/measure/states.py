@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +76,21 @@ def collect(
         on_tokens: called with the tokens so far and the share done.
 
     Raises:
-        InvalidInputError: the folder holds states of another run.
+        InvalidInputError: the folder holds states of another run, or a prompt does not fit.
         RunFailedError: the folder cannot be written.
     """
     files: list[Path] = []
     tokens = 0
+    settings = {**settings, "batch_size": batch_size}
+    for prompt in prompts:
+        loaded.check_room(prompt.id, len(loaded.encode([prompt.text], chat)), max_new_tokens)
     for start in range(0, len(prompts), batch_size):
         path = folder / f"{start:06d}.safetensors"
         if not path.is_file():
             batch = prompts[start : start + batch_size]
 
-            on_step = partial(
-                _report, on_tokens, tokens, start, batch_size / max_new_tokens, prompts
-            )
-            kept = _answered(loaded, decoder, batch, start, max_new_tokens, chat, on_step)
+            report = _Report(on_tokens, tokens, start, len(batch), len(prompts), max_new_tokens)
+            kept = _answered(loaded, decoder, batch, start, max_new_tokens, chat, report)
             save(kept, path, {key: str(value) for key, value in settings.items()})
         tokens += _checked(path, settings)
         files.append(path)
@@ -100,16 +100,18 @@ def collect(
     return States(tuple(files), min(len(prompts), start + batch_size))
 
 
-def _report(
-    on_tokens: OnTokens,
-    before: int,
-    start: int,
-    prompts_a_step: float,
-    prompts: Sequence[Prompt],
-    step: int,
-    active: int,
-) -> None:
-    on_tokens(before + step * active, (start + prompts_a_step * step) / len(prompts))
+class _Report:
+    """Tells of the steps of a batch."""
+
+    def __init__(
+        self, on_tokens: OnTokens, tokens: int, start: int, size: int, prompts: int, steps: int
+    ) -> None:
+        self.on_tokens, self.tokens = on_tokens, tokens
+        self.start, self.size, self.prompts, self.steps = start, size, prompts, steps
+
+    def __call__(self, step: int, active: int) -> None:
+        self.tokens += active
+        self.on_tokens(self.tokens, (self.start + self.size * step / self.steps) / self.prompts)
 
 
 def _answered(
@@ -164,11 +166,16 @@ def save(tensors: dict[str, Tensor], path: Path, about: dict[str, str] | None = 
 def _checked(path: Path, settings: Mapping[str, Any]) -> int:
     """Tokens in a file, after a look at whose they are."""
     with safe_open(path, "pt") as file:
-        found = file.metadata() or {}
-        for key, value in settings.items():
-            if found.get(key) != str(value):
-                raise InvalidInputError(
-                    f"the out folder must hold this same training; got {path.parent} with {key} "
-                    f"{found.get(key)!r} instead of {str(value)!r}; choose another --out"
-                )
+        given = {key: str(value) for key, value in settings.items()}
+        check_settings(path.parent, file.metadata() or {}, given)
         return int(file.get_slice("token_id").get_shape()[0])
+
+
+def check_settings(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` where a folder's training has other settings."""
+    for key, value in settings.items():
+        if found.get(key) != value:
+            raise InvalidInputError(
+                f"the out folder must hold this same training; got {folder} with {key} "
+                f"{found.get(key)!r} instead of {value!r}; choose another --out"
+            )

@@ -10,7 +10,7 @@ from ..errors import InvalidInputError
 from ..files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
 from ..results import Guesses, Measurement
 from ..summary import Tally
-from ..tables import TableFile, guesses_beside, join, write_guesses, write_tokens
+from ..tables import TOKENS, TableFile, guesses_beside, join, write_guesses, write_tokens
 from .prompts import Prompt
 
 #: where finished batches wait until the run ends; inside the measurement's folder
@@ -36,8 +36,9 @@ class Store:
         if out.exists() and not out.is_dir():
             raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
         for path in self._on_disk():
-            with TableFile(path) as file:
+            with TableFile(path, TOKENS) as file:
                 self._check_same(file)
+                self._check_guesses(path)
                 if self.done.isdisjoint(file.about["prompt_ids"]):
                     self.done.update(file.about["prompt_ids"])
                     self.n_tokens += file.rows
@@ -64,6 +65,14 @@ class Store:
                     f"the out folder must hold this same measurement; got {self.out} with {key} "
                     f"{found.get(key)!r} instead of {value!r}; choose another --out"
                 )
+
+    def _check_guesses(self, tokens: Path) -> None:
+        beside = guesses_beside(tokens)
+        if self.settings["guesses"] and not beside.is_file():
+            raise InvalidInputError(
+                f"the guesses of measured tokens must be beside them; got no {beside}; copy it "
+                f"back, or remove {tokens} to measure again"
+            )
 
     def pending(self, prompts: Sequence[Prompt], size: int) -> list[list[int]]:
         """Numbers of the prompts still to do, in batches of neighbours."""
@@ -125,12 +134,12 @@ def settle(sources: Sequence[Path], out: Path, provenance: Mapping[str, Any] | N
     """
     if not sources:
         return
-    with TableFile(sources[-1]) as file:
+    with TableFile(sources[-1], TOKENS) as file:
         provenance = provenance or file.about["provenance"]
     tally = Tally()
     for part in join(sources, out, provenance):
         tally.add(part)
-    with TableFile(out / TOKENS_FILE) as file:
+    with TableFile(out / TOKENS_FILE, TOKENS) as file:
         about = file.about
     write_json(
         out / SUMMARY_FILE,

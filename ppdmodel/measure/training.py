@@ -33,7 +33,7 @@ from .proof import proven
 from .ranks import Ranker
 from .run import PACKAGES, OnProgress, Progress
 from .sources import ModelSource
-from .states import States, collect, save
+from .states import States, check_settings, collect, save
 from .store import UNFINISHED
 
 WEIGHTS_FILE, ABOUT_FILE = "exits.safetensors", "exits.json"
@@ -189,6 +189,8 @@ def train_exits(
     if objective not in OBJECTIVES:
         raise InvalidInputError(f"objective must be ridge or kl; got {objective!r}")
     numbers = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "epochs": epochs}
+    numbers |= {"n_threads": n_threads} if n_threads is not None else {}
+    numbers |= {"max_tokens": max_tokens} if max_tokens is not None else {}
     for name, value in numbers.items():
         positive_integer(name, value)
     if len(prompts) < 8:
@@ -208,8 +210,12 @@ def train_exits(
         "max_new_tokens": max_new_tokens,
         "max_tokens": max_tokens,
         "objective": objective,
+        "epochs": epochs if objective == "kl" else None,
+        "exit_layers": sorted(set(exit_layers)) if exit_layers is not None else None,
     }
-    _check_out(out)
+    if _is_done(out, settings):
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+        return load_exits(out, source)
     with threads(n_threads or torch.get_num_threads()):
         on_progress(Progress("loading", 0, 0))
         trainer = Trainer(load_model(source, dtype, device), prompts, settings, on_progress)
@@ -220,14 +226,29 @@ def train_exits(
     return load_exits(out, source)
 
 
-def _check_out(out: Path) -> None:
+def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this training whole.
+
+    Raises:
+        InvalidInputError: it holds something else.
+    """
     if out.exists() and not out.is_dir():
         raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
-    if out.is_dir() and any(path.name != UNFINISHED for path in out.iterdir()):
+    for cut_short in out.glob(".*.part-*"):  # what a kill while writing left
+        cut_short.unlink(missing_ok=True)
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not found:
+        return False
+    if ABOUT_FILE in found:
+        about = read_json(out / ABOUT_FILE, TRAINED_EXITS)["provenance"]
+        check_settings(out, about, settings)
+        return True
+    if not found <= {UNFINISHED, WEIGHTS_FILE} or UNFINISHED not in found:
         raise InvalidInputError(
             f"the out folder must be new, empty or hold an unfinished training; got {out} with "
             "other files; choose another --out"
         )
+    return False
 
 
 class Trainer:
@@ -253,7 +274,11 @@ class Trainer:
             InvalidInputError: one is not below the last layer.
         """
         layers = self.loaded.layers
-        chosen = sorted(set(exit_layers)) if exit_layers else list(range(1, layers))
+        chosen = sorted(set(exit_layers)) if exit_layers is not None else list(range(1, layers))
+        if not chosen:
+            raise InvalidInputError(
+                f"training needs a layer below the last; got none of {layers} layers; give one"
+            )
         for layer in chosen:
             if not 1 <= layer < layers:
                 raise InvalidInputError(

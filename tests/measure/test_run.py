@@ -132,9 +132,8 @@ def test_killed_while_joining_nothing_counts_twice(
     unfinished = tmp_path / "m" / UNFINISHED
     unfinished.mkdir()
     (tmp_path / "m" / "summary.json").unlink()
-    (unfinished / "000000.tokens.parquet").write_bytes(
-        (tmp_path / "m" / "tokens.parquet").read_bytes()
-    )
+    for name in ("tokens.parquet", "guesses.parquet"):
+        (unfinished / f"000000.{name}").write_bytes((tmp_path / "m" / name).read_bytes())
     (unfinished / ".000002.tokens.parquet.part-1.parquet").write_bytes(b"PAR1 cut short")
     (tmp_path / "m" / ".tokens.parquet.part-1.parquet").write_bytes(b"PAR1 cut short")
     again = run(tiny_model, prompt_file, tmp_path / "m")

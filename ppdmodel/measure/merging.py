@@ -10,12 +10,13 @@ from ..errors import InvalidInputError
 from ..files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, provenance
 from ..io import read_measurement
 from ..results import Measurement
-from ..tables import TableFile
+from ..tables import TOKENS, TableFile
 from .store import settle
 
 #: what may differ between shards: who made them, and which they are
 OF_THE_RUN = (
     "shard", "packages", "python", "platform", "date", "command", "device", "threads", "batch_size",
+    "merged",
 )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
     owner: dict[str, Path] = {}
     runs = []
     for folder in folders:
-        with TableFile(folder / TOKENS_FILE) as file:
+        with TableFile(folder / TOKENS_FILE, TOKENS) as file:
             found, prompts = file.about["provenance"], file.about["prompt_ids"]
         first = first or found
         for key in sorted((first.keys() | found.keys()) - set(OF_THE_RUN)):

@@ -1,0 +1,111 @@
+"""Processes that a launcher starts share one measurement, and give what one process gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ppdmodel.files import TOKENS_FILE
+from ppdmodel.measure.store import UNFINISHED
+
+from .runs import assert_same, command, measuring, write_prompts
+
+LONG = ("--max-new-tokens", "24", "--batch-size", "1")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def launched(words: list[str]) -> list[str]:
+    """Two CPU processes, by Accelerate.
+
+    Its --cpu starts only one, unless through MPI; --multi_gpu starts as many as it is told, and
+    `--device cpu` keeps them off any GPU.
+    """
+    return [
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", str(free_port()), "-m", "ppdmodel", *words,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
+
+
+def test_two_processes_give_what_one_gives_and_say_it_once(
+    tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    alone, out = tmp_path / "alone", tmp_path / "m"
+    assert command(*measuring(tiny_model, prompts, alone)).code == 0
+    words = launched(measuring(tiny_model, prompts, out, "--json"))
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)  # one document: two would not be JSON
+    assert (told["n_prompts"], told["complete"], told["out"]) == (7, True, str(out))
+    assert done.stderr.count("loading the model") == 2, "both processes had work"
+    assert_same(out, alone)
+
+
+def test_killed_in_the_middle_both_are_taken_up_again(
+    tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """SIGKILL to launcher and processes at once, when each of the two has a batch on disk."""
+    alone, out = tmp_path / "alone", tmp_path / "m"
+    assert command(*measuring(tiny_model, prompts, alone, *LONG)).code == 0
+    words = measuring(tiny_model, prompts, out, *LONG)
+    with subprocess.Popen(
+        launched(words),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while len(parities(out)) < 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = finished(out)
+    assert 2 <= len(done) < 7, "it was killed in the middle"
+    before = {path: path.stat().st_mtime_ns for path in (out / UNFINISHED).glob("[0-9]*")}
+
+    resumed = subprocess.run(
+        launched(words), env=environment(), capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("p_correct by exit layer") == 1
+    assert resumed.stdout.count("with intervals:") == 1
+    assert before, "finished batches were there to be kept"
+    assert_same(out, alone)
+    assert not (out / UNFINISHED).exists()
+
+
+def parities(out: Path) -> set[int]:
+    """Of which of two processes there are batches: they take turns."""
+    paths = (out / UNFINISHED).glob(f"[0-9]*.{TOKENS_FILE}")
+    return {int(path.name.split(".")[0]) % 2 for path in paths}
+
+
+def finished(out: Path) -> set[str]:
+    tables = (out / UNFINISHED).glob(f"[0-9]*.{TOKENS_FILE}")
+    return {str(name) for table in tables for name in pq.read_table(table)["prompt_id"].to_pylist()}

@@ -1,0 +1,186 @@
+"""Weights that are none, code that must not run, and a file that is converted once."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ppdmodel.errors import InvalidInputError, PpdModelError, RunFailedError
+from ppdmodel.measure import models
+from ppdmodel.measure.models import check_device_map, load_model
+from ppdmodel.measure.packaged import DEFAULT_MODEL
+from ppdmodel.measure.proof import proven
+from ppdmodel.measure.sources import ModelSource, locate
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def damage(folder: Path, change: Callable[[Tensors], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_must_be_finite(folder: Path, value: float) -> None:
+    name = "model.layers.2.mlp.up_proj.weight"
+    damage(folder, lambda tensors: tensors[name][3, 4].fill_(value))
+    with pytest.raises(InvalidInputError) as caught:
+        load_model(locate(str(folder)))
+    words = str(caught.value)
+    assert words.startswith("the weights of model must be finite numbers; got NaN or infinity in")
+    assert name in words
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    damage(folder, lambda tensors: tensors.pop(name))
+    with pytest.raises(InvalidInputError, match=r"must be whole; got none for model\.layers\.1"):
+        load_model(locate(str(folder)))
+
+
+def test_weights_of_other_sizes_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(PpdModelError, match="the weights of model must"):
+        load_model(locate(str(folder)))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -10])
+def test_a_file_cut_short_is_named(folder: Path, keep: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RunFailedError, match="the weights of model must load; got: "):
+        load_model(locate(str(folder)))
+
+
+class Mark:
+    """Something whose unpickling can be seen."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("beside_safetensors", [False, True])
+def test_pickles_are_never_read(folder: Path, tmp_path: Path, beside_safetensors: bool) -> None:
+    mark = tmp_path / "unpickled"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Mark(mark)))
+    if beside_safetensors:
+        load_model(locate(str(folder)))
+    else:
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(InvalidInputError, match="pickled weights are not read"):
+            locate(str(folder))
+    assert not mark.exists()
+
+
+def test_code_that_comes_with_a_model_is_never_run(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (folder / "theirs.py").write_text(f"open({str(mark)!r}, 'w')\nclass Config: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "theirs",
+        "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunFailedError, match="the weights of model must load; got: "):
+        load_model(locate(str(folder)))
+    assert not mark.exists()
+
+
+def test_a_folder_without_a_tokenizer_is_named(folder: Path) -> None:
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(RunFailedError, match="the weights of model must load; got: "):
+        load_model(locate(str(folder)))
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_what_is_no_decoder_is_refused(folder: Path, kind: str) -> None:
+    config: Any = {
+        "bert": lambda: transformers.BertConfig(
+            vocab_size=257, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=32,
+        ),
+        "t5": lambda: transformers.T5Config(
+            vocab_size=257, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+        ),
+    }[kind]()  # fmt: skip
+    build = {"bert": transformers.BertForMaskedLM, "t5": transformers.T5ForConditionalGeneration}
+    build[kind](config).save_pretrained(folder)
+    with pytest.raises(PpdModelError) as caught:
+        proven(load_model(locate(str(folder))).model)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_names_of_devices_are_checked(tiny_model: Path) -> None:
+    source = locate(str(tiny_model))
+    with pytest.raises(InvalidInputError, match="device must be one that this torch can use"):
+        load_model(source, device="nonsense")
+    with pytest.raises(InvalidInputError, match="dtype must be one of float32, bfloat16, float16"):
+        load_model(source, dtype="int8")
+    with pytest.raises(InvalidInputError, match="device_map must be one of auto, "):
+        check_device_map("nonsense")
+    assert proven(load_model(source, device_map="auto").model).drops_rows
+
+
+def test_a_gguf_file_is_converted_once(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader stands in for Transformers' slow one: what is asked of it, and how often."""
+    monkeypatch.setenv("PPDMODEL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    source = ModelSource("m", tmp_path, tmp_path / "m.gguf", ("a" * 64,), "Q4_1")
+    read, asked = models._read, []
+
+    def reading(src: Any, place: Path, gguf: Any, *rest: Any) -> Any:
+        asked.append(bool(gguf))
+        return read(src, tiny_model if gguf else place, {}, *rest)
+
+    monkeypatch.setattr(models, "_read", reading)
+    first = load_model(source)
+    second = load_model(source, dtype="bfloat16")
+    assert asked == [True, False, False]  # from GGUF once; from the cache for each loading
+    state = second.model.state_dict()
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(weight.bfloat16(), state[name])
+    for cut_short in (tmp_path / "cache" / "converted").glob("*/config.json"):
+        cut_short.unlink()
+    load_model(source)
+    assert asked[3:] == [True, True], "what is not whole is not taken, and not replaced"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PPDMODEL_CACHE", str(tmp_path / "file"))
+    source = ModelSource("m", tmp_path, tmp_path / "m.gguf", ("a" * 64,), "Q4_1")
+    read = models._read
+    monkeypatch.setattr(models, "_read", lambda s, p, g, *rest: read(s, tiny_model, {}, *rest))
+    assert load_model(source).layers == 5
+
+
+def test_the_default_model_loads_aligned_and_without_gradients() -> None:
+    model = load_model(locate(DEFAULT_MODEL)).model
+    assert not [p for p in model.parameters() if p.data_ptr() % 64 or p.requires_grad]
+    assert os.environ.get("HF_HUB_OFFLINE") == "1"

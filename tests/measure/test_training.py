@@ -1,0 +1,943 @@
+"""Trained exits by an independent path, which prompts they see, and their life on disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ppdmodel.cli import run as run_command
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.measure import affine, states
+from ppdmodel.measure import generate as generate_module
+from ppdmodel.measure import run as run_module
+from ppdmodel.measure.affine import PENALTIES, Candidate, Normal, Split, descend, fit_layer
+from ppdmodel.measure.exits import AffineMap, normalized
+from ppdmodel.measure.models import load_model
+from ppdmodel.measure.packaged import sha256
+from ppdmodel.measure.prompts import Prompt, default_prompts, training_prompts
+from ppdmodel.measure.ranks import Ranker
+from ppdmodel.measure.run import Progress, measure
+from ppdmodel.measure.sampling import Sampling
+from ppdmodel.measure.sources import locate
+from ppdmodel.measure.states import States
+from ppdmodel.measure.store import UNFINISHED
+from ppdmodel.measure.training import (
+    ABOUT_FILE,
+    WEIGHTS_FILE,
+    TrainedExits,
+    Trainer,
+    load_exits,
+    train_exits,
+)
+from ppdmodel.results import Measurement
+from tests.conftest import TEXT, make_tiny_llama
+
+LAYERS, TOKENS, LAYER = 5, 10, 3
+WORDS = TEXT.split()
+TRAINING = [Prompt(f"t{n}", " ".join(WORDS[n % 7 : n % 7 + 2 + n % 5]) + str(n)) for n in range(13)]
+HELD_OUT = [Prompt(f"h{n}", " ".join(WORDS[n : n + 4][::-1])) for n in range(6)]
+
+
+def train(
+    model: Path, out: Path, prompts: Sequence[Prompt] = TRAINING, **changes: Any
+) -> TrainedExits:
+    options: dict[str, Any] = {"max_new_tokens": TOKENS, "batch_size": 4, "n_threads": 1} | changes
+    return train_exits(locate(str(model)), prompts, out, **options)
+
+
+def measured(model: Path, out: Path, exits: TrainedExits | None, **changes: Any) -> Measurement:
+    options: dict[str, Any] = {"max_new_tokens": TOKENS, "batch_size": 3, "n_threads": 1} | changes
+    prompts = options.pop("prompts", HELD_OUT)
+    return measure(locate(str(model)), prompts, out, exits=exits, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with exits of the tiny model, by ridge regression."""
+    out = tmp_path_factory.mktemp("exits") / "ridge"
+    train(tiny_model, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """The tiny model with its training states on disk."""
+    loaded = load_model(locate(str(tiny_model)))
+    made = Trainer(loaded, TRAINING, {"prompt_format": "chat", "objective": "kl"})
+    made.collect(tmp_path_factory.mktemp("states"), TOKENS, 4, None)
+    return made
+
+
+# ---------------------------------------------------------------- an independent path
+
+
+def forced(model: Any, tokenizer: Any, text: str) -> tuple[list[int], list[Tensor], Tensor]:
+    """What Transformers itself generates: token ids, each layer's states, and the head's input."""
+    ids: list[int] = tokenizer(f"[user] {text}\n[assistant] ", add_special_tokens=False).input_ids
+    given = torch.tensor([ids])
+    with torch.no_grad():
+        whole = model.generate(
+            given, attention_mask=torch.ones_like(given), max_new_tokens=TOKENS, do_sample=False
+        )
+        found = model(whole, output_hidden_states=True, use_cache=False).hidden_states
+    mine = slice(len(ids) - 1, -1)
+    below = [layer[0, mine] for layer in found[1:-1]]  # the last one has been through the norm
+    return whole[0, len(ids) :].tolist(), below, found[-1][0, mine]
+
+
+@pytest.fixture(scope="module")
+def plain_model(tiny_model: Path) -> tuple[Any, Any]:
+    """The tiny model and its tokenizer, as Transformers loads them."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(tiny_model)
+
+
+def regression(model: Any, tokenizer: Any, texts: Sequence[str], layer: int) -> tuple[Any, Any]:
+    """Features x = h / rms(h) and targets, what the head lacks at a layer; float64."""
+    features, targets = [], []
+    for text in texts:
+        _, below, last = forced(model, tokenizer, text)
+        h = below[layer - 1]
+        features.append(h / h.square().mean(1, keepdim=True).sqrt())
+        with torch.no_grad():
+            targets.append(last - model.model.norm(h))
+    return torch.cat(features).double().numpy(), torch.cat(targets).double().numpy()
+
+
+def least_squares(x: Any, y: Any, penalty: float) -> tuple[Any, Any]:
+    """Ridge as plain least squares: rows for the penalty, a column for the bias, not penalized."""
+    n, width = x.shape
+    scale = x.std(axis=0)
+    data = np.hstack([x / scale, np.ones((n, 1))])
+    rows = np.hstack([np.sqrt(n * penalty) * np.eye(width), np.zeros((width, 1))])
+    padded = np.vstack([y, np.zeros((width, y.shape[1]))])
+    found = np.linalg.lstsq(np.vstack([data, rows]), padded)[0]
+    return (found[:-1] / scale[:, None]).T, found[-1]
+
+
+def test_a_map_is_the_least_squares_solution_on_transformers_own_states(
+    trained: Path, plain_model: tuple[Any, Any]
+) -> None:
+    """On all prompts, those that chose among them, at the penalty that the record names."""
+    about = json.loads((trained / ABOUT_FILE).read_text("utf-8"))["by_layer"][str(LAYER)]
+    texts = [prompt.text for prompt in TRAINING]
+    x, y = regression(*plain_model, texts, LAYER)
+    weight, bias = least_squares(x, y, about["penalty"])
+    found = load_file(trained / WEIGHTS_FILE)
+    tolerance = 1e-3 * np.abs(weight).max()
+    assert found[f"layer_{LAYER:02d}.weight"].numpy() == pytest.approx(weight, abs=tolerance)
+    assert found[f"layer_{LAYER:02d}.bias"].numpy() == pytest.approx(bias, abs=tolerance)
+    without = [text for n, text in enumerate(texts) if n % 4 != 3]
+    other, _ = least_squares(*regression(*plain_model, without, LAYER), about["penalty"])
+    assert np.abs(other - weight).max() > 20 * tolerance, "the check would see a missing refit"
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_normal_equations_give_what_least_squares_gives(penalty: float) -> None:
+    """Features of different means and sizes, two that are nearly one; counted in by parts."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6)) * [1, 50, 0.02, 1, 1, 3] + [0, 9, 0, -5, 0, 1]
+    x[:, 4] = x[:, 3] + 1e-4 * rng.normal(size=200)
+    y = x[:, :3] @ rng.normal(size=(3, 4)) + rng.normal(size=(200, 4)) + 7
+    equations = Normal()
+    for part in np.array_split(np.arange(200), [1, 60, 61]):
+        equations.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
+    equations.decomposed()
+    found = equations.solve(penalty, torch.float64)
+    weight, bias = least_squares(x, y, penalty)
+    assert found.weight.numpy() == pytest.approx(weight, rel=1e-5, abs=1e-7)
+    assert found.bias.numpy() == pytest.approx(bias, rel=1e-5, abs=1e-7)
+
+
+def test_a_feature_that_never_varies_harms_nothing() -> None:
+    equations = Normal()
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
+    x[:, 1] = 4
+    equations.add(x, x[:, :1] * 2 + 1)
+    equations.decomposed()
+    found = equations.solve(1e-3, torch.float64)
+    assert torch.isfinite(found.weight).all()
+    guess = x @ found.weight.T + found.bias
+    assert torch.allclose(guess, x[:, :1] * 2 + 1, atol=0.02)
+
+
+def test_an_infinite_penalty_is_the_logit_exit(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affine, "PENALTIES", ())
+    exits = train(tiny_model, tmp_path / "e")
+    assert exits.maps == {}
+    by_layer = exits.document["by_layer"]
+    assert list(by_layer) == ["1", "2", "3", "4"]
+    for about in by_layer.values():
+        assert about["penalty"] is None
+        assert about["validation_hits"] == about["validation_hits_logit"]
+    logit = measured(tiny_model, tmp_path / "logit", None)
+    same = measured(tiny_model, tmp_path / "same", exits)
+    assert (logit.provenance["exit_kind"], same.provenance["exit_kind"]) == ("logit", "trained")
+    for name in ("token_id", "rank", "top_prob"):
+        assert np.array_equal(getattr(same, name), getattr(logit, name))
+
+
+def test_where_all_do_alike_the_logit_exit_is_taken(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affine, "_hits", lambda *_: (0.5,) * 8)
+    found = fit_layer(trainer.exit, Ranker(trainer.exit), trainer.states, trainer.split(None), 2)
+    assert [c.penalty for c in found] == [math.inf, *sorted(PENALTIES, reverse=True)]
+    assert found[0].map is None
+
+
+# ---------------------------------------------------------------- what the maps do
+
+
+def make_turning_llama(folder: Path) -> Path:
+    """A tiny Llama whose last layer turns the state: normalized, a linear map of the one before.
+
+    Its attention adds nothing, its gate is a constant, and what its MLP adds, a rotation times the
+    normalized state, is so large that the rest does not matter.
+    """
+    make_tiny_llama(folder, layers=3, seed=5)
+    config = json.loads((folder / "config.json").read_text("utf-8")) | {"mlp_bias": True}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    for layer in range(3):
+        name = f"model.layers.{layer}.mlp"
+        for part, width in (("gate_proj", 64), ("up_proj", 64), ("down_proj", 32)):
+            weights[f"{name}.{part}.bias"] = torch.zeros(width)
+    turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1)))[0]
+    weights["model.layers.2.self_attn.o_proj.weight"].zero_()
+    weights["model.layers.2.mlp.gate_proj.weight"].zero_()
+    weights["model.layers.2.mlp.gate_proj.bias"] = torch.ones(64)
+    weights["model.layers.2.mlp.up_proj.weight"] = torch.eye(64, 32)
+    weights["model.layers.2.mlp.down_proj.weight"] = 1e5 * turn @ torch.eye(32, 64)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_where_the_last_state_is_a_linear_map_the_exit_finds_it(tmp_path: Path) -> None:
+    model = make_turning_llama(tmp_path / "turning")
+    prompts = [replace(prompt, text=prompt.text * 2) for prompt in TRAINING * 3]
+    exits = train(model, tmp_path / "e", prompts, max_new_tokens=20, batch_size=13)
+    before = measured(model, tmp_path / "before", None, max_new_tokens=20).rank[:, 1]
+    after = measured(model, tmp_path / "after", exits, max_new_tokens=20).rank[:, 1]
+    assert (before == 1).mean() < 0.1, "read as it is, the layer knows nothing"
+    assert (after == 1).mean() > 0.97
+    assert after.max() <= 3
+
+
+def test_ranks_at_trained_exits_equal_those_by_a_slow_path(
+    tiny_model: Path, trained: Path, plain_model: tuple[Any, Any], tmp_path: Path
+) -> None:
+    exits = load_exits(trained, locate(str(tiny_model)))
+    assert set(exits.maps) == {1, 2, 3, 4}
+    result = measured(tiny_model, tmp_path / "m", exits)
+    weights = load_file(trained / WEIGHTS_FILE)
+    model, tokenizer = plain_model
+    differing = 0
+    for number, prompt in enumerate(HELD_OUT):
+        made, below, last = forced(model, tokenizer, prompt.text)
+        mine = result.prompt_index == number
+        assert result.token_id[mine].tolist() == made
+        with torch.no_grad():
+            for layer, h in enumerate(below, start=1):
+                x = h / h.square().mean(1, keepdim=True).sqrt()
+                plain = model.model.norm(h)
+                name = f"layer_{layer:02d}"
+                added = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+                rank, plain_rank = (
+                    _ranks(model.lm_head(read), made) for read in (plain + added, plain)
+                )
+                assert result.rank[mine, layer - 1].tolist() == rank
+                differing += sum(a != b for a, b in zip(rank, plain_rank, strict=True))
+            assert result.rank[mine, -1].tolist() == _ranks(model.lm_head(last), made)
+    assert differing > 20, "the maps must matter"
+    assert result.provenance["exits_sha256"] == exits.sha256
+    about = {"objective": "ridge", "n_prompts": 13, "n_tokens": exits.document["n_tokens"]}
+    assert result.provenance["exits"] == about
+
+
+def _ranks(logits: Tensor, made: Sequence[int]) -> list[int]:
+    order = logits.argsort(dim=1, descending=True)
+    found: list[int] = ((order == torch.tensor(made)[:, None]).nonzero()[:, 1] + 1).tolist()
+    return found
+
+
+def test_trained_exits_and_sampled_text_go_together(
+    tiny_model: Path, trained: Path, tmp_path: Path
+) -> None:
+    exits = load_exits(trained, locate(str(tiny_model)))
+    both = measured(tiny_model, tmp_path / "both", exits, sampling=Sampling(seed=3))
+    plain = measured(tiny_model, tmp_path / "plain", None, sampling=Sampling(seed=3))
+    assert np.array_equal(both.token_id, plain.token_id)
+    assert both.coupled_rank is not None
+    assert plain.coupled_rank is not None
+    assert (both.coupled_rank[:, -1] == 1).all()
+    assert (both.coupled_rank[:, :-1] != plain.coupled_rank[:, :-1]).any()
+
+
+# ---------------------------------------------------------------- who sees which prompt
+
+
+def poisoned(
+    found: States, folder: Path, hit: Callable[[Tensor], Tensor], value: float, layer: int | None
+) -> States:
+    """A copy in which some prompts' states (of one layer, or all) are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for path in found.files:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        mine = hit(tensors["prompt"])
+        if layer is None:
+            tensors["hidden"][:, mine] = value
+        else:
+            tensors["hidden"][layer - 1, mine] = value
+        save_file(tensors, folder / path.name, metadata=metadata)
+        files.append(folder / path.name)
+    return replace(found, files=tuple(files))
+
+
+def every_fourth(prompt: Tensor) -> Tensor:
+    return torch.tensor([n in (3, 7, 11) for n in prompt.tolist()])
+
+
+def not_every_fourth(prompt: Tensor) -> Tensor:
+    return ~every_fourth(prompt)
+
+
+def candidates(trainer: Trainer, found: States) -> dict[float, Candidate]:
+    split = trainer.split(None)
+    fitted = fit_layer(trainer.exit, Ranker(trainer.exit), found, split, LAYER)
+    return {candidate.penalty: candidate for candidate in fitted}
+
+
+def test_every_fourth_prompt_chooses_and_does_not_train(trainer: Trainer, tmp_path: Path) -> None:
+    clean = candidates(trainer, trainer.states)
+    found = candidates(trainer, poisoned(trainer.states, tmp_path, every_fourth, 3.0, None))
+    for penalty in PENALTIES:
+        ours, theirs = clean[penalty].map, found[penalty].map
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+    assert [c.hits for c in clean.values()] != [found[p].hits for p in clean]
+
+
+def test_the_other_prompts_train_and_do_not_choose(trainer: Trainer, tmp_path: Path) -> None:
+    clean = candidates(trainer, trainer.states)
+    found = candidates(trainer, poisoned(trainer.states, tmp_path, not_every_fourth, 3.0, None))
+    assert found[math.inf].hits == clean[math.inf].hits, "this one has no training to be harmed"
+    ours, theirs = clean[1.0].map, found[1.0].map
+    assert ours is not None
+    assert theirs is not None
+    assert not torch.allclose(ours.weight, theirs.weight, atol=1e-2)
+
+
+def test_a_score_is_the_mean_match_rate_over_k_on_every_fourth_prompt(
+    trainer: Trainer, plain_model: tuple[Any, Any]
+) -> None:
+    ranks: list[int] = []
+    for prompt in TRAINING[3::4]:
+        made, below, _ = forced(*plain_model, prompt.text)
+        with torch.no_grad():
+            model = plain_model[0]
+            ranks += _ranks(model.lm_head(model.model.norm(below[LAYER - 1])), made)
+    hits = [float(np.mean([rank <= k for rank in ranks])) for k in range(1, 9)]
+    logit = candidates(trainer, trainer.states)[math.inf]
+    assert logit.hits == pytest.approx(hits, abs=1e-6)
+    assert logit.score == pytest.approx(np.mean(hits), abs=1e-6)
+    found = fit_layer(
+        trainer.exit, Ranker(trainer.exit), trainer.states, trainer.split(None), LAYER
+    )
+    assert found[0].score == max(candidate.score for candidate in found)
+
+
+def stop_when(stage: str, share: float = 0.0) -> Callable[[Progress], None]:
+    def stop(progress: Progress) -> None:
+        if progress.stage == stage and progress.share > share:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize("objective", ["ridge", "kl"])
+def test_prompts_beyond_max_tokens_are_never_seen(
+    tiny_model: Path, tmp_path: Path, objective: str
+) -> None:
+    """Nine prompts of ten tokens are within 99; the tenth to twelfth share a batch with the ninth.
+
+    Their states are made unusable on disk before the training.
+    """
+    options: dict[str, Any] = {"max_tokens": 9 * TOKENS + 9, "objective": objective, "epochs": 1}
+    clean = train(tiny_model, tmp_path / "clean", **options)
+    out = tmp_path / "poisoned"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, out, **options, on_progress=stop_when("training"))
+    files = sorted((out / UNFINISHED).glob("0*.safetensors"))
+    assert len(files) == 3, "the thirteenth prompt need not be answered"
+    poisoned(States(tuple(files), 12), out / UNFINISHED, lambda p: p >= 9, math.nan, None)
+    assert load_file(files[2])["hidden"].isnan().any()
+    again = train(tiny_model, out, **options)
+    assert again.sha256 == clean.sha256
+    assert again.document["n_tokens"] == 9 * TOKENS
+    assert (again.document["n_prompts"], again.document["n_choosing"]) == (9, 2)
+    assert len(again.trained_on) == 9
+    again.check_prompts(TRAINING[9:])
+    with pytest.raises(InvalidInputError, match="'t8'"):
+        again.check_prompts(TRAINING[8:])
+
+
+def test_max_tokens_is_as_if_there_were_no_more_prompts(tiny_model: Path, tmp_path: Path) -> None:
+    most = train(tiny_model, tmp_path / "most", max_tokens=9 * TOKENS)
+    few = train(tiny_model, tmp_path / "few", TRAINING[:9])
+    assert most.trained_on == few.trained_on
+    assert set(most.maps) == set(few.maps) != set()
+    for layer, map_ in most.maps.items():
+        assert torch.allclose(map_.weight, few.maps[layer].weight, atol=1e-3)
+
+
+def test_prompts_of_the_training_are_refused(
+    tiny_model: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By text, whatever their ids, before the model is loaded."""
+    monkeypatch.setattr(run_module, "load_model", _never)
+    exits = load_exits(trained, locate(str(tiny_model)))
+    for number in (0, 3, 12):
+        used = Prompt("new name", f" {TRAINING[number].text}\n", later_turns=("and then?",))
+        with pytest.raises(InvalidInputError) as caught:
+            measured(tiny_model, tmp_path / "m", exits, prompts=[*HELD_OUT, used])
+        words = str(caught.value)
+        assert "exits must be measured on prompts that they were not trained on; got 1" in words
+        assert "'new name'" in words
+    assert not (tmp_path / "m").exists()
+    exits.check_prompts([Prompt(TRAINING[0].id, HELD_OUT[0].text)])  # an id alone is no use
+
+
+def _never(*_: Any, **__: Any) -> None:
+    raise AssertionError("this must not be called")
+
+
+def test_the_prompts_that_ship_for_training_are_not_measured() -> None:
+    training = training_prompts()
+    assert len(training) == 144
+    firsts = {" ".join(prompt.text.split()) for prompt in training}
+    assert len(firsts) == len(training)
+    assert firsts.isdisjoint(" ".join(prompt.text.split()) for prompt in default_prompts())
+
+
+# ---------------------------------------------------------------- files that are not right
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    document = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
+    document |= changes
+    (folder / ABOUT_FILE).write_text(json.dumps(document), encoding="utf-8")
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(data[: len(data) // 2])
+
+
+def flip_a_byte(folder: Path) -> None:
+    data = bytearray((folder / WEIGHTS_FILE).read_bytes())
+    data[-5] ^= 1
+    (folder / WEIGHTS_FILE).write_bytes(bytes(data))
+
+
+def with_own_sha(damage: Callable[[Path], None]) -> Callable[[Path], None]:
+    def damaged(folder: Path) -> None:
+        damage(folder)
+        edit(folder, sha256=sha256(folder / WEIGHTS_FILE))
+
+    return damaged
+
+
+def keep_weights_only(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({k: v for k, v in tensors.items() if "weight" in k}, folder / WEIGHTS_FILE)
+
+
+def misname(folder: Path) -> None:
+    save_file({"layer_x.weight": torch.ones(1), "layer_x.bias": torch.ones(1)}, folder / "t")
+    (folder / "t").replace(folder / WEIGHTS_FILE)
+
+
+def cut_json(folder: Path) -> None:
+    text = (folder / ABOUT_FILE).read_text("utf-8")
+    (folder / ABOUT_FILE).write_text(text[: len(text) // 2], encoding="utf-8")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no json": (lambda f: (f / ABOUT_FILE).unlink(), "must hold exits.json and exits.safetensors"),
+    "no weights": (lambda f: (f / WEIGHTS_FILE).unlink(), "make them with: ppdmodel train-exits"),
+    "no folder": (shutil.rmtree, "must hold exits.json and exits.safetensors"),
+    "cut weights": (truncate, "must belong together; got exits.safetensors with another sha256"),
+    "flipped bit": (flip_a_byte, "must belong together; got exits.safetensors with another sha256"),
+    "cut, and sha edited": (with_own_sha(truncate), "must hold weight and bias by layer; got:"),
+    "no biases": (with_own_sha(keep_weights_only), "must hold weight and bias by layer; got:"),
+    "odd names": (with_own_sha(misname), "must hold weight and bias by layer; got:"),
+    "cut json": (cut_json, "a result must be whole JSON"),
+    "sha": (lambda f: edit(f, sha256="0" * 64), "another sha256"),
+    "objective": (lambda f: edit(f, objective="magic"), "got a fault at objective"),
+    "prompts": (lambda f: edit(f, trained_on=None), "got a fault at trained_on"),
+    "kind": (lambda f: edit(f, schema="ppdmodel/calibration"), "must be a ppdmodel/trained-exits"),
+    "version": (lambda f: edit(f, schema_version=99), "upgrade ppdmodel"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_exits_are_refused(
+    tiny_model: Path, trained: Path, tmp_path: Path, kind: str
+) -> None:
+    damage, words = DAMAGES[kind]
+    folder = tmp_path / "e"
+    shutil.copytree(trained, folder)
+    source = locate(str(tiny_model))
+    assert load_exits(folder, source).maps, "it was whole before"
+    damage(folder)
+    with pytest.raises(InvalidInputError) as caught:
+        load_exits(folder, source)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_exits_of_another_model_are_refused(
+    tiny_model: Path, trained: Path, tmp_path: Path
+) -> None:
+    other = locate(str(make_tiny_llama(tmp_path / "other", seed=1)))
+    with pytest.raises(InvalidInputError) as caught:
+        load_exits(trained, other)
+    assert "trained exits must be those of the model; got" in str(caught.value)
+    assert "trained for tiny-llama, and other; train exits for this model" in str(caught.value)
+    shorter = load_model(locate(str(make_tiny_llama(tmp_path / "short", layers=3))))
+    exits = load_exits(trained, locate(str(tiny_model)))
+    short_exit = Trainer(shorter, TRAINING, {}).exit
+    with pytest.raises(InvalidInputError, match=r"trained exits must fit the model; got a map of"):
+        exits.on(short_exit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"exit_layers": [5]}, "exit layers to train must lie from 1 to 4; got 5; the last one is"),
+        ({"exit_layers": [2, 0]}, "exit layers to train must lie from 1 to 4; got 0"),
+        ({"exit_layers": [-1]}, "exit layers to train must lie from 1 to 4; got -1"),
+        ({"prompts": TRAINING[:7]}, "training needs at least 8 prompts, every fourth to choose by"),
+        ({"max_tokens": 8 * TOKENS - 1}, "max_tokens must cover at least 8 prompts; got 79, which"),
+        ({"objective": "mse"}, "objective must be ridge or kl; got 'mse'"),
+        ({"epochs": 0}, "epochs must be a positive integer; got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a positive integer; got 0"),
+        ({"batch_size": -2}, "batch_size must be a positive integer; got -2"),
+        ({"dtype": "float8"}, "dtype must be one of float32, bfloat16, float16; got 'float8'"),
+        ({"device": "cpu:x"}, "device must be one that this torch can use; got 'cpu:x'"),
+    ],
+)
+def test_bad_arguments_are_named(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        train(tiny_model, tmp_path / "e", **changes)
+    assert words in str(caught.value)
+    assert not (tmp_path / "e" / ABOUT_FILE).exists()
+
+
+def test_eight_prompts_are_enough(tiny_model: Path, tmp_path: Path) -> None:
+    found = train(tiny_model, tmp_path / "e", TRAINING[:8], exit_layers=[4, 2, 2])
+    assert list(found.document["by_layer"]) == ["2", "4"]
+    assert found.document["n_choosing"] == 2
+
+
+# ---------------------------------------------------------------- kl
+
+
+def divergence(trainer: Trainer, map_: AffineMap | None, wanted: Any) -> float:
+    """Mean KL of the exit's distribution from the model's own, in float64."""
+    total, n = 0.0, 0
+    pairs = zip(
+        trainer.states.layer(LAYER - 1, wanted), trainer.states.layer(LAYERS - 1, wanted),
+        strict=True,
+    )  # fmt: skip
+    model = trainer.loaded.model
+    with torch.no_grad():
+        for h, last in pairs:
+            read = model.model.norm(h)
+            if map_ is not None:
+                x = h / h.square().mean(1, keepdim=True).sqrt()
+                read = read + x @ map_.weight.T + map_.bias
+            p = model.lm_head(model.model.norm(last)).double().log_softmax(1)
+            q = model.lm_head(read).double().log_softmax(1)
+            total, n = total + float((p.exp() * (p - q)).sum()), n + len(h)
+    return total / n
+
+
+def start(trainer: Trainer, penalty: float) -> Candidate:
+    return candidates(trainer, trainer.states)[penalty]
+
+
+@pytest.mark.parametrize("penalty", [1e-1, math.inf])
+def test_descent_lowers_the_divergence_on_the_training_tokens(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, penalty: float
+) -> None:
+    """Whatever the choice would be: each epoch is said to be better than the one before."""
+    begin = start(trainer, penalty)
+    calls: list[int] = []
+
+    def better(*_: Any) -> tuple[float, ...]:
+        calls.append(1)
+        return (1.0 + len(calls),) * 8
+
+    monkeypatch.setattr(affine, "_hits", better)
+    split = trainer.split(None)
+    found = [begin]
+    for epochs in (1, 4):
+        calls.clear()
+        found.append(
+            descend(trainer.exit, Ranker(trainer.exit), trainer.states, split, LAYER, begin, epochs)
+        )
+        assert found[-1].epochs == len(calls) == epochs
+    losses = [divergence(trainer, c.map, split.trains) for c in found]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_the_epoch_that_did_best_is_kept_or_the_start(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = replace(start(trainer, 1.0), hits=(0.5,) * 8)
+    rates = iter([0.4, 0.7, 0.6, 0.7])
+    monkeypatch.setattr(affine, "_hits", lambda *_: (next(rates),) * 8)
+    split = trainer.split(None)
+    ranker = Ranker(trainer.exit)
+    found = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 4)
+    assert found.epochs == 2
+    assert found.score == pytest.approx(0.7)
+    second = iter([0.4, 0.7])
+    monkeypatch.setattr(affine, "_hits", lambda *_: (next(second),) * 8)
+    short = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 2)
+    assert short.map is not None
+    assert found.map is not None
+    assert torch.equal(short.map.weight, found.map.weight), "the map of that epoch, not a later one"
+    worse = iter([0.5, 0.4])
+    monkeypatch.setattr(affine, "_hits", lambda *_: (next(worse),) * 8)
+    kept = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 2)
+    assert kept is begin
+
+
+def test_kl_never_scores_below_its_ridge_start(tiny_model: Path, tmp_path: Path) -> None:
+    """Scores on the choosing prompts, measured again, independent of what the record says."""
+    ridge = train(tiny_model, tmp_path / "ridge")
+    kl = train(tiny_model, tmp_path / "kl", objective="kl", epochs=2)
+    assert kl.document["objective"] == "kl"
+    moved = 0
+    for layer, about in kl.document["by_layer"].items():
+        before = ridge.document["by_layer"][layer]
+        assert about["penalty"] == before["penalty"]
+        assert sum(about["validation_hits"]) >= sum(before["validation_hits"]) - 1e-9
+        moved += about["epochs"] > 0
+    assert moved, "some layer must have gone on from ridge"
+
+
+def test_descent_never_sees_the_choosing_prompts(trainer: Trainer, tmp_path: Path) -> None:
+    """To choose by them takes no last state of theirs: made NaN, it changes nothing."""
+    begin, split = replace(start(trainer, 1.0), hits=(0.0,)), trainer.split(None)
+    spoiled = poisoned(trainer.states, tmp_path, every_fourth, math.nan, LAYERS)
+    found = [
+        descend(trainer.exit, Ranker(trainer.exit), given, split, LAYER, begin, 1)
+        for given in (trainer.states, spoiled)
+    ]
+    assert [candidate.epochs for candidate in found] == [1, 1]
+    weights = [c.map.weight for c in found if c.map is not None]
+    assert torch.equal(*weights)
+
+
+# ---------------------------------------------------------------- interrupted
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each decoded batch had."""
+    batches: list[int] = []
+    generate = generate_module.generate
+
+    def counting(model: Any, exit_: Any, contexts: Any, *args: Any, **options: Any) -> Any:
+        batches.append(len(contexts))
+        return generate(model, exit_, contexts, *args, **options)
+
+    monkeypatch.setattr(states, "generate", counting)
+    return batches
+
+
+@pytest.mark.parametrize("objective", ["ridge", "kl"])
+def test_interrupted_while_training_it_goes_on_with_the_next_layer(
+    tiny_model: Path, tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch,
+    objective: str,
+) -> None:  # fmt: skip
+    options: dict[str, Any] = {"objective": objective, "epochs": 1}
+    whole = train(tiny_model, tmp_path / "whole", **options)
+    out = tmp_path / "e"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, out, **options, on_progress=stop_when("training", 0.7))
+    assert counted == [4, 4, 4, 1] * 2
+    done = sorted(path.name for path in (out / UNFINISHED).glob("layer*"))
+    assert done == ["layer_01.safetensors", "layer_02.safetensors"]
+    fitted: list[int] = []
+    fit = affine.fit_layer
+
+    def counting(exit_: Any, ranker: Any, found: Any, split: Split, layer: int) -> Any:
+        fitted.append(layer)
+        return fit(exit_, ranker, found, split, layer)
+
+    monkeypatch.setattr("ppdmodel.measure.training.fit_layer", counting)
+    again = train(tiny_model, out, **options)
+    assert len(counted) == 8, "nothing is answered again"
+    assert fitted == [3, 4]
+    assert again.sha256 == whole.sha256
+    assert again.document["by_layer"] == whole.document["by_layer"]
+    assert sorted(path.name for path in out.iterdir()) == [ABOUT_FILE, WEIGHTS_FILE]
+
+
+def test_interrupted_while_answering_it_keeps_the_batches_that_are_done(
+    tiny_model: Path, trained: Path, tmp_path: Path, counted: list[int]
+) -> None:
+    out = tmp_path / "e"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, out, on_progress=stop_when("decoding", 0.4))
+    assert counted == [4, 4, 4]
+    assert len(list((out / UNFINISHED).glob("0*.safetensors"))) == 2
+    again = train(tiny_model, out)
+    assert counted[3:] == [4, 1]
+    assert again.sha256 == sha256(trained / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "kl"}, "with objective 'ridge' instead of 'kl'; choose another --out"),
+        ({"max_new_tokens": 11}, "with max_new_tokens '10' instead of '11'"),
+        ({"max_tokens": 90}, "with max_tokens 'None' instead of '90'"),
+        ({"dtype": "bfloat16"}, "with dtype 'float32' instead of 'bfloat16'"),
+        ({"raw": True}, "with prompt_format 'chat' instead of 'raw'"),
+        ({"prompts": TRAINING[1:]}, "with prompts_sha256"),
+    ],
+)
+def test_another_training_in_the_same_folder_is_refused(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, tmp_path, on_progress=stop_when("decoding", 0.2))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(InvalidInputError) as caught:
+        train(tiny_model, tmp_path, **changes)
+    assert "the out folder must hold this same training; got" in str(caught.value)
+    assert words in str(caught.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_another_model_in_the_same_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, out, on_progress=stop_when("decoding", 0.2))
+    other = make_tiny_llama(tmp_path / "tiny-llama", seed=1)  # the same name
+    with pytest.raises(InvalidInputError, match="with weights_sha256"):
+        train(other, out)
+
+
+def test_other_files_are_left_alone(tiny_model: Path, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(InvalidInputError, match="with other files; choose another --out"):
+        train(tiny_model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(InvalidInputError, match="the out folder must be a folder; got the file"):
+        train(tiny_model, tmp_path / "thesis.tex")
+
+
+# ---------------------------------------------------------------- by command
+
+
+def test_from_training_to_measuring_by_command(
+    tiny_model: Path, trained: Path, prompt_file: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The same exits as in Python, and a measurement that says which it used."""
+    texts, exits, out = tmp_path / "training.jsonl", tmp_path / "e", tmp_path / "m"
+    rows = [{"id": prompt.id, "text": prompt.text} for prompt in TRAINING]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    common = ["--model", str(tiny_model), "--max-new-tokens", "10", "--threads", "1"]
+    command = [
+        "train-exits", *common, "--prompts", str(texts), "--batch-size", "4", "--out", str(exits),
+    ]  # fmt: skip
+    assert run_command(command) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "exits trained on 130 tokens of 13 prompts, 3 of which chose the penalties" in shown
+    assert f"ppdmodel measure --exits {exits}" in shown
+    assert sha256(exits / WEIGHTS_FILE) == sha256(trained / WEIGHTS_FILE)
+    few = [*command[:-1], str(tmp_path / "few"), "--exit-layers", "2,4", "--limit", "9", "--json"]
+    assert run_command(few) == 0
+    overview = json.loads(capsys.readouterr().out)
+    assert (overview["n_prompts"], list(overview["by_layer"])) == (9, ["2", "4"])
+
+    measuring = ["measure", *common, "--exits", str(exits), "--out", str(out)]
+    assert run_command([*measuring, "--prompts", str(prompt_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exit_kind"] == "trained"
+    about = json.loads((out / "summary.json").read_text("utf-8"))["provenance"]
+    assert about["exits_sha256"] == sha256(exits / WEIGHTS_FILE)
+
+    for bad, words in (
+        ([*measuring, "--prompts", str(texts)], "that they were not trained on; got 13"),
+        ([*measuring[:-2], "--out", str(out), "--prompts", str(prompt_file), "--exits", str(out)],
+         "must hold exits.json and exits.safetensors"),
+        ([*command[:-1], str(tmp_path / "x"), "--exit-layers", "2;4"], "separated by commas; got"),
+        ([*command[:-1], str(tmp_path / "x"), "--exit-layers", "2,5"], "from 1 to 4; got 5"),
+        ([*command[:-1], str(tmp_path / "x"), "--objective", "mse"], "ridge or kl; got 'mse'"),
+        ([*command[:-1], str(tmp_path / "x"), "--epochs", "0"], "epochs must be a positive"),
+        ([*command[:-1], str(tmp_path / "x"), "--limit", "7"], "at least 8 prompts"),
+        ([*command[:-1], str(exits), "--limit", "9"], "must hold this same training; got"),
+    ):  # fmt: skip
+        assert run_command(bad) == 2
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if "loading the model" not in line]
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+        assert words in lines[0]
+        assert captured.out == ""
+    assert run_command(command) == 0, "the same training is there already"
+
+
+# ---------------------------------------------------------------- at the edges
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_kl_in_half_precision(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
+    found = train(tiny_model, tmp_path / "e", objective="kl", epochs=1, dtype=dtype)
+    assert set(found.document["by_layer"]) == {"1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize("sizes", [(4, 2), (2, 8)])
+def test_another_batch_size_goes_on_with_the_same_prompts(
+    tiny_model: Path, tmp_path: Path, sizes: tuple[int, int]
+) -> None:
+    """Refusing it would do too; counting prompts twice, or leaving some out, does not."""
+    out = tmp_path / "e"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, out, batch_size=sizes[0], on_progress=stop_when("decoding", 0.2))
+    try:
+        found = train(tiny_model, out, batch_size=sizes[1])
+    except InvalidInputError:
+        return
+    assert found.document["n_tokens"] == len(TRAINING) * TOKENS
+
+
+def test_another_number_of_epochs_is_not_mixed_in(tiny_model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"objective": "kl", "exit_layers": [1, 2]}
+    whole = train(tiny_model, tmp_path / "whole", **options, epochs=30)
+    out = tmp_path / "e"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, out, **options, epochs=1, on_progress=stop_when("training", 0.7))
+    try:
+        found = train(tiny_model, out, **options, epochs=30)
+    except InvalidInputError:
+        return
+    assert found.sha256 == whole.sha256
+
+
+@pytest.mark.parametrize("left", ["weights only", "all"])
+def test_stopped_after_the_exits_were_written_the_same_call_ends_well(
+    tiny_model: Path, trained: Path, tmp_path: Path, left: str
+) -> None:
+    out = tmp_path / "e"
+
+    def stop_at_the_end(progress: Progress) -> None:
+        if (out / ABOUT_FILE).is_file():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model, out, on_progress=stop_at_the_end)
+    if left == "weights only":  # as a kill between the two writes leaves it
+        (out / ABOUT_FILE).unlink()
+    assert train(tiny_model, out).sha256 == sha256(trained / WEIGHTS_FILE)
+    assert not (out / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("batch_size", [5, 12])
+def test_progress_never_goes_back(tiny_model: Path, tmp_path: Path, batch_size: int) -> None:
+    seen: list[Progress] = []
+    train(tiny_model, tmp_path / "e", batch_size=batch_size, on_progress=seen.append)
+    for name in ("share", "tokens"):
+        values = [getattr(progress, name) for progress in seen]
+        assert values == sorted(values)
+    assert seen[-1].share == 1
+
+
+def test_a_training_prompt_that_does_not_fit_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    given = [*TRAINING[:8], Prompt("long", "a" * 240)]
+    with pytest.raises(InvalidInputError, match="must fit the model's context of 256; got"):
+        train(tiny_model, tmp_path / "e", given)
+
+
+def test_the_model_may_be_on_another_device(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device, like a GPU, takes no tensors of the CPU."""
+    begin, split = start(trainer, 1.0), trainer.split(None)
+    assert begin.map is not None
+    map_ = AffineMap(begin.map.weight.to("meta"), begin.map.bias.to("meta"))
+    model = copy.deepcopy(trainer.loaded.model).to("meta")
+    exit_ = replace(trainer.exit, tail=(model.model.norm,), head=model.lm_head)
+    equations = affine._normal(exit_, trainer.states, split.trains, LAYER)
+    assert equations.n == 10 * TOKENS
+    monkeypatch.setattr(affine, "_hits", lambda *_: (1.0,) * 8)
+    descend(exit_, Ranker(trainer.exit), trainer.states, split, LAYER, replace(begin, map=map_), 1)
+
+
+def test_descent_makes_no_gradients_of_the_model(trainer: Trainer) -> None:
+    """A vocabulary by width of them, each step: the largest product of the training, and memory."""
+    trainer.loaded.model.zero_grad()
+    begin, split = start(trainer, 1.0), trainer.split(None)
+    descend(trainer.exit, Ranker(trainer.exit), trainer.states, split, LAYER, begin, 1)
+    assert all(p.grad is None for p in trainer.loaded.model.parameters())
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_threads_must_be_positive(tiny_model: Path, tmp_path: Path, value: int) -> None:
+    with pytest.raises(InvalidInputError, match="n_threads must be a positive integer; got"):
+        train(tiny_model, tmp_path / "e", n_threads=value)
+
+
+@pytest.mark.parametrize("changes", [{"exit_layers": []}, {"max_tokens": 0}])
+def test_nothing_is_not_everything(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInputError):
+        train(tiny_model, tmp_path / "e", **changes)
+
+
+def test_a_model_of_one_layer_has_nothing_to_train(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "one", layers=1)
+    with pytest.raises(InvalidInputError, match="layer") as caught:
+        train(model, tmp_path / "e", exit_layers=None)
+    assert "schema" not in str(caught.value)
+
+
+def test_normalized_is_by_the_root_mean_square() -> None:
+    given = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)) * 30
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        found = normalized(given.to(dtype))
+        assert found.dtype == dtype
+        mean = found.float().square().mean(1)
+        assert mean.numpy() == pytest.approx(1, rel=tolerance)
