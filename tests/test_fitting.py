@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,20 @@ def test_bad_input_is_named(measurement: Measurement) -> None:
         fit(make_measurement(layers=1))
     with pytest.raises(InvalidInputError, match="k_max must be a positive integer; got 0"):
         fit(measurement, k_max=0)
+
+
+def test_a_title_says_what_sets_a_calibration_apart(measurement: Measurement) -> None:
+    assert fit(measurement, resamples=10).title == "made-up"
+    about = {"exit_kind": "trained", "decoding": "sampled", "temperature": 0.7}
+    sampled = replace(
+        measurement,
+        provenance={**measurement.provenance, **about},
+        coupled_rank=np.minimum(measurement.rank, 2),
+    )
+    calibration = fit(sampled.coupled(), resamples=10)
+    assert calibration.title == (
+        "made-up, trained exits, sampled at temperature 0.7, coupled guesses"
+    )
+    assert (calibration.p_correct[:, 1] == 1).all()
+    with pytest.raises(InvalidInputError, match="coupled guesses need sampled text"):
+        measurement.coupled()

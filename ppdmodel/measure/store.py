@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
+from ..joining import join
 from ..results import Guesses, Measurement
 from ..summary import Tally
-from ..tables import TOKENS, TableFile, guesses_beside, join, write_guesses, write_tokens
+from ..tables import TOKENS, TableFile, guesses_beside, write_guesses, write_tokens
 from .prompts import Prompt
 
 #: where finished batches wait until the run ends; inside the measurement's folder
