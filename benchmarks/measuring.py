@@ -136,16 +136,18 @@ def end_to_end() -> None:
     each: dict[str, list[float]] = {name: [] for name in ("ours", *pythons)}
     with tempfile.TemporaryDirectory() as folder:
         model, files = _prepared(Path(folder))
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             ours = _run(sys.executable, "ours.py", model, files["all"])
             each["ours"].append(ours["seconds"] / ours["n_tokens"])
             for name, python in pythons.items():
+                if name != "plain" and number > 0:  # the tools once: they take as long as plain
+                    continue
                 theirs = _run(python, scripts[name], model, files["few"])
                 each[name].append(theirs["seconds"] / theirs["n_tokens"])
                 _compare(name, ours, theirs)
     print(f"    ours: {spread([1e3 * s for s in each['ours']], '.1f')} ms per token")
     for name in pythons:
-        ratios = [b / a for a, b in zip(each["ours"], each[name], strict=True)]
+        ratios = [b / a for a, b in zip(each["ours"], each[name], strict=False)]
         limit = f", limit {FASTER:g}" if name == "plain" else ""
         milliseconds = spread([1e3 * s for s in each[name]], ".0f")
         print(f"    {name}: {milliseconds} ms per token, ours {spread(ratios)} times faster{limit}")

@@ -38,6 +38,7 @@ ABOUT = {
     GUESSES: {"layers", "guesses", "vocabulary"},
 }
 FILES = {TOKENS: TOKENS_FILE, GUESSES: GUESSES_FILE}
+_UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
 #: lists of single tokens that a table's metadata hold
 TIES = ("ties", "near_ties")
 #: largest vocabulary whose token ids fit the two bytes of a guess
@@ -120,13 +121,18 @@ def metadata(about: Mapping[str, Any]) -> dict[str, str]:
 def write_tokens(result: Measurement, path: Path) -> None:
     """Write the per-token table of a measurement; its metadata hold all that the table does not."""
     with atomic(path) as part:
-        pq.write_table(token_table(result), part, compression="zstd")
+        _write(token_table(result), part)
 
 
 def write_guesses(result: Guesses, path: Path) -> None:
     """Write the table of the exits' first guesses."""
     with atomic(path) as part:
-        pq.write_table(guess_table(result), part, compression="zstd", use_dictionary=False)
+        _write(guess_table(result), part, use_dictionary=False)
+
+
+def _write(table: pa.Table, path: Path, **options: Any) -> None:
+    """A batch is one row group, whatever its size."""
+    pq.write_table(table, path, compression="zstd", row_group_size=max(1, len(table)), **options)
 
 
 # ---------------------------------------------------------------- reading
@@ -143,9 +149,9 @@ class TableFile:
         self.path = path
         try:
             self.file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowException) as error:
+            found = (self.file.schema_arrow.metadata or {}).get(MEASUREMENT.encode(), b"null")
+        except _UNREADABLE as error:
             raise self._damaged(error) from None
-        found = (self.file.schema_arrow.metadata or {}).get(MEASUREMENT.encode(), b"null")
         self.about: dict[str, Any] = self._checked_about(found, kind)
         check_version(self.about, path)
 
@@ -197,10 +203,11 @@ class TableFile:
 
     def _read(self, group: int | None, columns: Sequence[str] | None = None) -> Any:
         try:
-            if group is None:
-                return self.file.read(columns)
-            return self.file.read_row_group(group, columns)
-        except (OSError, pa.ArrowException) as error:
+            whole = group is None
+            table = self.file.read(columns) if whole else self.file.read_row_group(group, columns)
+            table.validate(full=True)  # text that is no UTF-8, lists of other lengths
+            return table.select(table.column_names)  # names that are none fail here
+        except _UNREADABLE as error:
             raise self._damaged(error) from None
 
     def measurement(self, group: int | None = None) -> Measurement:
@@ -243,10 +250,13 @@ class TableFile:
             return np.stack([c.reshape(-1, about["guesses"]) for c in columns], 1).astype(dtype)
 
         try:
+            ids = stacked("ids", np.int32)
+            if about["vocabulary"] <= SHORT_IDS:
+                ids[ids == SHORT_IDS] = -1  # no guess: two bytes have no sign
             return Guesses(
                 **self._read_keys(table),
                 vocabulary=about["vocabulary"],
-                ids=stacked("ids", np.int32),
+                ids=ids,
                 probs=stacked("probs", np.float32),
             )
         except KeyError as error:
