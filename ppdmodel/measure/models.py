@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from ..errors import InvalidInputError, RunFailedError
@@ -77,6 +78,12 @@ class LoadedModel:
         ids: list[int] = self.tokenizer(text, add_special_tokens=not chat).input_ids
         if not ids:
             raise InvalidInputError(f"each prompt must have tokens; got none for {text[:80]!r}")
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        if max(ids) >= vocabulary:
+            raise InvalidInputError(
+                f"the tokenizer must fit the model; got token {max(ids)} of a vocabulary of "
+                f"{vocabulary}; get both from one place"
+            )
         return ids
 
     def _templated(self, turns: Sequence[str], answers: Sequence[str]) -> str:
@@ -89,9 +96,15 @@ class LoadedModel:
             messages.append({"role": "user", "content": turn})
             if answer is not None:
                 messages.append({"role": "assistant", "content": answer})
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InvalidInputError(
+                "the model's chat template must work; got "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:160]}; use --raw"
+            ) from None
         return text
 
     def check_room(self, prompt_id: str, n_ids: int, room: int) -> None:
@@ -117,6 +130,8 @@ def check_dtype(dtype: str) -> None:
 def check_device(device: str) -> None:
     """Raise `InvalidInputError` unless torch can put a tensor on `device`."""
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -187,12 +202,13 @@ def _read(
             **gguf,
         )
     except (*_LOADING_ERRORS, SafetensorError) as error:
-        raise _failed(source, error) from error
+        raise _failed(source, error, folder) from error
     missing = sorted(loading["missing_keys"])
+    missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))
     if missing:  # what Transformers makes up at random
         raise InvalidInputError(
-            f"the weights of {source.name} must be whole; got none for {missing[0]} and "
-            f"{len(missing) - 1} more; get the file again"
+            f"the weights of {source.name} must be whole and of the stated sizes; got none such "
+            f"for {missing[0]} and {len(missing) - 1} more; get the file again"
         )
     return tokenizer, model
 
@@ -203,16 +219,16 @@ _LOADING_ERRORS = (
 )  # fmt: skip
 
 
-def _failed(source: ModelSource, error: Exception) -> RunFailedError:
+def _failed(source: ModelSource, error: Exception, folder: Path) -> RunFailedError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return RunFailedError(
-        f"the weights of {source.name} must load; got: {reason[:300]}; check {source.folder}"
+        f"the weights of {source.name} must load; got: {reason[:300]}; check {folder}"
     )
 
 
 def _check_finite(source: ModelSource, model: Any) -> None:
     for name, weight in model.named_parameters():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+        if weight.is_floating_point() and not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
             raise InvalidInputError(
                 f"the weights of {source.name} must be finite numbers; got NaN or infinity in "
                 f"{name}; get the file again, or use another --dtype"

@@ -221,7 +221,7 @@ def deaths(words: list[str], folder: Path, **environment: str) -> Iterator[int]:
 
 def fill_disk_at(name: str) -> None:
     """Have this process fail to write one file, by a limit on sizes that the system enforces."""
-    from ppdmodel import files, tables
+    from ppdmodel import files, joining, tables
     from ppdmodel.measure import states
 
     whole = files.atomic
@@ -237,7 +237,7 @@ def fill_disk_at(name: str) -> None:
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    for module in (files, tables, states):
+    for module in (files, joining, tables, states):
         module.atomic = narrow  # type: ignore[attr-defined]
 
 
