@@ -234,8 +234,9 @@ def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
-    for cut_short in out.glob(".*.part-*"):  # what a kill while writing left
-        cut_short.unlink(missing_ok=True)
+    for name in (WEIGHTS_FILE, ABOUT_FILE):
+        for cut_short in out.glob(f".{name}.part-*"):  # what a kill while writing left
+            cut_short.unlink(missing_ok=True)
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not found:
         return False
