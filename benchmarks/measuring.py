@@ -32,7 +32,7 @@ MODEL = "smollm2-135m"
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 #: prompts of ours, decoded together, and of the others, which take one after another whatever their
 #: number; tokens per prompt; repetitions
-PROMPTS, OTHERS_PROMPTS, TOKENS, ROUNDS = 24, 4, 48, 3
+PROMPTS, OTHERS_PROMPTS, TOKENS, ROUNDS = 24, 4, 128, 3
 FASTER, OF_PEAK, EXTRA_GIB, LOAD_S = 5.0, 0.85, 1.0, 2.0
 
 
@@ -56,17 +56,25 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 
 def loading() -> None:
-    """The model from its cache, in a fresh process, imports aside."""
+    """The model from its cache, in a fresh process, and the libraries that this imports."""
     code = (
         "import time; from ppdmodel.measure.models import load_model;"
-        "from ppdmodel.measure.sources import locate; start = time.perf_counter();"
-        f"load_model(locate('{MODEL}')); print(time.perf_counter() - start)"
+        "from ppdmodel.measure.sources import locate; import transformers;"
+        "begin = time.perf_counter(); transformers.AutoTokenizer, transformers.LlamaForCausalLM;"
+        f"start = time.perf_counter(); load_model(locate('{MODEL}'));"
+        "print(start - begin, time.perf_counter() - start)"
     )
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(ROUNDS)
-    ]
-    print(f"    {MODEL} the second time: {spread(seconds)} s, limit {LOAD_S:g} s")
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+        for _ in range(ROUNDS + 1)
+    ][1:]  # the first brings the files into memory
+    imports, seconds = zip(
+        *([float(number) for number in run.split()] for run in runs), strict=True
+    )
+    print(
+        f"    {MODEL} the second time: {spread(seconds)} s, limit {LOAD_S:g} s; "
+        f"Transformers imports its own parts in {spread(imports)} s before"
+    )
 
 
 def rank_stage() -> None:
@@ -79,28 +87,32 @@ def rank_stage() -> None:
     ranker = Ranker(Exit(nn.ModuleList(), (), head))
     hidden, targets = torch.randn(512, weight.shape[1]) * 5, torch.randint(0, len(weight), (512,))
     square, out = torch.randn(2048, 2048), torch.empty(2048, 2048)
-    flops = 2 * len(hidden) * weight.numel()
+
+    def product() -> None:
+        torch.mm(square, square, out=out)
+
+    flops, peak_flops = 2 * len(hidden) * weight.numel(), 2 * 2048**3
     ranker.rank(hidden, targets)
+    times = round(flops / peak_flops)  # as long as the stage, as the machine's speed wanders
     ratios, peaks = [], []
-    for _ in range(9):
-        before = _rate(2 * 2048**3, lambda: torch.mm(square, square, out=out))
-        rate = _rate(flops, lambda: ranker.rank(hidden, targets))
-        after = _rate(2 * 2048**3, lambda: torch.mm(square, square, out=out))
-        peaks.append(max(before, after) / 1e9)
-        ratios.append(rate / max(before, after))
+    before = _rate(peak_flops, times, product)
+    for _ in range(15):
+        rate = _rate(flops, 1, lambda: ranker.rank(hidden, targets))
+        after = _rate(peak_flops, times, product)
+        peaks += [(before + after) / 2]
+        ratios.append(rate / peaks[-1])
+        before = after
     print(
         f"    ranks, probabilities and guesses at {spread(ratios)} of the sgemm peak of "
-        f"{spread(peaks, '.0f')} GFLOP/s, limit {OF_PEAK:g}"
+        f"{spread([peak / 1e9 for peak in peaks], '.0f')} GFLOP/s, limit {OF_PEAK:g}"
     )
 
 
-def _rate(flops: float, job: Callable[[], Any]) -> float:
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
+def _rate(flops: float, times: int, job: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
         job()
-        best = min(best, time.perf_counter() - start)
-    return flops / best
+    return flops * times / (time.perf_counter() - start)
 
 
 def memory() -> None:
@@ -110,7 +122,7 @@ def memory() -> None:
     for prompts in (24, 72):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "ppdmodel", "measure", "--model", MODEL]
-            command += ["--limit", str(prompts), "--max-new-tokens", "16", "--out", f"{folder}/m"]
+            command += ["--limit", str(prompts), "--out", f"{folder}/m"]
             peak = _peak_gib(command)
         print(
             f"    {prompts} prompts: weights {weights:.2f} GiB + {peak - weights:.2f} GiB, "

@@ -207,7 +207,7 @@ def descend(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        now = AffineMap(*(p.detach().clone() for p in parameters))
+        now = AffineMap(*(p.detach().to(exit_.weight.dtype, copy=True) for p in parameters))
         hits = _hits(exit_, ranker, *validation, layer, now)
         candidate = Candidate(start.penalty, now, hits, epoch)
         if candidate.score > best.score:

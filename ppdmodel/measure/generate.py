@@ -17,12 +17,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .exits import Exit, on_layers
+from .products import fast_linears, give_back_memory, lazy_zeros
 from .sampling import Place, Sampling, choose
 
 #: share of a batch that must have ended before the rest moves together
 ENDED_SHARE = 0.125
-#: how much longer the longest context of a group may be than the shortest
-GROUP_SPREAD = 1.2
+#: how much longer the longest context of a group read together may be than the shortest, and the
+#: tokens of more than one
+GROUP_SPREAD, GROUP_TOKENS = 1.2, 512
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             return
         self.dtype, self.device = keys.dtype, keys.device
         self.all_keys, self.all_values = (
-            like.new_zeros(batch, like.shape[1], self.room, like.shape[-1])
+            lazy_zeros((batch, like.shape[1], self.room, like.shape[-1]), like)
             for like in (keys, values)
         )
         self.is_initialized = True
@@ -94,12 +96,19 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = self.all_keys[:, :, :used], self.all_values[:, :, :used]
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only some rows of the batch."""
-        if self.used:
-            kept = indices.to(self.all_keys.device)
-            self.all_keys, self.all_values = self.all_keys[kept], self.all_values[kept]
-            self._show(self.used)
+    def keep(self, rows: Sequence[int], starts: Sequence[int]) -> None:
+        """Keep only some rows of the batch, in order; each begins at its place in `starts`.
+
+        They move down in place: what lies before a row's start is never read.
+        """
+        if self.used == 0:
+            return
+        for to, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            if to != row:
+                for kept in (self.all_keys, self.all_values):
+                    kept[to, :, start : self.used] = kept[row, :, start : self.used]
+        self.all_keys, self.all_values = self.all_keys[: len(rows)], self.all_values[: len(rows)]
+        self._show(self.used)
 
 
 def growing_cache(config: Any, room: int) -> DynamicCache:
@@ -189,23 +198,30 @@ class Batch:
         self.positions = self.positions[:, -1:] + 1
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Drop all rows of the batch but those at the given places."""
+        """Drop all rows of the batch but those at the given places, in ascending order."""
         index = torch.tensor(kept, device=self.mask.device)
+        starts = [max(self.lengths) - self.lengths[self.rows[place]] for place in kept]
         self.rows = [self.rows[place] for place in kept]
         self.ids, self.mask = self.ids[index], self.mask[index]
         self.positions = self.positions[index]
-        self.cache.batch_select_indices(index)
+        for layer in self.cache.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.keep(kept, starts)
+            else:
+                layer.batch_select_indices(index)
 
 
 def grouped(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows in groups whose lengths differ by at most a fifth, shortest first.
+    """Rows in groups whose lengths differ by at most a fifth, shortest first; none is large.
 
     >>> grouped([50, 90, 52, 100])
     [[0, 2], [1, 3]]
     """
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if groups and lengths[row] <= GROUP_SPREAD * lengths[groups[-1][0]]:
+        last = groups[-1] if groups else []
+        fits = (len(last) + 1) * lengths[row] <= GROUP_TOKENS
+        if last and fits and lengths[row] <= GROUP_SPREAD * lengths[last[0]]:
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -288,7 +304,10 @@ def generate(
         if buffer.fill + len(active) > buffer.capacity:
             yield buffer.take()
         places = torch.tensor(active)
-        logits, states = batch.step()
+        with fast_linears(model):
+            logits, states = batch.step()
+        if step == 0:  # reading the contexts took most
+            give_back_memory()
         buffer.keep(states, places)
         rows = [batch.rows[place] for place in active]
         live = logits[places.to(logits.device)]

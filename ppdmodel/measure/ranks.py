@@ -7,13 +7,16 @@ the speed of a plain matrix product (`make bench`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .exits import Exit
+from .products import linear_for
+from .sampling import scaled
 
 #: first guesses whose ids and probabilities are kept
 GUESSES = 8
@@ -21,6 +24,8 @@ GUESSES = 8
 ROWS, LOGITS_BYTES = 256, 256 * 2**20
 #: vocabulary entries in one product on a CPU, and per group of which the largest logit is kept
 BLOCK, GROUP = 1024, 64
+#: powers of 2 are three times as fast as powers of e
+LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,9 @@ class Ranker:
         parts = []
         for start in range(0, len(hidden), self.rows):
             rows = slice(start, start + self.rows)
-            scan.fill(self.exit.head_input(hidden[rows].to(scan.device), layer))
             truth = targets[rows].to(scan.device)
-            found = [scan.count_above(truth), *scan.first_guesses()]
+            above = scan.fill(self.exit.head_input(hidden[rows].to(scan.device), layer), truth)
+            found = [above, *scan.first_guesses()]
             if noise is not None:
                 found.append(scan.count_above_with(noise[rows], truth, temperature))
             parts.append(found)
@@ -117,9 +122,7 @@ class _Scan:
 
         self.buffer = take(blocks, rows, self.block)
         self.scratch = take(rows, self.block, dtype=torch.float32)
-        self.mask = take(rows, self.block, dtype=torch.bool)
-        last = vocabulary - (blocks - 1) * self.block
-        self.partial = take(rows, last) if last < self.block else None
+        self.linear = linear_for(self.weight)
         self.n = 0
 
     def _blocks(self) -> Iterator[tuple[int, Tensor]]:
@@ -127,62 +130,74 @@ class _Scan:
         for index in range(len(self.buffer)):
             yield index * self.block, self.buffer[index, : self.n]
 
-    def fill(self, states: Tensor) -> None:
-        """Make the logits of states [n, head input], and what the guesses need of them."""
+    def fill(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Make the logits of states [n, head input], and what the guesses need of them.
+
+        A block is read off while it is in cache, so the targets' own logits must be known before
+        all blocks are: they are made ahead, and a row in which they came out rounded otherwise is
+        counted again. Powers are taken relative to the first block's largest logit, and added up
+        again in a row where that was too small.
+
+        Returns:
+            How many logits [n] exceed the target's, int32.
+        """
         self.n = n = len(states)
-        groups, peaks, sums = [], [], []
+        scratch, groups = self.scratch[:n], []
+        above, total = torch.zeros(n, device=self.device), torch.zeros(n, device=self.device)
+        expected, shift = self._ahead(states, targets), torch.empty(0)
         for start, logits in self._blocks():
             self._product(states, start, logits)
-            group = logits.view(n, -1, GROUP).amax(2)
-            peak = group.amax(1, keepdim=True)
-            sums.append(self._wide(torch.sub, logits, peak).exp_().sum(1).log())
-            groups.append(group)
-            peaks.append(peak[:, 0].float())
+            groups.append(logits.view(n, -1, GROUP).amax(2))
+            if start == 0:
+                shift = groups[0].amax(1, keepdim=True).float().mul_(-LOG2_E)
+            powers = torch.add(shift, self._wide(logits), alpha=LOG2_E, out=scratch)
+            total += powers.exp2_().sum(1)
+            above += self._above(logits, expected)
         self.group_max = torch.cat(groups, 1)
-        self.log_total = (torch.stack(sums, 1) + torch.stack(peaks, 1)).logsumexp(1)
+        self.log_total = total.log_() - shift[:, 0] / LOG2_E
+        own = self._own(targets)
+        for row in (own != expected).flatten().nonzero()[:, 0].tolist():
+            above[row] = (self.buffer[:, row] > own[row]).sum()
+        for row in (~self.log_total.isfinite()).nonzero()[:, 0].tolist():
+            self.log_total[row] = self.buffer[:, row].float().flatten().logsumexp(0)
+        return above.to(torch.int32)
 
     def _product(self, states: Tensor, start: int, logits: Tensor) -> None:
         weight = self.weight[start : start + self.block]
-        whole = len(weight) == self.block or self.partial is None
-        out = logits if whole else self.partial[: self.n]  # type: ignore[index]
-        if self.bias is None:
-            torch.mm(states, weight.T, out=out)
-        else:
-            torch.addmm(self.bias[start : start + self.block], states, weight.T, out=out)
-        self.exit.finish(out)
-        if not whole:
-            logits[:, : len(weight)] = out
-            logits[:, len(weight) :] = -torch.inf
+        bias = None if self.bias is None else self.bias[start : start + self.block]
+        logits[:, : len(weight)] = self.exit.finish(self.linear(states, weight, bias))
+        logits[:, len(weight) :] = -torch.inf
 
-    def count_above(self, targets: Tensor) -> Tensor:
-        """How many logits [n] exceed the target's, int32."""
-        own = self._own(targets)
-        above = torch.zeros(self.n, dtype=torch.int32, device=self.device)
-        mask = self.mask[: self.n]
-        for _, logits in self._blocks():
-            above += _count(torch.gt(logits, own, out=mask))
-        return above
+    def _ahead(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The targets' own logits [n, 1], from a product of a few columns."""
+        bias = None if self.bias is None else self.bias[targets]
+        logits = self.exit.finish(self.linear(states, self.weight[targets], bias))
+        return logits.diagonal()[:, None].clone()
 
     def count_above_with(self, noise: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """How many of logits / temperature + noise [n] exceed the target's, int32."""
         noise = noise.to(self.device)
-        own = self._own(targets).float() / temperature + noise.gather(1, targets[:, None])
-        above = torch.zeros(self.n, dtype=torch.int32, device=self.device)
-        mask = self.mask[: self.n]
+        own = scaled(self._own(targets), temperature) + noise.gather(1, targets[:, None])
+        above = torch.zeros(self.n, device=self.device)
         for start, logits in self._blocks():
             here = noise[:, start : start + self.block]
-            width = here.shape[1]
-            both = self._wide(torch.div, logits, torch.tensor(temperature, device=self.device))
-            both[:, :width] += here
-            above += _count(torch.gt(both, own, out=mask))
-        return above
+            both = scaled(self._wide(logits), temperature, out=self.scratch[: self.n])
+            both[:, : here.shape[1]] += here
+            above += self._above(both, own)
+        return above.to(torch.int32)
 
-    def _wide(self, operation: Callable[..., Tensor], logits: Tensor, other: Tensor) -> Tensor:
-        """An operation on logits [n, block] in float32, in scratch memory."""
-        out = self.scratch[: self.n]
-        if logits.dtype != torch.float32:
-            logits = out.copy_(logits)
-        return operation(logits, other.float(), out=out)
+    def _above(self, scores: Tensor, own: Tensor) -> Tensor:
+        """How many of a block's scores exceed each row's own, in float32, exact to 2**24.
+
+        As floats the comparison is several times faster than as flags.
+        """
+        return torch.gt(scores, own, out=self.scratch[: self.n]).sum(1)
+
+    def _wide(self, logits: Tensor) -> Tensor:
+        """Logits [n, block] in float32; if they are not, in scratch memory."""
+        if logits.dtype == torch.float32:
+            return logits
+        return self.scratch[: self.n].copy_(logits)
 
     def _own(self, targets: Tensor) -> Tensor:
         rows = torch.arange(self.n, device=self.device)
@@ -202,17 +217,6 @@ class _Scan:
         best, which = candidates.topk(GUESSES, 1)
         found = ids.gather(1, which).masked_fill(best == -torch.inf, -1)
         return found.to(torch.int32), (best - self.log_total[:, None]).exp()
-
-
-def _count(mask: Tensor) -> Tensor:
-    """True entries of each row, int32.
-
-    Eight flags lie in one 64-bit word; words are added up 64 at a time, so that no byte overflows.
-    """
-    if mask.device.type != "cpu":
-        return mask.sum(1, dtype=torch.int32)
-    words = mask.view(torch.int64).view(len(mask), -1, 64).sum(2)
-    return words.view(torch.uint8).view(len(mask), -1).sum(1, dtype=torch.int32)
 
 
 @torch.inference_mode()

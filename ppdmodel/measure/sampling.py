@@ -35,15 +35,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not real_number("temperature", self.temperature, 0, "leave it out for greedy text") > 0:
-            raise InvalidInputError(
-                f"temperature must be above 0; got {self.temperature}; leave it out for greedy text"
-            )
-        if self.temperature < COLDEST:
-            raise InvalidInputError(
-                f"temperature must be at least {COLDEST:g}; got {self.temperature}; "
-                "leave it out for greedy text"
-            )
+        real_number("temperature", self.temperature, COLDEST, "leave it out for greedy text")
         if not 0 < real_number("top_p", self.top_p, 0, "give a probability") <= 1:
             raise InvalidInputError(f"top_p must lie in (0, 1]; got {self.top_p}; 1 keeps all")
         if self.seed < 0:
@@ -77,8 +69,17 @@ def choose(
     noise = torch.from_numpy(
         np.stack([gumbel(sampling.seed, place, logits.shape[1]) for place in places])
     ).to(logits.device)
-    scores = within_top_p(logits.float() / sampling.temperature, sampling.top_p) + noise
+    scores = within_top_p(scaled(logits, sampling.temperature), sampling.top_p) + noise
     return scores.argmax(-1), noise
+
+
+def scaled(logits: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
+    """Logits / temperature in float32, rounded alike wherever and in whatever shape it is done.
+
+    By a tensor on their device: some devices multiply by the reciprocal of a plain number.
+    """
+    divisor = torch.tensor(temperature, dtype=torch.float32, device=logits.device)
+    return torch.div(logits.float(), divisor, out=out)
 
 
 def gumbel(seed: int, place: Place, vocabulary: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,30 @@ def _folder(name: str, folder: Path) -> ModelSource:
             f"a model folder must hold *.safetensors weights; got none in {folder}; "
             "pickled weights are not read"
         )
+    _check_index(folder)
     return ModelSource(name, folder, None, tuple(map(sha256, weights)), None)
+
+
+def _check_index(folder: Path) -> None:
+    """Raise unless an index of weights names safetensors of its own folder only.
+
+    Others would be read, and would not count in the sha256.
+    """
+    path = folder / "model.safetensors.index.json"
+    if not path.is_file():
+        return
+    try:
+        names = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InvalidInputError(
+            f"the index of the weights must be JSON with a weight_map; got {path}; get it again"
+        ) from None
+    here = {weights.name for weights in folder.glob("*.safetensors")}
+    for name in sorted(map(str, names - here)):
+        raise InvalidInputError(
+            f"the index of the weights must name safetensors of its folder; got {name!r} in "
+            f"{path}; get the model again"
+        )
 
 
 def _hub_snapshot(name: str) -> Path:

@@ -490,8 +490,11 @@ def test_plain_text_by_any_name(tmp_path: Path, name: str) -> None:
     assert [prompt.text for prompt in read_prompts(tmp_path / name)] == ["first", "second"]
 
 
-def test_a_line_of_blanks_is_a_blank_line(tmp_path: Path) -> None:
-    (tmp_path / "n.txt").write_text("first\n  \nsecond\n")
+@pytest.mark.parametrize(
+    "text", ["first\n  \nsecond\n", " \nfirst\n \n\t\n \nsecond\n ", "\n\n \nfirst\n\n\n\nsecond"]
+)
+def test_a_line_of_blanks_is_a_blank_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "n.txt").write_text(text)
     assert [prompt.text for prompt in read_prompts(tmp_path / "n.txt")] == ["first", "second"]
 
 

@@ -17,7 +17,7 @@ from ppdmodel.measure.exits import _REGISTERED, Exit, logit_exit, register_exit
 from ppdmodel.measure.generate import Context, generate
 from ppdmodel.measure.models import LoadedModel, load_model
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.ranks import BLOCK, GUESSES, Ranker
+from ppdmodel.measure.ranks import BLOCK, GUESSES, Ranker, _Scan
 from ppdmodel.measure.run import measure
 from ppdmodel.measure.sources import locate
 
@@ -155,6 +155,33 @@ def test_the_true_token_is_not_counted_against_itself() -> None:
         together = head(hidden).gather(1, best[:, None])[:, 0]
     assert (apart != together).any(), "the trap is real on this machine"
     assert (ranker.rank(hidden, best).rank == 1).all()
+
+
+@pytest.mark.parametrize("low", [-500.0, -torch.inf])
+def test_a_first_block_far_below_the_rest_spoils_no_probability(low: float) -> None:
+    """Powers are taken relative to it: the rest overflows, and is added up again."""
+    torch.manual_seed(0)
+    head = nn.Linear(16, 3 * BLOCK)
+    with torch.no_grad():
+        head.bias[:BLOCK] = low
+    exit_, hidden = Exit(nn.ModuleList(), (), head), torch.randn(9, 16)
+    found = Ranker(exit_).rank(hidden, torch.arange(9) + BLOCK)
+    with torch.no_grad():
+        best = exit_.logits(hidden).softmax(1).topk(GUESSES, 1)
+    assert torch.allclose(found.guess_probs, best.values, rtol=1e-5)
+    assert torch.equal(found.guess_ids.long(), best.indices)
+
+
+@pytest.mark.parametrize("error", [1e-6, -1e-6, 5.0])
+def test_own_logits_made_ahead_do_not_decide(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(16, BLOCK + 77)
+    exit_, hidden = Exit(nn.ModuleList(), (), head), torch.randn(40, 16)
+    targets = torch.randint(0, BLOCK + 77, (40,))
+    expected = Ranker(exit_).rank(hidden, targets)
+    ahead = _Scan._ahead
+    monkeypatch.setattr(_Scan, "_ahead", lambda *given: ahead(*given) + error)
+    assert torch.equal(Ranker(exit_).rank(hidden, targets).rank, expected.rank)
 
 
 def test_an_exit_that_does_not_make_the_models_logits_is_refused(tiny_model: Path) -> None:

@@ -332,15 +332,21 @@ def test_no_temperature_is_too_low(tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--temperature", "0"], "temperature must be above 0; got 0.0; leave it out for greedy"),
-        (["--temperature", "-1"], "temperature must be a number of at least 0; got -1.0"),
-        (["--temperature", "nan"], "temperature must be a number of at least 0; got nan"),
-        (["--temperature", "inf"], "temperature must be a number of at least 0; got inf"),
+        (
+            ["--temperature", "0"],
+            "temperature must be a number of at least 0.0001; got 0.0; leave it out",
+        ),
+        (["--temperature", "-1"], "temperature must be a number of at least 0.0001; got -1.0"),
+        (["--temperature", "nan"], "temperature must be a number of at least 0.0001; got nan"),
+        (["--temperature", "inf"], "temperature must be a number of at least 0.0001; got inf"),
         (["--temperature", "hot"], "'hot' is not a valid float"),
         (["--temperature", "1", "--top-p", "0"], "top_p must lie in (0, 1]; got 0.0; 1 keeps all"),
         (["--temperature", "1", "--top-p", "1.5"], "top_p must lie in (0, 1]; got 1.5"),
         (["--temperature", "1", "--top-p", "-0.5"], "top_p must be a number of at least 0"),
-        (["--temperature", "1", "--top-p", "nan"], "top_p must be a number of at least 0; got nan"),
+        (
+            ["--temperature", "1", "--top-p", "nan"],
+            "top_p must be a number of at least 0; got nan",
+        ),
         (["--top-p", "0.9"], "top_p needs a temperature; got none; add --temperature, 1 for"),
         (["--seed", "3"], "seed needs a temperature; got none"),
         (["--temperature", "1", "--seed", "-1"], "seed must be 0 or more; got -1"),

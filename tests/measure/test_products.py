@@ -1,0 +1,56 @@
+"""Faster products and leaner memory change no number but in its last digits."""
+
+from __future__ import annotations
+
+import functools
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+from ppdmodel.measure.products import fast_linears, give_back_memory, lazy_zeros, linear_for
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5)])
+@torch.inference_mode()
+def test_products_are_torchs_own(dtype: torch.dtype, bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    states, weight = torch.randn(*shape, 33, dtype=dtype), torch.randn(65, 33, dtype=dtype)
+    added = torch.randn(65, dtype=dtype) if bias else None
+    expected = nn.functional.linear(states, weight, added)
+    found = linear_for(weight)(states, weight, added)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_models_layers_are_changed_for_a_while_only() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).double(), nn.Linear(4, 4))
+    mine = functools.partial(nn.functional.linear, weight=model[2].weight)
+    vars(model[2])["forward"] = mine
+    with pytest.raises(RuntimeError, match="stop"), fast_linears(model):
+        changed = linear_for(torch.ones(1)) is not nn.functional.linear
+        assert ("forward" in vars(model[0])) == changed
+        assert "forward" not in vars(model[1])
+        assert vars(model[2])["forward"] is mine
+        raise RuntimeError("stop")
+    assert "forward" not in vars(model[0])
+    assert vars(model[2])["forward"] is mine
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_take_memory_where_they_are_written(dtype: torch.dtype) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    zeros = lazy_zeros((64, 2**22), torch.ones(1, dtype=dtype))
+    zeros[3, 5:9] = 1
+    assert zeros.dtype == dtype
+    assert zeros.shape == (64, 2**22)
+    assert zeros[3, :12].tolist() == [0] * 5 + [1] * 4 + [0] * 3
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 2**18, "a quarter of a GiB, in KiB; all of it is twice as much, or four times"
+    give_back_memory()
+
+
+def test_zeros_of_no_size_are_zeros() -> None:
+    assert lazy_zeros((0, 3), torch.ones(1)).shape == (0, 3)
