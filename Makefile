@@ -46,6 +46,7 @@ bench: $(STAMP) ## time and memory of the main job, start-up, and the closed for
 data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel models install smollm2-135m
 	$(BIN)/ppdmodel measure --model smollm2-135m --max-new-tokens 128 --out data/smollm2-135m
+	$(BIN)/ppdmodel measure --model smollm2-135m --temperature 1 --no-guesses --out data/smollm2-135m-sampled
 	$(BIN)/python data/exits.py smollm2-135m
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
 	$(BIN)/ppdmodel fit data/smollm2-135m-trained --out data/smollm2-135m-trained.calibration.json

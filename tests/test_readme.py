@@ -77,7 +77,7 @@ def test_the_gain_of_trained_exits_is_what_the_optimizer_says() -> None:
         assert f"{saved:.1f}% [{low:.1f}, {high:.1f}]" in README
 
 
-@pytest.mark.parametrize("model", ["smollm2-135m"])
+@pytest.mark.parametrize("model", ["smollm2-135m", "gemma3-270m"])
 def test_the_tables_of_trained_exits_are_the_committed_ones(model: str) -> None:
     page = (ROOT / "docs" / "measuring.md").read_text("utf-8")
     document = json.loads((ROOT / "data" / f"{model}-exits.json").read_text("utf-8"))
@@ -99,6 +99,20 @@ def test_the_tables_of_trained_exits_are_the_committed_ones(model: str) -> None:
         if row["training_tokens"] == most:
             rate = (trained.rank[:, layer - 1] <= k).mean()
             assert row["trained"][0] == pytest.approx(rate, abs=1e-4)
+
+
+def test_the_table_of_sampled_text_is_the_committed_one() -> None:
+    page = (ROOT / "docs" / "measuring.md").read_text("utf-8")
+    summary = json.loads((ROOT / "data" / "smollm2-135m-sampled" / "summary.json").read_text())
+    for layer in (10, 15, 20, 24, 27, 30):
+        cells = []
+        for k in (1, 5):
+            for kind in (summary, summary["coupled"]):
+                at = layer - 1, k - 1
+                hits, low, high = (kind[n][at[0]][at[1]] for n in ("hits", "ci_low", "ci_high"))
+                cells.append(f"{hits / summary['n_tokens']:.3f} [{low:.3f}, {high:.3f}]")
+        assert f"| {layer} | {' | '.join(cells)} |" in page
+    assert f"{summary['n_tokens']} tokens" in page
 
 
 def test_links_and_pictures_are_there() -> None:

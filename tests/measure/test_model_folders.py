@@ -393,10 +393,9 @@ def test_a_near_tie_in_bfloat16_is_reported_and_a_wrong_head_fails(
     calls = [0]
 
     def rounded(_self: Exit, logits: torch.Tensor) -> torch.Tensor:
-        calls[0] += logits.shape[1] > 100  # the targets' own are made ahead
-        if (
-            logits.shape[1] > 100 and calls[0] > 6
-        ):  # after the two probes of the last exit and layers 1 to 4
+        whole = logits.shape[1] > 100  # the targets' own are made ahead
+        calls[0] += whole
+        if whole and calls[0] > 6:  # after the two probes of the last exit and layers 1 to 4
             top = logits.topk(2, dim=1)
             logits[0, top.indices[0, 1]] = top.values[0, 0] + lead
         return logits
