@@ -212,7 +212,9 @@ class Batch:
 
 
 def grouped(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows in groups whose lengths differ by at most a fifth, shortest first; none is large.
+    """Rows in groups whose lengths differ by at most a fifth, shortest first.
+
+    A group of several has at most `GROUP_TOKENS` tokens.
 
     >>> grouped([50, 90, 52, 100])
     [[0, 2], [1, 3]]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: oneDNN keeps code for each shape that it met, by default for 1024: 100 MB, as batches shrink
+#: oneDNN keeps code for each shape that it met, by default for 1024: it adds up as batches shrink
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -24,8 +24,8 @@ PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 def linear_for(weight: Tensor) -> Linear:
     """Multiply: states @ weight.T + bias by oneDNN where it can, else by torch's own way.
 
-    On a CPU torch multiplies float32 by MKL, which reaches four fifths of oneDNN's speed on some
-    processors, and less where there are few rows.
+    On a CPU torch multiplies float32 by MKL, which is slower on some processors, most so where
+    there are few rows.
     """
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn():
         return _by_onednn

@@ -24,7 +24,7 @@ GUESSES = 8
 ROWS, LOGITS_BYTES = 256, 256 * 2**20
 #: vocabulary entries in one product on a CPU, and per group of which the largest logit is kept
 BLOCK, GROUP = 1024, 64
-#: powers of 2 are three times as fast as powers of e
+#: powers of 2 are faster than powers of e
 LOG2_E = math.log2(math.e)
 
 
