@@ -32,7 +32,7 @@ MODEL = "smollm2-135m"
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 #: prompts of ours, decoded together, and of the others, which take one after another whatever their
 #: number; tokens per prompt; repetitions
-PROMPTS, OTHERS_PROMPTS, TOKENS, ROUNDS = 24, 4, 128, 3
+PROMPTS, OTHERS_PROMPTS, TOKENS, ROUNDS = 36, 4, 128, 3
 FASTER, OF_PEAK, EXTRA_GIB, LOAD_S = 5.0, 0.85, 1.0, 2.0
 
 
@@ -119,7 +119,7 @@ def memory() -> None:
     """Peak memory of the command at two numbers of prompts, over that of the weights."""
     loaded = load_model(locate(MODEL))
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters()) / 2**30
-    for prompts in (24, 72):
+    for prompts in (36, 72):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "ppdmodel", "measure", "--model", MODEL]
             command += ["--limit", str(prompts), "--out", f"{folder}/m"]

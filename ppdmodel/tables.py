@@ -61,13 +61,13 @@ def rank_columns(layers: int, name: str = "rank") -> list[str]:
 def token_table(result: Measurement) -> pa.Table:
     """The per-token table of a measurement, its metadata included."""
     columns = _keys(result)
-    columns["token_id"] = pa.array(result.token_id, pa.int32())
+    columns["token_id"] = _array(result.token_id, np.int32)
     ranks = [("rank", result.rank, np.int32), ("prob", result.top_prob, np.float32)]
     if result.coupled_rank is not None:
         ranks.insert(1, ("coupled", result.coupled_rank, np.int32))
     for name, values, dtype in ranks:
         for column, label in enumerate(rank_columns(result.layers, name)):
-            columns[label] = pa.array(np.ascontiguousarray(values[:, column], dtype=dtype))
+            columns[label] = _array(values[:, column], dtype)
     return pa.table(columns).replace_schema_metadata(metadata(_about(result)))
 
 
@@ -82,8 +82,8 @@ def guess_table(result: Guesses) -> pa.Table:
     layers, each = result.ids.shape[1:]
     for name, values, dtype in kinds:
         for column, label in enumerate(rank_columns(layers, name)):
-            flat = np.ascontiguousarray(values[:, column], dtype=dtype).ravel()
-            columns[label] = pa.FixedSizeListArray.from_arrays(pa.array(flat), each)
+            flat = _array(values[:, column].reshape(-1), dtype)
+            columns[label] = pa.FixedSizeListArray.from_arrays(flat, each)
     about = {"layers": layers, "guesses": each, "vocabulary": result.vocabulary}
     return pa.table(columns).replace_schema_metadata(metadata(about))
 
@@ -91,11 +91,26 @@ def guess_table(result: Guesses) -> pa.Table:
 def _keys(result: Measurement | Guesses) -> dict[str, Any]:
     return {
         "prompt_id": pa.DictionaryArray.from_arrays(
-            pa.array(result.prompt_index, pa.int32()), pa.array(result.prompt_ids, pa.string())
+            _array(result.prompt_index, np.int32), _strings(result.prompt_ids)
         ),
-        "turn": pa.array(result.turn, pa.int16()),
-        "position": pa.array(result.position, pa.int32()),
+        "turn": _array(result.turn, np.int16),
+        "position": _array(result.position, np.int32),
     }
+
+
+def _strings(values: Sequence[str]) -> Any:
+    """Strings as an Arrow column: `pa.array` would import all of pandas."""
+    texts = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(texts)))
+
+
+def _array(values: Any, dtype: Any) -> Any:
+    """Numbers [n] as an Arrow column."""
+    kept = np.ascontiguousarray(values, dtype=dtype)
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(kept.dtype), len(kept), [None, pa.py_buffer(kept)]
+    )
 
 
 def _about(result: Measurement) -> dict[str, Any]:
@@ -133,6 +148,7 @@ def write_guesses(result: Guesses, path: Path) -> None:
 def _write(table: pa.Table, path: Path, **options: Any) -> None:
     """A batch is one row group, whatever its size."""
     pq.write_table(table, path, compression="zstd", row_group_size=max(1, len(table)), **options)
+    pa.default_memory_pool().release_unused()
 
 
 # ---------------------------------------------------------------- reading

@@ -118,7 +118,7 @@ def measure_command(
         bool,
         typer.Option("--no-guesses", help="Keep no guesses.parquet.", rich_help_panel=DECODING),
     ] = False,
-    batch_size: BatchSize = "24",
+    batch_size: BatchSize = "36",
     threads: Threads = None,
     device: Device = None,
     device_map: Annotated[

@@ -183,6 +183,8 @@ class Batch:
             parts.append((rows, *self._run(rows, longest, cache)))
             for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
                 mine.adopt(rows, batch, width, theirs)
+            del cache
+            give_back_memory()
         order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
 
         def whole(pieces: Sequence[Tensor]) -> Tensor:
@@ -305,6 +307,7 @@ def generate(
     for step in range(max_new_tokens):
         if buffer.fill + len(active) > buffer.capacity:
             yield buffer.take()
+            give_back_memory()
         places = torch.tensor(active)
         with fast_linears(model):
             logits, states = batch.step()

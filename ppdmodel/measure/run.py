@@ -85,7 +85,7 @@ def measure(
     out: Path,
     *,
     max_new_tokens: int = 128,
-    batch_size: int = 24,
+    batch_size: int = 36,
     dtype: str = "float32",
     device: str | None = None,
     device_map: str | None = None,
@@ -269,6 +269,7 @@ class _Run:
                 on_progress=report,
             )
             self._keep(measured, batch, about)
+            del measured  # or it lives until the next is made
 
     def _keep(self, measured: Measured, batch: Sequence[int], about: Mapping[str, Any]) -> None:
         part = measured.measurement(about, batch)
