@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := results
 STAMP := .venv/.installed
+EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types ci bench data data-gemma figures clean
+.PHONY: help setup demo test lint types ci bench data data-validation data-gemma figures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,10 +51,18 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/python data/exits.py smollm2-135m
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
 	$(BIN)/ppdmodel fit data/smollm2-135m-trained --out data/smollm2-135m-trained.calibration.json
+	$(MAKE) data-validation
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m-trained.calibration.json --kind match-rate --out docs/images/match-rate-trained.svg
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
+
+data-validation: $(STAMP) ## time, predict and run PPD again on this machine (half an hour); needs the exits of make data
+	$(BIN)/ppdmodel time --exits $(EXITS) --k 1,3,5 --out data/smollm2-135m-trained.timing.json
+	$(BIN)/ppdmodel validate --exits $(EXITS) --calibration data/smollm2-135m-trained.calibration.json --timing data/smollm2-135m-trained.timing.json --limit 10 --out data/smollm2-135m-trained-validation
+	$(BIN)/ppdmodel time --k 1,3,5 --out data/smollm2-135m.timing.json
+	$(BIN)/ppdmodel validate --calibration data/smollm2-135m.calibration.json --timing data/smollm2-135m.timing.json --limit 10 --out data/smollm2-135m-validation
+	$(BIN)/ppdmodel plot data/smollm2-135m-validation,data/smollm2-135m-trained-validation --kind predicted --out docs/images/predicted.svg
 
 data-gemma: $(STAMP) ## make again what data/ holds of Gemma 3 270M; ACCEPT=--accept-license accepts its licence
 	$(BIN)/ppdmodel models install gemma3-270m $(ACCEPT)

@@ -1,16 +1,17 @@
-"""`python -m benchmarks [startup] [formulas] [simulation] [measuring] [demo]`; all by default."""
+"""`python -m benchmarks [NAME]...`: the names are those of `BENCHMARKS`; all by default."""
 
 from __future__ import annotations
 
 import sys
 
-from . import demo, formulas, measuring, simulation, startup
+from . import decoding, demo, formulas, measuring, simulation, startup
 
 BENCHMARKS = {
     "startup": startup.main,
     "formulas": formulas.main,
     "simulation": simulation.main,
     "measuring": measuring.main,
+    "decoding": decoding.main,
     "demo": demo.main,
 }
 

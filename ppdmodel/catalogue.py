@@ -51,6 +51,20 @@ SYMBOLS: dict[str, Expr] = {
     "drafted_from": _symbol("n_i", **_COUNT),
     "units": _symbol("N", **_COUNT),
     "efficiency": _symbol("eta"),
+    "layer_time": _symbol("tau"),
+    "busy_layer_time": _symbol("tau_b"),
+    "batch_layer_time": _symbol("tau_k"),
+    "head_time": _symbol("h"),
+    "plain_head_time": _symbol("h_0"),
+    "exit_time": _symbol("x"),
+    "token_time": _symbol("a"),
+    "start_delay": _symbol("s"),
+    "promotion_delay": _symbol("m"),
+    "unfinished": _symbol("phi"),
+    "link_time": _symbol("delta"),
+    "all_reduce_time": _symbol("r"),
+    "all_reduce_messages": _symbol("mu"),
+    "messages_per_match": _symbol("q"),
 }
 
 #: parameters along which nothing can be differentiated

@@ -22,9 +22,11 @@ from .errors import InvalidInputError, RunFailedError
 
 SCHEMA_VERSION = 1
 MEASUREMENT, CALIBRATION = "ppdmodel/measurement", "ppdmodel/calibration"
-TRAINED_EXITS = "ppdmodel/trained-exits"
-KINDS = (MEASUREMENT, CALIBRATION, TRAINED_EXITS)
+TRAINED_EXITS, TIMING = "ppdmodel/trained-exits", "ppdmodel/timing"
+VALIDATION = "ppdmodel/validation"
+KINDS = (MEASUREMENT, CALIBRATION, TRAINED_EXITS, TIMING, VALIDATION)
 #: what the files of a measurement's folder are called
+VALIDATION_FILE = "validation.json"
 SUMMARY_FILE, TOKENS_FILE, GUESSES_FILE = "summary.json", "tokens.parquet", "guesses.parquet"
 
 

@@ -14,33 +14,71 @@ from .files import (
     MEASUREMENT,
     SCHEMA_VERSION,
     SUMMARY_FILE,
+    TIMING,
     TOKENS_FILE,
     read_json,
     write_json,
 )
-from .results import Calibration, Guesses, Interval, MatchCurve, Measurement
+from .results import Calibration, Guesses, Interval, MatchCurve, Measurement, Timed, Timing
 
 
-def load(path: str | Path) -> Measurement | Calibration:
-    """Read a measurement folder or a calibration file.
+def load(path: str | Path) -> Measurement | Calibration | Timing:
+    """Read a measurement folder, a calibration file or a timing file.
 
     Raises:
-        InvalidInputError: the path holds neither, or a damaged or newer one.
+        InvalidInputError: the path holds none of them, or a damaged or newer one.
     """
     path = Path(path)
     if path.is_dir():
         return read_measurement(path)
-    document = read_json(path, CALIBRATION)
-    _check_shapes(document, path)
+    if read_json(path)["schema"] == TIMING:
+        return load_timing(path)
+    return load_calibration(path)
+
+
+def load_rates(path: str | Path) -> Measurement | Calibration:
+    """Read what has match rates: a measurement folder or a calibration file."""
+    path = Path(path)
+    return read_measurement(path) if path.is_dir() else load_calibration(path)
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Read a calibration file, and nothing else."""
+    document = read_json(Path(path), CALIBRATION)
+    _check_shapes(document, Path(path))
     return _calibration(document)
 
 
-def save(result: Measurement | Calibration, path: str | Path) -> None:
-    """Write a measurement to a folder, or a calibration to a file, atomically."""
+def load_timing(path: str | Path) -> Timing:
+    """Read a timing file, and nothing else."""
+    return _timing(read_json(Path(path), TIMING), Path(path))
+
+
+def save(result: Measurement | Calibration | Timing, path: str | Path) -> None:
+    """Write a measurement to a folder, or another result to a file, atomically."""
     if isinstance(result, Measurement):
         write_measurement(result, Path(path))
+    elif isinstance(result, Timing):
+        document = {"schema": TIMING, "schema_version": SCHEMA_VERSION, **asdict(result)}
+        write_json(Path(path), document)
     else:
         write_json(Path(path), _calibration_document(result))
+
+
+def _timing(document: Mapping[str, Any], path: Path) -> Timing:
+    fields = {k: v for k, v in document.items() if k in Timing.__dataclass_fields__}
+    fields["terms"] = {name: Timed(**term) for name, term in fields["terms"].items()}
+    fields["by_k"] = {
+        int(k): {name: Timed(**term) for name, term in terms.items()}
+        for k, terms in fields["by_k"].items()
+    }
+    fields["layer_profile_s"] = tuple(fields["layer_profile_s"])
+    if len(fields["layer_profile_s"]) != fields["layers"]:
+        raise InvalidInputError(
+            f"the profile of {path} must have {fields['layers']} layers; got "
+            f"{len(fields['layer_profile_s'])}; time again"
+        )
+    return Timing(**fields)
 
 
 def _calibration_document(result: Calibration) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from .results import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from .results import Floats
 
 FORMATS = ("png", "svg", "pdf")
 DEFAULT_K = (1, 3, 5, 10)
@@ -169,6 +171,100 @@ def theory(
         return _figure(ax)
 
 
+def regime(
+    p_correct: Floats,
+    starts_s: Mapping[str, Floats],
+    ends_s: Mapping[str, float],
+    *,
+    title: str = "",
+    limits_s: tuple[float, float] = (1e-7, 1e-3),
+    ax: Axes | None = None,
+) -> Figure:
+    """Where PPD beats splitting every layer over the same units: link time against match rate.
+
+    Args:
+        p_correct: match rates, shape [points].
+        starts_s: for each name the link time in seconds above which PPD wins, shape [points]:
+            `formulas.link_break_even`.
+        ends_s: for each name the link time from which PPD saves nothing; a dotted line.
+        title: of the axes.
+        limits_s: shortest and longest link time shown.
+        ax: axes to draw on.
+    """
+    with style():
+        ax = _axes(ax)
+        for number, (name, start) in enumerate(starts_s.items()):
+            color, first = f"C{number}", np.clip(start, *limits_s)
+            last = min(max(ends_s[name], limits_s[0]), limits_s[1])
+            inside = first <= last
+            ax.fill_betweenx(p_correct, first, last, where=inside, color=color, alpha=0.12, lw=0)
+            ax.plot(first, p_correct, color=color, label=name)
+            if last < limits_s[1]:
+                ax.axvline(last, color=color, ls=":", lw=1.2)
+        ax.set(
+            xscale="log",
+            xlim=limits_s,
+            ylim=(min(p_correct), max(p_correct)),
+            xlabel="time of a message on the link",
+            ylabel="match rate  p_correct",
+            title=title,
+        )
+        _name_seconds(ax)
+        ax.legend(title="PPD wins from", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _figure(ax)
+
+
+def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Figure:
+    """Predicted against measured latency of real PPD, over plain decoding on one unit.
+
+    Args:
+        reports: of `ppdmodel validate`, as `validation.json` holds them; a colour for each.
+        ax: where to draw; None makes a figure.
+    """
+    with style():
+        ax = _axes(ax)
+        ends = _draw_reports(ax, reports)
+        for share, form in ((0.0, "-"), (0.03, ":"), (-0.03, ":")):
+            ax.plot(ends, [end * (1 + share) for end in ends], form, color="0.5", linewidth=1)
+        ax.set(
+            xlabel="measured latency / plain decoding on one unit",
+            ylabel="predicted, 95% prediction intervals",
+            xlim=ends,
+            ylim=ends,
+            aspect="equal",
+            title="Real PPD, predicted and measured (dotted: 3%)",
+        )
+        ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+        return _figure(ax)
+
+
+def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Every cell with its interval, filled if it was not fitted; the range of all."""
+    seen: list[float] = []
+    for number, report in enumerate(reports):
+        kind = report["provenance"]["exit_kind"]
+        for held_out in (True, False):
+            rows = [row for row in report["cells"] if row["held_out"] is held_out]
+            made = [row["predicted"] for row in rows]
+            bars = [
+                [row["predicted"] - row["ci_low"] for row in rows],
+                [row["ci_high"] - row["predicted"] for row in rows],
+            ]
+            ax.errorbar(
+                [row["measured"] for row in rows],
+                made,
+                yerr=bars,
+                fmt="o",
+                color=f"C{number}",
+                markerfacecolor=f"C{number}" if held_out else "none",
+                elinewidth=0.6,
+                markersize=4,
+                label=f"{kind} exits, " + ("not fitted" if held_out else "fitted"),
+            )
+            seen += made + [row["measured"] for row in rows]
+    return min(seen) - 0.05, max(seen) + 0.05
+
+
 def save(figure: Figure, out: Path) -> None:
     """Write a figure; the ending of `out` is the format.
 
@@ -204,6 +300,15 @@ def _plain_log_ticks(ax: Axes) -> None:
     low, high = ax.get_xlim()
     ticks = [t for t in (1, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000, 10000) if low <= t <= high]
     ax.set_xticks(ticks, [f"{t:g}×" for t in ticks])
+    ax.minorticks_off()
+
+
+def _name_seconds(ax: Axes) -> None:
+    low, high = ax.get_xlim()
+    names = ("0.1 µs", "1 µs", "10 µs", "0.1 ms", "1 ms", "10 ms")
+    ticks = {10.0 ** (n - 7): name for n, name in enumerate(names)}
+    shown = {t: name for t, name in ticks.items() if 0.999 * low <= t <= 1.001 * high}
+    ax.set_xticks(list(shown), list(shown.values()))
     ax.minorticks_off()
 
 

@@ -390,3 +390,41 @@ class Decision:
     choices: tuple[Choice, ...]
     frontier: tuple[Setting, ...]
     provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A time in seconds, its 95% interval over repetitions, and how many there were."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a model's layers and heads cost on one machine, one unit a core.
+
+    Attributes:
+        model: the model's name.
+        layers: its decoder layers d.
+        units: units that were busy at the same time.
+        terms: of plain decoding: `layer_time_s`, `head_time_s`, `token_time_s` (the rest of a
+            token), `plain_latency_s`, `split_latency_s` (all units on one token); of PPD:
+            `start_delay_s`, `promotion_delay_s`.
+        by_k: of PPD with k guesses in a batch, both units at work: `busy_layer_time_s` and
+            `busy_head_time_s` of the main process, `batch_layer_time_s` and `exit_time_s` of the
+            sub-processes.
+        layer_profile_s: median time of each layer in plain decoding, [layers].
+        samples: every repetition of every term, by name, and by name and k.
+    """
+
+    model: str
+    layers: int
+    units: int
+    terms: Mapping[str, Timed]
+    by_k: Mapping[int, Mapping[str, Timed]]
+    layer_profile_s: tuple[float, ...]
+    samples: Mapping[str, Any]
+    provenance: Mapping[str, Any]

@@ -268,15 +268,26 @@ def _used(whole: Expr, where: Mapping[Expr, Any]) -> set[Expr]:
     return used
 
 
+#: what formulas are called inside ratios of them
+_LETTERS = {
+    "Lambda": "latency_per_token",
+    "C": "compute_per_token",
+    "T": "calibrated_latency",
+    "T_0": "calibrated_plain_latency",
+}
+
+
 def _abbreviations(name: str, fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]]:
     """What may be abbreviated, in order: formulas inside ratios, then parts of the theory."""
     found: list[tuple[Expr, Any]] = []
-    for letter, inner in (("Lambda", "latency_per_token"), ("C", "compute_per_token")):
+    for letter, inner in _LETTERS.items():
         if inner != name and set(formula(inner).parameters) <= set(formula(name).parameters):
             known = {p: v for p, v in fixed.items() if p in formula(inner).parameters}
             shown = ", ".join(f"{p}={v}" for p, v in known.items())
             named = f"{inner}({shown})" if shown else inner
             found.append((sympy.Symbol(letter), (expr(inner, **known), named)))
+    if "batch_layer_time" in formula(name).parameters:
+        found += _in_time(fixed)
     p, d, e, rho, share, a = (
         SYMBOLS[n]
         for n in ("p_correct", "layers", "exit_layer", "autocorrelation", "share", "exponent")
@@ -301,6 +312,20 @@ def _abbreviations(name: str, fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]
     earlier = base**depth + sympy.Sum(base**j, (j, 0, depth - g - 1))
     found.append((sympy.Symbol("Pi_g"), 1 - p + p * earlier / total))
     return found
+
+
+def _in_time(fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]]:
+    """What sub-processes run before a verdict, and whether any: theory/10-seconds.md."""
+    d, e, busy, batch, head, reading, start = (
+        sympy.sympify(fixed.get(n, SYMBOLS[n]))
+        for n in (
+            "layers", "exit_layer", "busy_layer_time", "batch_layer_time",
+            "head_time", "exit_time", "start_delay",
+        )
+    )  # fmt: skip
+    ahead = sympy.Max(0, (d - e) * busy + head - start - reading) / batch
+    in_time = sympy.ceiling(sympy.Min(ahead, 1))
+    return [(sympy.Symbol("n"), ahead), (sympy.Symbol("theta"), in_time)]
 
 
 def _plain_indices(expression: Expr) -> Expr:

@@ -102,7 +102,8 @@ def _strings(values: Sequence[str]) -> Any:
     """Strings as an Arrow column: `pa.array` would import all of pandas."""
     texts = [value.encode() for value in values]
     ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
-    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(texts)))
+    joined = pa.py_buffer(b"".join(texts))
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), joined)
 
 
 def _array(values: Any, dtype: Any) -> Any:

@@ -38,7 +38,23 @@ def arguments(name: str, rng: random.Random) -> dict[str, Any]:
         "drafted_from": rng.randint(0, 10),
         "units": rng.randint(1, 8),
         "efficiency": rng.uniform(0.3, 1),
+        "layer_time": rng.uniform(0.5, 2),
+        "busy_layer_time": rng.uniform(0.5, 2),
+        "batch_layer_time": rng.uniform(0.5, 3),
+        "head_time": rng.uniform(1, 8),
+        "plain_head_time": rng.uniform(1, 8),
+        "exit_time": rng.uniform(0.1, 8),
+        "token_time": rng.uniform(0.1, 2),
+        "start_delay": rng.uniform(0.1, 1),
+        "promotion_delay": rng.uniform(0.1, 1),
+        "unfinished": rng.random(),
+        "link_time": rng.uniform(0, 2),
+        "all_reduce_time": rng.uniform(0, 2),
+        "all_reduce_messages": rng.uniform(1.1, 6),
+        "messages_per_match": rng.uniform(0, 2),
     }
     if name == "break_even":  # infinite for e = d
         drawn["layers"] = d + 1
+    if name == "calibrated_break_even":  # infinite where a match saves nothing
+        drawn |= {"token_time": rng.uniform(4, 6), "head_time": rng.uniform(9.5, 12)}
     return {parameter: drawn[parameter] for parameter in symbolic.formula(name).parameters}

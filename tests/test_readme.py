@@ -43,7 +43,7 @@ def test_the_python_example_gives_the_values_in_its_comments() -> None:
 def test_the_commands_shown_work_on_the_committed_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but `measure` and `train-exits`, which take minutes; the committed result stands in."""
+    """All but those that run the model for minutes; the committed result stands in for theirs."""
     lines = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
     commands = [line.split()[1:] for line in lines if line.startswith("ppdmodel ")]
     assert [c[0] for c in commands] == [
@@ -55,12 +55,16 @@ def test_the_commands_shown_work_on_the_committed_data(
         "plot",
         "train-exits",
         "measure",
+        "fit",
+        "time",
+        "decode",
     ]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "full").symlink_to(ROOT / "data" / "smollm2-135m")
+    (tmp_path / "results" / "trained").symlink_to(ROOT / "data" / "smollm2-135m-trained")
     for command in commands:
-        if command[0] not in ("measure", "train-exits"):
+        if command[0] not in ("measure", "train-exits", "time", "decode"):
             extra = ["--resamples", "50"] if command[0] == "fit" else []
             assert run([*command, *extra]) == 0, capsys.readouterr().err
     assert (tmp_path / "results" / "full-trade-off.svg").is_file()
@@ -149,3 +153,41 @@ def test_the_committed_data_belong_together() -> None:
     assert int((measurement.rank[:, -1] != 1).sum()) == len(ties)
     size = sum(p.stat().st_size for p in (ROOT / "data" / "smollm2-135m").iterdir())
     assert size < 10_000_000
+
+
+def validation_row(name: str) -> str:
+    """The line of docs/decoding.md that a committed validation comes to."""
+    report = json.loads((ROOT / "data" / f"{name}-validation" / "validation.json").read_text())
+    held, splits = report["held_out"], report["coverage_over_splits"]
+    cells = report["cells"]
+    best = min(cells, key=lambda row: row["measured"])
+    kind = report["provenance"]["exit_kind"]
+    return (
+        f"| {kind} | {len(cells)}, {held['n_cells']} | {held['median_error']:.1%} | "
+        f"{held['p90_error']:.1%} | {held['median_match_part']:.1%}, "
+        f"{held['median_latency_part']:.1%} | {held['median_error_uncalibrated']:.1%} | "
+        f"{held['within']} of {held['n_cells']}, {report['all']['within']} of {len(cells)} | "
+        f"{splits['within']} of {splits['n']} | exit {best['exit_layer']}, k = {best['k']}: "
+        f"{1 / best['measured']:.2f} |"
+    )
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m-trained"])
+def test_the_validation_shown_is_the_committed_one(name: str) -> None:
+    folder = ROOT / "data" / f"{name}-validation"
+    page = (ROOT / "docs" / "decoding.md").read_text("utf-8")
+    assert validation_row(name) in page
+    report = json.loads((folder / "validation.json").read_text("utf-8"))
+    written = json.loads((folder / "predictions.json").read_text("utf-8"))
+    # the predictions are those that were written before the runs, cell by cell
+    for row, before in zip(report["cells"], written["predictions"], strict=True):
+        assert (row["exit_layer"], row["k"]) == tuple(before["cell"].values())
+        assert row["predicted"] == before["ratio"]
+    # and the errors follow from the runs on file
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()[1:]]
+    for row in report["cells"]:
+        cell = f"e{row['exit_layer']}-k{row['k']}"
+        own = [r for r in runs if (r["part"], r["cell"]) == ("held-out", cell) and r["n_tokens"]]
+        plain = sum(r["plain_per_token_s"] * r["n_tokens"] for r in own)
+        assert row["measured"] == pytest.approx(sum(r["ppd_s"] for r in own) / plain)
+    assert report["n_other_text"] == sum(not r["same_text"] for r in runs)

@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import ppdmodel as ppd
-from ppdmodel.plots import save, style
+from ppdmodel.plots import regime, save, style
+from ppdmodel.shapes import memory, models, shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -227,6 +228,27 @@ def methods() -> Figure:
     return figure
 
 
+def regimes() -> Figure:
+    """The link time above which PPD beats splitting over two and over four units."""
+    figure, panels = axes(7.8, 3.1, columns=2)
+    p, speed = np.linspace(0, 1, 201), memory("H100 SXM")
+    for ax, (units, messages) in zip(panels, ((2, 1), (4, 2)), strict=True):
+        starts, ends = {}, {}
+        for name in models():
+            model = shape(name)
+            layer, head = model.layer_time_s(speed), model.head_time_s(speed)
+            starts[name] = ppd.link_break_even(
+                p, model.layers, model.layers / 2, units, layer, head, head, 1, messages
+            )
+            ends[name] = model.layers / 2 * layer
+        regime(p, starts, ends, title=f"{units} units, k = {units - 1}, e = d/2", ax=ax)
+    legend = panels[0].get_legend()
+    assert legend is not None
+    legend.remove()  # the other panel's is the same
+    panels[1].set_ylabel("")
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "01-pipeline": pipeline,
     "02-latency": latency,
@@ -234,6 +256,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "05-correlation": correlation,
     "07-best-exit": best_exit,
     "08-methods": methods,
+    "11-regimes": regimes,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .decode import decode_command
 from .estimate import estimate_command
 from .fit import fit_command
 from .formulas import formulas_command
@@ -15,7 +16,9 @@ from .merge import merge_command
 from .models import models_app
 from .optimize import optimize_command
 from .plot import plot_command
+from .time import time_command
 from .train_exits import train_exits_command
+from .validate import validate_command
 
 app = typer.Typer(
     name="ppdmodel",
@@ -48,6 +51,9 @@ app.add_typer(models_app, name="models")
 app.command("measure")(measure_command)
 app.command("merge")(merge_command)
 app.command("train-exits")(train_exits_command)
+app.command("time")(time_command)
+app.command("decode")(decode_command)
+app.command("validate")(validate_command)
 app.command("fit")(fit_command)
 app.command("optimize")(optimize_command)
 app.command("plot")(plot_command)

@@ -85,9 +85,9 @@ def estimate_command(
             raise InvalidInputError(
                 "--from must stand alone; got --p-correct or --layers too; give one or the other"
             )
-        from ..io import load
+        from ..io import load_rates
 
-        results = [estimate_from(load(source), **settings)]
+        results = [estimate_from(load_rates(source), **settings)]
     else:
         if not p_correct or layers is None:
             raise InvalidInputError(

@@ -34,9 +34,9 @@ def fit_command(
     """
     numbers = {"k_max": whole("k_max", k_max), "resamples": whole("resamples", resamples)}
     from ..fitting import fit
-    from ..io import load, save
+    from ..io import load_rates, save
 
-    source = load(measurement)
+    source = load_rates(measurement)
     if not isinstance(source, Measurement):
         raise InvalidInputError(
             f"fit must be given a measurement folder; got {measurement}; make one with: "

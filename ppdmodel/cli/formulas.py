@@ -84,7 +84,7 @@ def _print_list() -> None:
     from .. import symbolic
 
     for entry in symbolic.catalogue():
-        start = f"({entry.equation})".ljust(7) + entry.name.ljust(29)
+        start = f"({entry.equation})".ljust(7) + entry.name.ljust(31)
         lines = textwrap.wrap(entry.summary, WIDTH - len(start))
         typer.echo(start + lines[0])
         for line in lines[1:]:

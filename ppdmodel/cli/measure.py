@@ -152,11 +152,11 @@ def measure_command(
         "n_threads": whole_or_none("threads", threads) or available_cpus(),
     }
     most = whole_or_none("limit", limit)
-    sampled = _sampled(temperature, top_p, seed)
+    drawn = sampled(temperature, top_p, seed)
     from ..measure import Sampling, Shard, default_prompts, load_exits, locate, measure
 
     part = Shard.parse(shard) if shard is not None else None
-    sampling = Sampling(**sampled) if sampled else None
+    sampling = Sampling(**drawn) if drawn else None
     chosen = chosen_prompts(prompts, most, default_prompts)
     source = locate(model)
     with progress_bar() as report:
@@ -187,7 +187,7 @@ def measure_command(
         render(result, out)
 
 
-def _sampled(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
+def sampled(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
     """The options of sampling, where it is wanted."""
     others = {"top_p": top_p, "seed": seed}
     given = {name: value for name, value in others.items() if value is not None}

@@ -35,10 +35,10 @@ def optimize_command(
     """
     depth, units = whole("max_depth", max_depth), whole_or_none("max_units", max_units)
     from ..files import json_ready
-    from ..io import load
+    from ..io import load_rates
     from ..optimization import DEFAULT_BUDGETS, optimize
 
-    source = load(calibration)
+    source = load_rates(calibration)
     if not isinstance(source, Calibration):
         raise InvalidInputError(
             f"optimize must be given a calibration; got {calibration}; make one with: ppdmodel fit"

@@ -34,6 +34,11 @@ def whole(name: str, text: str) -> int:
         ) from None
 
 
+def whole_list(name: str, text: str) -> tuple[int, ...]:
+    """Read positive integers that are separated by commas."""
+    return tuple(whole(name, part.strip()) for part in text.split(","))
+
+
 def whole_or_none(name: str, text: str | None) -> int | None:
     """Read a positive integer that may be absent."""
     return None if text is None else whole(name, text)

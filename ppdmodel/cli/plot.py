@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ class Kind(StrEnum):
     MATCH_RATE = "match-rate"
     TRADE_OFF = "trade-off"
     THEORY = "theory"
+    PREDICTED = "predicted"
 
 
 def plot_command(
@@ -27,7 +28,10 @@ def plot_command(
     ],
     result: Annotated[
         Path | None,
-        typer.Argument(metavar="[RESULT]", help="A calibration or measurement; none for theory."),
+        typer.Argument(
+            metavar="[RESULT]",
+            help="A calibration, a measurement or a validation; none for theory.",
+        ),
     ] = None,
     kind: Annotated[Kind, typer.Option("--kind", help="Which figure.")] = Kind.MATCH_RATE,
     layers: Annotated[
@@ -38,6 +42,8 @@ def plot_command(
     as_json: Json = False,
 ) -> None:
     """Draw a figure: match-rate and trade-off of a RESULT, or the theory's trade-off curves.
+
+    predicted, of one validation or more with commas, draws predicted against measured latency.
 
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
@@ -50,6 +56,11 @@ def plot_command(
         from .. import plots
 
         figure = plots.theory(layers=d, k=guesses, depth=in_flight)
+    elif kind is Kind.PREDICTED:
+        reports = _reports(result)
+        from .. import plots
+
+        figure = plots.predicted(reports)
     else:
         calibration = _calibration(result)
         from .. import plots
@@ -63,13 +74,32 @@ def plot_command(
         typer.echo(str(out))
 
 
+def _reports(path: Path | None) -> list[dict[str, Any]]:
+    """Validations, from their folders or files."""
+    if path is None:
+        raise InvalidInputError(
+            "this figure must have a RESULT; got none; give a folder of ppdmodel validate"
+        )
+    from ..files import VALIDATION, VALIDATION_FILE, read_json
+
+    found = []
+    for one in [path] if path.exists() else map(Path, str(path).split(",")):
+        report = read_json(one / VALIDATION_FILE if one.is_dir() else one, VALIDATION)
+        if "cells" not in report:
+            raise InvalidInputError(
+                f"a validation must have been run; got {one}, predictions only; give its folder"
+            )
+        found.append(report)
+    return found
+
+
 def _calibration(path: Path | None) -> Calibration:
     if path is None:
         raise InvalidInputError(
             "this figure must have a RESULT; got none; give a calibration, or use --kind theory"
         )
     from ..fitting import fit
-    from ..io import load
+    from ..io import load_rates
 
-    source = load(path)
+    source = load_rates(path)
     return fit(source) if isinstance(source, Measurement) else source

@@ -1,5 +1,13 @@
 """Formulas, a module per subject. Nothing else in the package holds a closed form."""
 
+from .calibrated import (
+    calibrated_break_even,
+    calibrated_busy_time,
+    calibrated_compute,
+    calibrated_latency,
+    calibrated_plain_latency,
+    calibrated_speedup,
+)
 from .correlation import (
     correlated_compute,
     correlated_latency,
@@ -15,6 +23,11 @@ from .decision import (
 )
 from .gated import gated_compute, gated_latency
 from .generation import expected_total_latency
+from .linked import (
+    link_break_even,
+    ppd_linked_latency,
+    tensor_parallel_linked_latency,
+)
 from .parallel import (
     parallel_draft_compute,
     parallel_draft_latency,
@@ -33,7 +46,13 @@ from .ppd import (
     reserved_units,
     speedup,
 )
-from .recursive import DraftTree, draft_tree, multi_exit_compute, multi_exit_latency
+from .recursive import (
+    DraftTree,
+    calibrated_early_latency,
+    draft_tree,
+    multi_exit_compute,
+    multi_exit_latency,
+)
 from .speculative import (
     self_speculative_compute,
     self_speculative_latency,
@@ -49,6 +68,13 @@ __all__ = [
     "best_exit",
     "best_relative_exit",
     "break_even",
+    "calibrated_break_even",
+    "calibrated_busy_time",
+    "calibrated_compute",
+    "calibrated_early_latency",
+    "calibrated_latency",
+    "calibrated_plain_latency",
+    "calibrated_speedup",
     "compute_per_token",
     "correlated_compute",
     "correlated_latency",
@@ -59,6 +85,7 @@ __all__ = [
     "gated_compute",
     "gated_latency",
     "latency_per_token",
+    "link_break_even",
     "mean_units",
     "multi_exit_compute",
     "multi_exit_latency",
@@ -69,6 +96,7 @@ __all__ = [
     "peak_units",
     "pipelined_compute",
     "pipelined_latency",
+    "ppd_linked_latency",
     "reserved_units",
     "self_speculative_compute",
     "self_speculative_latency",
@@ -78,6 +106,7 @@ __all__ = [
     "speedup",
     "tensor_parallel_compute",
     "tensor_parallel_latency",
+    "tensor_parallel_linked_latency",
     "threshold",
     "total_latency_variance",
     "tree_speculative_compute",

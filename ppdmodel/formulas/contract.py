@@ -79,6 +79,20 @@ DOMAINS: dict[str, Domain] = {
     "drafted_from": _whole(0, "count the nodes that have children"),
     "units": _whole(1, "give the devices"),
     "efficiency": _positive("1 is perfect splitting"),
+    "layer_time": _positive("give the time of a layer while the other unit waits"),
+    "busy_layer_time": _positive("give the time of a layer while sub-processes run"),
+    "batch_layer_time": _positive("give the time of a layer of all k sub-processes"),
+    "head_time": _at_least(0, "give it in the unit of layer_time"),
+    "plain_head_time": _at_least(0, "give it in the unit of layer_time"),
+    "exit_time": _at_least(0, "give it in the unit of layer_time"),
+    "token_time": _at_least(0, "give it in the unit of layer_time"),
+    "start_delay": _at_least(0, "give it in the unit of layer_time"),
+    "promotion_delay": _at_least(0, "give it in the unit of layer_time"),
+    "link_time": _at_least(0, "give it in the unit of layer_time"),
+    "all_reduce_time": _at_least(0, "give it in the unit of layer_time"),
+    "all_reduce_messages": _at_least(1, "two units exchange theirs in 1"),
+    "messages_per_match": _at_least(0, "1 is the state at the exit"),
+    "unfinished": _probability("give the share of a batch layer that is left at a verdict"),
 }
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .exits import AffineMap, Exit, register_exit
     from .merging import merge
     from .models import load_model
+    from .pipeline.decoding import Decoded, decode
+    from .pipeline.pipeline import Pipeline
+    from .pipeline.timing import time_model
+    from .pipeline.validating import validate
     from .prompts import Prompt, default_prompts, read_prompts, training_prompts
     from .run import Progress, Shard, measure
     from .sampling import Sampling
@@ -24,13 +28,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AffineMap": "exits",
+    "Decoded": "pipeline.decoding",
     "Exit": "exits",
     "ModelSource": "sources",
+    "Pipeline": "pipeline.pipeline",
     "Progress": "run",
     "Prompt": "prompts",
     "Sampling": "sampling",
     "Shard": "run",
     "TrainedExits": "training",
+    "decode": "pipeline.decoding",
     "default_prompts": "prompts",
     "load_exits": "training",
     "load_model": "models",
@@ -39,18 +46,23 @@ _HOMES = {
     "merge": "merging",
     "read_prompts": "prompts",
     "register_exit": "exits",
+    "time_model": "pipeline.timing",
     "train_exits": "training",
     "training_prompts": "prompts",
+    "validate": "pipeline.validating",
 }
 __all__ = [
     "AffineMap",
+    "Decoded",
     "Exit",
     "ModelSource",
+    "Pipeline",
     "Progress",
     "Prompt",
     "Sampling",
     "Shard",
     "TrainedExits",
+    "decode",
     "default_prompts",
     "load_exits",
     "load_model",
@@ -59,8 +71,10 @@ __all__ = [
     "merge",
     "read_prompts",
     "register_exit",
+    "time_model",
     "train_exits",
     "training_prompts",
+    "validate",
 ]
 
 

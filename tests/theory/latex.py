@@ -25,6 +25,13 @@ THEORY = Path(__file__).parents[2] / "theory"
 
 #: what the pages write where the symbol has another name
 ALIASES = {"p_s": "p", "hat c": "chat"}
+#: what equations call other formulas
+LETTERS = {
+    "Lambda": "latency_per_token",
+    "C": "compute_per_token",
+    "T": "calibrated_latency",
+    "T_0": "calibrated_plain_latency",
+}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]|\d+|\S")
 _NO_MEANING = re.compile(r"\\(?:[,;! ]|qquad|quad|(?:[bB]igg?[lr]|left|right)(?![a-z]))")
 _EXTREMA = {r"\max": sympy.Max, r"\min": sympy.Min}
@@ -51,11 +58,11 @@ def tagged_equations(page: str) -> dict[str, str]:
 def resolved(latex: str, own_name: str) -> Any:
     """The right side of the first equation, with the definitions beside it put in.
 
-    Lambda and C stand for the latency and the compute of PPD, unless the equation defines them.
+    `LETTERS` stand for the formulas that they name, unless the equation defines them.
     """
     (first, expression), *rest = equations(latex).items()
     definitions = dict(rest)
-    for letter, name in (("Lambda", "latency_per_token"), ("C", "compute_per_token")):
+    for letter, name in LETTERS.items():
         if name != own_name and first != letter:
             definitions[letter] = letters_of(symbolic.expr(name))
     known = {sympy.Symbol(letter): value for letter, value in definitions.items()}

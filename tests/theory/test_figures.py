@@ -30,7 +30,9 @@ def test_each_figure_is_committed_and_shown() -> None:
 
 
 #: the others simulate for seconds: `make figures`
-@pytest.mark.parametrize("name", ["01-pipeline", "02-latency", "07-best-exit", "08-methods"])
+@pytest.mark.parametrize(
+    "name", ["01-pipeline", "02-latency", "07-best-exit", "08-methods", "11-regimes"]
+)
 def test_it_can_be_drawn(name: str) -> None:
     with DRAWN.style():
         figure = DRAWN.FIGURES[name]()

@@ -1,0 +1,218 @@
+"""`ppdmodel decode`: real PPD on one prompt, beside what was predicted and plain decoding."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InvalidInputError
+from .measure import DECODING, MACHINE, Dtype, MaxNewTokens, Model, Raw, sampled
+from .options import Json, note, print_json, whole
+from .time import Exits, UnitsOption
+
+if TYPE_CHECKING:
+    from ..measure.pipeline.decoding import Decoded, Speed
+
+PREDICTION = "The prediction"
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="Match rates: predict this run.",
+        rich_help_panel=PREDICTION,
+    ),
+]
+TimingFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--timing",
+        metavar="FILE",
+        help="Costs, from: ppdmodel time; predict seconds.",
+        rich_help_panel=PREDICTION,
+    ),
+]
+
+
+def decode_command(
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to answer.")],
+    exit_layer: Annotated[
+        str, typer.Option("--exit-layer", metavar="E", help="Layer read for guesses.")
+    ],
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "float32",
+    exits: Exits = None,
+    k: Annotated[str, typer.Option("--k", metavar="K", help="Guesses, hence sub-processes.")] = "1",
+    raw: Raw = False,
+    max_new_tokens: MaxNewTokens = "128",
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", metavar="T", help="Sample; default greedy.", rich_help_panel=DECODING
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p", metavar="P", help="Sample from the likeliest.", rich_help_panel=DECODING
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="S", help="Seed of the samples.", rich_help_panel=DECODING),
+    ] = None,
+    row_by_row: Annotated[
+        bool,
+        typer.Option(
+            "--row-by-row",
+            help="Guesses one by one: nothing can round otherwise than plainly.",
+            rich_help_panel=DECODING,
+        ),
+    ] = False,
+    calibration: CalibrationFile = None,
+    timing: TimingFile = None,
+    units: UnitsOption = "2",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            help="What ran where and when, for ui.perfetto.dev.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode a prompt by real PPD, and say what it took beside plain decoding.
+
+    Example: ppdmodel decode --exit-layer 24 --k 3 --prompt "Why is the sky blue?"
+    """
+    numbers = {
+        "exit_layer": whole("exit_layer", exit_layer),
+        "k": whole("k", k),
+        "max_new_tokens": whole("max_new_tokens", max_new_tokens),
+        "units": whole("units", units),
+    }
+    drawn = sampled(temperature, top_p, seed)
+    if not prompt.strip():
+        raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
+    from ..io import load_calibration, load_timing
+    from ..measure import Sampling, decode, load_exits, load_model, locate
+    from ..measure.pipeline.fitness import check_fits
+
+    rates = load_calibration(calibration) if calibration else None
+    times = load_timing(timing) if timing else None
+    if times and not rates:
+        note("a predicted time needs match rates too: add --calibration FILE")
+    source = locate(model)
+    trained = load_exits(exits, source) if exits else None
+    for warning in check_fits(source, dtype, trained, rates, times):
+        note(warning)
+    loaded = load_model(source, dtype)
+    said: list[int] = []
+    printed = 0
+
+    def say(token_id: int) -> None:
+        """Only what no further token can change: a character may take several."""
+        nonlocal printed
+        said.append(token_id)
+        text = loaded.decode(said)
+        if not text.endswith("\ufffd"):
+            sys.stdout.write(text[printed:])
+            sys.stdout.flush()
+            printed = len(text)
+
+    result = decode(
+        loaded,
+        prompt,
+        exits=trained,
+        raw=raw,
+        row_by_row=row_by_row,
+        sampling=Sampling(**drawn) if drawn else None,
+        calibration=rates,
+        timing=times,
+        trace=trace,
+        on_token=None if as_json else say,
+        **numbers,
+    )
+    if as_json:
+        print_json(overview(result))
+    else:
+        render(result, trace, row_by_row)
+
+
+def overview(result: Decoded) -> dict[str, Any]:
+    """The result as one JSON document."""
+    from dataclasses import asdict
+
+    def mean(speed: Speed | None) -> float | None:
+        return speed.mean_s if speed else None
+
+    return {
+        "token_ids": list(result.token_ids),
+        "text": result.text,
+        "match_rate": result.match_rate,
+        "n_trials": result.n_trials,
+        "latency_per_token_s": mean(result.latency),
+        "predicted_match_rate": result.predicted_match_rate,
+        "predicted_latency_per_token_s": result.predicted_latency_per_token_s,
+        "greedy_latency_per_token_s": mean(result.greedy),
+        "greedy_same_units_latency_per_token_s": mean(result.greedy_same_units),
+        "latency_median_s": result.latency.median_s if result.latency else None,
+        "latency_p95_s": result.latency.p95_s if result.latency else None,
+        "difference": asdict(result.difference) if result.difference else None,
+    }
+
+
+def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
+    """Print the numbers below the text."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.print("\n")
+    table = Table(box=None, pad_edge=False)
+    for name in ("ms per token", "mean", "median", "95th"):
+        table.add_column(name, justify="left" if name.startswith("ms") else "right")
+    for label, speed in (
+        ("PPD", result.latency),
+        ("plain, on one unit", result.greedy),
+        ("plain, split over the same units", result.greedy_same_units),
+    ):
+        if speed:
+            times = (speed.mean_s, speed.median_s, speed.p95_s)
+            table.add_row(label, *(f"{1e3 * seconds:.1f}" for seconds in times))
+    if result.predicted_latency_per_token_s is not None:
+        table.add_row("PPD, as predicted", f"{1e3 * result.predicted_latency_per_token_s:.1f}")
+    console.print(table)
+    if result.match_rate is not None:
+        predicted = result.predicted_match_rate
+        beside = "" if predicted is None else f"; predicted {predicted:.3f}"
+        console.print(f"match rate {result.match_rate:.3f} of {result.n_trials} tokens{beside}")
+    if result.difference is None:
+        console.print(f"{len(result.token_ids)} tokens, the same as plain decoding's")
+    else:
+        found = result.difference
+        console.print(
+            f"the token at {found.position} differs from plain decoding's, which had a margin of "
+            f"{found.margin:.2g} in {found.dtype}"
+            + ("" if row_by_row else "; --row-by-row rules that out")
+        )
+    if trace is not None:
+        console.print(f"trace, for ui.perfetto.dev: {trace}")
+    if result.latency and result.greedy and result.greedy_same_units:
+        console.print(_verdict(result.latency, result.greedy, result.greedy_same_units))
+
+
+def _verdict(ppd: Speed, greedy: Speed, split: Speed) -> str:
+    def change(other: Speed) -> str:
+        saved = 1 - other.mean_s / greedy.mean_s
+        return f"takes {saved:.0%} off" if saved >= 0 else f"adds {-saved:.0%} to"
+
+    return (
+        f"PPD {change(ppd)} the latency of one unit here; splitting every product over the same "
+        f"units {change(split)} it."
+    )

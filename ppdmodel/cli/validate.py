@@ -1,0 +1,166 @@
+"""`ppdmodel validate`: predict a grid of settings, run it, and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InvalidInputError
+from .measure import DATA, DECODING, MACHINE, Dtype, Limit, Model, Prompts, Raw, chosen_prompts
+from .options import Json, note, print_json, whole, whole_list, whole_or_none
+from .time import Exits, UnitsOption
+
+#: prompts without --limit
+FEW = 11
+
+
+def validate_command(
+    calibration: Annotated[
+        Path, typer.Option("--calibration", metavar="FILE", help="Match rates, from: ppdmodel fit.")
+    ],
+    timing: Annotated[
+        Path, typer.Option("--timing", metavar="FILE", help="Costs, from: ppdmodel time.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the runs.")],
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "float32",
+    exits: Exits = None,
+    prompts: Prompts = None,
+    limit: Limit = None,
+    raw: Raw = False,
+    fit_prompts: Annotated[
+        str,
+        typer.Option(
+            "--fit-prompts",
+            metavar="N",
+            help="Prompts that correct the times; the rest judge.",
+            rich_help_panel=DATA,
+        ),
+    ] = "3",
+    exit_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--exit-layers",
+            metavar="E",
+            help="With commas; default six from the middle on.",
+            rich_help_panel=DECODING,
+        ),
+    ] = None,
+    k: Annotated[
+        str, typer.Option("--k", metavar="K", help="With commas.", rich_help_panel=DECODING)
+    ] = "1,3,5",
+    max_new_tokens: Annotated[
+        str,
+        typer.Option(
+            "--max-new-tokens", metavar="N", help="Most tokens per text.", rich_help_panel=DECODING
+        ),
+    ] = "64",
+    units: UnitsOption = "2",
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", help="Of the order.", rich_help_panel=MACHINE)
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Predict PPD's latency on a grid of settings, then run it for real.
+
+    Stopped, it keeps its runs; the same command goes on from there.
+
+    Example: ppdmodel validate --calibration cal.json --timing timing.json --out results/validation
+    """
+    numbers = {
+        name: whole(name, text)
+        for name, text in (
+            ("fit_prompts", fit_prompts),
+            ("max_new_tokens", max_new_tokens),
+            ("units", units),
+        )
+    }
+    ks, most = whole_list("k", k), whole_or_none("limit", limit)
+    given = whole_list("exit_layers", exit_layers) if exit_layers else None
+    if seed < 0:
+        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
+    from ..io import load_calibration, load_timing
+    from ..measure import default_prompts, load_exits, load_model, locate, validate
+    from ..measure.pipeline.fitness import check_fits
+
+    rates, times = load_calibration(calibration), load_timing(timing)
+    source = locate(model)
+    trained = load_exits(exits, source) if exits else None
+    for warning in check_fits(source, dtype, trained, rates, times):
+        note(warning)
+    chosen = chosen_prompts(prompts, most, default_prompts)[: most or FEW]
+    try:
+        report = validate(
+            load_model(source, dtype),
+            chosen,
+            rates,
+            times,
+            out,
+            exit_layers=given or _from_the_middle(rates.layers),
+            ks=ks,
+            exits=trained,
+            raw=raw,
+            seed=seed,
+            on_progress=lambda stage, share: note(f"{stage}: {share:.0%}"),
+            **numbers,
+        )
+    except KeyboardInterrupt:
+        note(f"finished runs are kept in {out}; the same command goes on from there")
+        raise
+    if as_json:
+        print_json(report)
+    else:
+        render(report, out)
+
+
+def _from_the_middle(layers: int) -> list[int]:
+    """Six exit layers from the middle of the model to near its end, or as many as there are."""
+    first, last = -(-layers // 2), layers - max(layers // 8, 1)
+    return sorted({round(first + n * (last - first) / 5) for n in range(6)})
+
+
+def render(report: Mapping[str, Any], out: Path) -> None:
+    """Print every cell, and what it comes to."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{report['settings']['model']}: latency of PPD over plain decoding on one unit "
+        f"({1e3 * report['plain_latency_s']:.1f} ms a token)",
+        style="bold",
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("exit", "k", "predicted", "95%", "measured", "error", "match", "time", ""):
+        table.add_column(name, justify="right")
+    for row in report["cells"]:
+        table.add_row(
+            str(row["exit_layer"]),
+            str(row["k"]),
+            f"{row['predicted']:.3f}",
+            f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+            f"{row['measured']:.3f}",
+            f"{row['error']:+.1%}",
+            f"{row['match_part']:+.1%}",
+            f"{row['latency_part']:+.1%}",
+            "" if row["held_out"] else "fitted",
+        )
+    console.print(table)
+    held = report["held_out"]
+    if held["n_cells"]:
+        console.print(
+            f"{held['n_cells']} settings not fitted: error {held['median_error']:.1%} median, "
+            f"{held['p90_error']:.1%} at the 90th percentile "
+            f"(uncalibrated {held['median_error_uncalibrated']:.1%}); {held['within']} in their "
+            "interval"
+        )
+    best = min(report["cells"], key=lambda row: row["measured"])
+    console.print(
+        f"fastest: exit {best['exit_layer']}, k = {best['k']}, {1 / best['measured']:.2f} times as "
+        f"fast as plain decoding on one unit; {report['n_other_text']} of {report['n_runs']} texts "
+        "differ from it"
+    )
+    console.print(f"Every run: {out}", soft_wrap=True)

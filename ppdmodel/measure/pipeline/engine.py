@@ -1,0 +1,318 @@
+"""A decoder of Llama's build, run layer by layer for one token at a time.
+
+The model's own code runs all layers in one call. Pipelined decoding needs each layer apart: to hand
+over what an exit reads, to stop, and to go on with one of several guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import InvalidInputError
+from ..exits import TOLERANCE, AffineMap, Exit
+from ..models import LoadedModel
+from ..products import linear_for
+from .memory import Shared, share
+
+#: tokens of the text on which an engine is held against its model
+PROBE = 12
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers that fix an engine, beside its weights."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    inner: int
+    vocabulary: int
+    epsilon: float
+    scaling: float
+
+
+class Engine:
+    """Layers, exits and head of one model, on weights that may lie in shared memory.
+
+    A state is [rows, width]; rows are guesses for one and the same place of the text.
+    """
+
+    def __init__(self, shape: Shape, weights: Mapping[str, Tensor]) -> None:
+        self.shape = shape
+        self.embedding = weights["embedding"]
+        self.head_weight = weights.get("head", self.embedding)
+        self.head_bias = weights.get("head_bias")
+        self.final_norm = weights["final_norm"]
+        self.cos, self.sin = weights["cos"], weights["sin"]
+        self.layers = [
+            {key: weights[name] for key in _LAYER if (name := f"{index}.{key}") in weights}
+            for index in range(shape.layers)
+        ]
+        self.maps = {
+            layer: AffineMap(weights[name], weights[f"map_bias.{layer}"])
+            for layer in range(1, shape.layers + 1)
+            if (name := f"map.{layer}") in weights
+        }
+        self.linear = linear_for(self.head_weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, states and cache."""
+        return self.embedding.dtype
+
+    def cache_shape(self, room: int) -> tuple[int, ...]:
+        """Of keys and values of a text: [layers, 2, kv heads, room, head size]."""
+        return (self.shape.layers, 2, self.shape.kv_heads, room, self.shape.head_size)
+
+    def own_shape(self, rows: int) -> tuple[int, ...]:
+        """Of keys and values of guesses for one place: [layers, 2, rows, kv heads, head size]."""
+        return (self.shape.layers, 2, rows, self.shape.kv_heads, self.shape.head_size)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """States [rows, width] before the first layer."""
+        return functional.embedding(token_ids, self.embedding)
+
+    def layer(self, index: int, x: Tensor, place: int, cache: Tensor, own: Tensor) -> Tensor:
+        """Run layer `index` (from 0) on guesses for one place of the text.
+
+        Args:
+            index: the layer.
+            x: states [rows, width].
+            place: how many tokens of the text come before.
+            cache: that text's keys and values, `cache_shape`; read up to `place`.
+            own: takes the guesses' keys and values, `own_shape`.
+
+        Returns:
+            States [rows, width] after the layer.
+        """
+        layer, shape, rows = self.layers[index], self.shape, len(x)
+        heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
+        normed = self._norm(x, layer["norm"])
+        qkv = self.linear(normed, layer["qkv"], layer.get("qkv_bias"))
+        both = qkv[:, : (heads + kv) * size].view(rows, heads + kv, size)
+        rotated = self._rotate(self._qk_norm(both, layer), self.cos[place], self.sin[place])
+        keys = rotated[:, heads:]
+        values = qkv[:, (heads + kv) * size :].view(rows, kv, size)
+        own[index, 0, :rows], own[index, 1, :rows] = keys, values
+        queries = rotated[:, :heads].reshape(rows, kv, heads // kv, size)
+        attended = self._attend(queries, keys, values, cache[index, :, :, :place])
+        x = x + self.linear(attended, layer["out"], layer.get("out_bias"))
+        return self._feed_forward(x, layer)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, before: Tensor) -> Tensor:
+        """Attention of rows that share a text but for their own key and value.
+
+        Args:
+            queries: [rows, kv heads, group, head size].
+            keys: of the rows themselves, [rows, kv heads, head size].
+            values: likewise.
+            before: keys and values of the text, [2, kv heads, place, head size].
+        """
+        rows, kv, group, size = queries.shape
+        flat = queries.transpose(0, 1).reshape(kv, rows * group, size)
+        scores = torch.empty(kv, rows * group, before.shape[2] + 1, dtype=flat.dtype)
+        scores[:, :, :-1] = torch.bmm(flat, before[0].transpose(1, 2))
+        scores[:, :, -1] = (queries * keys[:, :, None]).sum(-1).transpose(0, 1).reshape(kv, -1)
+        weights = scores.mul_(self.shape.scaling).softmax(-1)
+        mixed = torch.bmm(weights[:, :, :-1], before[1]).view(kv, rows, group, size)
+        last = weights[:, :, -1].view(kv, rows, group, 1)
+        mixed = mixed + last * values.transpose(0, 1)[:, :, None]
+        return mixed.transpose(0, 1).reshape(rows, kv * group * size)
+
+    def _feed_forward(self, x: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
+        normed = self._norm(x, layer["post_norm"])
+        both = self.linear(normed, layer["gate_up"], layer.get("gate_up_bias"))
+        gate, up = both[:, : self.shape.inner], both[:, self.shape.inner :]
+        return x + self.linear(
+            functional.silu(gate).mul_(up), layer["down"], layer.get("down_bias")
+        )
+
+    def read_prompt(self, token_ids: Tensor, cache: Tensor) -> Tensor:
+        """Fill the cache with a prompt's keys and values; its last state [1, width] is returned."""
+        shape, n = self.shape, len(token_ids)
+        heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
+        cos, sin = self.cos[:n, None], self.sin[:n, None]
+        x = self.embed(token_ids)
+        for index, layer in enumerate(self.layers):
+            qkv = self.linear(self._norm(x, layer["norm"]), layer["qkv"], layer.get("qkv_bias"))
+            both = qkv[:, : (heads + kv) * size].view(n, heads + kv, size)
+            rotated = self._rotate(self._qk_norm(both, layer), cos, sin)
+            values = qkv[:, (heads + kv) * size :].view(n, kv, size)
+            cache[index, 0, :, :n] = rotated[:, heads:].transpose(0, 1)
+            cache[index, 1, :, :n] = values.transpose(0, 1)
+            mixed = (
+                functional.scaled_dot_product_attention(
+                    rotated[:, :heads].transpose(0, 1)[None],
+                    cache[index, 0, :, :n][None],
+                    cache[index, 1, :, :n][None],
+                    is_causal=True,
+                    scale=shape.scaling,
+                    enable_gqa=True,
+                )[0]
+                .transpose(0, 1)
+                .reshape(n, heads * size)
+            )
+            x = self._feed_forward(
+                x + self.linear(mixed, layer["out"], layer.get("out_bias")), layer
+            )
+        return x[-1:]
+
+    def logits(self, x: Tensor, exit_layer: int | None = None) -> Tensor:
+        """Logits [rows, vocabulary] after the last layer, or of the exit after `exit_layer`."""
+        normed = self._norm(x, self.final_norm)
+        trained = self.maps.get(exit_layer) if exit_layer else None
+        if trained is not None:
+            normed = normed + trained(x)
+        return self.linear(normed, self.head_weight, self.head_bias)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.epsilon)
+
+    def _qk_norm(self, both: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
+        """Norms of queries and keys, where the model has them: [rows, heads + kv heads, size]."""
+        if "q_norm" not in layer:
+            return both
+        heads = self.shape.heads
+        return torch.cat(
+            [
+                self._norm(both[:, :heads], layer["q_norm"]),
+                self._norm(both[:, heads:], layer["k_norm"]),
+            ],
+            1,
+        )
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary positions; the first half of `sin` is negative."""
+        return torch.addcmul(x * cos, x.roll(self.shape.head_size // 2, -1), sin)
+
+
+_LAYER = (
+    "norm", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias",
+    "post_norm", "gate_up", "gate_up_bias", "down", "down_bias",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SharedEngine:
+    """An engine that can be sent to another process: its weights lie in shared memory."""
+
+    shape: Shape
+    weights: Shared
+
+    def open(self) -> Engine:
+        """The engine, in this process."""
+        return Engine(self.shape, self.weights.tensors())
+
+
+def shared_engine(loaded: LoadedModel, exit_: Exit, room: int) -> SharedEngine:
+    """Bring a model's weights, and its trained exits, into the form that an engine runs.
+
+    Args:
+        loaded: a model on the CPU.
+        exit_: from `logit_exit` or with trained maps.
+        room: most tokens of a text.
+
+    Raises:
+        InvalidInputError: the model is not of Llama's build: the engine would not make its logits.
+    """
+    try:
+        shape, tensors = _taken_apart(loaded.model, exit_, room)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise _unsupported(loaded, " ".join(str(error).split())[:120]) from None
+    engine = SharedEngine(shape, share(tensors))
+    gap = _gap(loaded.model, engine.open())
+    if not gap <= TOLERANCE.get(loaded.model.dtype, 1e-4):
+        raise _unsupported(loaded, f"its logits were {gap:.2g} of the largest one away")
+    return engine
+
+
+def _unsupported(loaded: LoadedModel, why: str) -> InvalidInputError:
+    return InvalidInputError(
+        "real pipelined decoding runs decoders of Llama's build on the CPU (Llama, Mistral, Qwen2, "
+        f"Qwen3, SmolLM2); got {type(loaded.model).__name__}: {why}; measure and fit work for it"
+    )
+
+
+def _taken_apart(model: Any, exit_: Exit, room: int) -> tuple[Shape, dict[str, Tensor]]:
+    config, base = model.config.get_text_config(), model.model
+    attention = base.layers[0].self_attn
+    if getattr(config, "hidden_act", "silu") != "silu" or exit_.scale != 1 or exit_.softcap:
+        raise AttributeError("another activation, or scaled logits")
+    size = int(attention.head_dim)
+    shape = Shape(
+        layers=len(base.layers),
+        width=base.embed_tokens.weight.shape[1],
+        heads=attention.q_proj.weight.shape[0] // size,
+        kv_heads=attention.k_proj.weight.shape[0] // size,
+        head_size=size,
+        inner=base.layers[0].mlp.gate_proj.weight.shape[0],
+        vocabulary=exit_.vocabulary,
+        epsilon=float(config.rms_norm_eps),
+        scaling=float(attention.scaling),
+    )
+    window = getattr(config, "sliding_window", None)
+    if window and room > window and getattr(config, "use_sliding_window", True):
+        raise AttributeError(f"a sliding window of {window} tokens, shorter than the text")
+    places = torch.arange(max(room, PROBE))[None]
+    cos, sin = base.rotary_emb(base.embed_tokens.weight[:1, None], places)
+    half = size // 2
+    sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1)
+    tensors = {"embedding": base.embed_tokens.weight, "cos": cos[0], "sin": sin}
+    tensors["final_norm"] = base.norm.weight
+    if exit_.weight.data_ptr() != base.embed_tokens.weight.data_ptr():
+        tensors["head"] = exit_.weight
+    if exit_.bias is not None:
+        tensors["head_bias"] = exit_.bias
+    for index, layer in enumerate(base.layers):
+        tensors |= {f"{index}.{key}": value for key, value in _layer(layer).items()}
+    for number, trained in exit_.maps.items():
+        tensors |= {f"map.{number}": trained.weight, f"map_bias.{number}": trained.bias}
+    return shape, tensors
+
+
+def _layer(layer: Any) -> dict[str, Tensor]:
+    attention, mlp = layer.self_attn, layer.mlp
+    found = {
+        "norm": layer.input_layernorm.weight,
+        "post_norm": layer.post_attention_layernorm.weight,
+    }
+    for name, parts in {
+        "qkv": (attention.q_proj, attention.k_proj, attention.v_proj),
+        "out": (attention.o_proj,),
+        "gate_up": (mlp.gate_proj, mlp.up_proj),
+        "down": (mlp.down_proj,),
+    }.items():
+        found[name] = torch.cat([part.weight for part in parts])
+        if parts[0].bias is not None:
+            found[f"{name}_bias"] = torch.cat([part.bias for part in parts])
+    if hasattr(attention, "q_norm"):
+        found |= {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
+    return found
+
+
+@torch.inference_mode()
+def _gap(model: Any, engine: Engine) -> float:
+    """Largest difference from the model's logits on a probe, over the largest logit."""
+    vocabulary, shape = engine.shape.vocabulary, engine.shape
+    ids = torch.tensor([(7 * n + 31) % vocabulary for n in range(PROBE)])
+    own = model(input_ids=ids[None], use_cache=False).logits[0].float()
+    cache = torch.zeros(engine.cache_shape(PROBE), dtype=engine.dtype)
+    rows = torch.zeros(engine.own_shape(2), dtype=engine.dtype)
+    x = engine.read_prompt(ids[: PROBE // 2], cache)
+    made = [engine.logits(x)[0]]
+    for place in range(PROBE // 2, PROBE):
+        x = engine.embed(ids[[place, place - 1]])  # the second row is a wrong guess
+        for index in range(shape.layers):
+            x = engine.layer(index, x, place, cache, rows)
+            cache[index, :, :, place] = rows[index, :, 0]
+        made.append(engine.logits(x)[0])
+    read = torch.stack(made).float()
+    return float((read - own[PROBE // 2 - 1 :]).abs().max() / own.abs().max())

@@ -1,0 +1,99 @@
+"""What real PPD should take: match rates from a calibration, times from a timing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import InvalidInputError
+from .formulas import (
+    calibrated_compute,
+    calibrated_early_latency,
+    calibrated_plain_latency,
+)
+from .results import Calibration, Timing
+
+
+def predicted_match_rate(calibration: Calibration, exit_layer: int, k: int) -> float:
+    """The measured match rate of one exit layer and k.
+
+    Raises:
+        InvalidInputError: the calibration has no such layer or k.
+    """
+    if not 1 <= exit_layer <= calibration.layers or not 1 <= k <= calibration.k_max:
+        raise InvalidInputError(
+            f"the calibration must hold the setting; got exit layer {exit_layer}, k = {k}; it has "
+            f"layers 1 to {calibration.layers} and k to {calibration.k_max}"
+        )
+    return float(calibration.p_correct[exit_layer - 1, k - 1])
+
+
+def schedule_times(timing: Timing, k: int) -> dict[str, float]:
+    """The times of `calibrated_latency`, by the names of its arguments, for k guesses.
+
+    Raises:
+        InvalidInputError: that k was not timed.
+    """
+    if k not in timing.by_k:
+        raise InvalidInputError(
+            f"k must be one that was timed; got {k}; timed: {', '.join(map(str, timing.by_k))}; "
+            "time more with: ppdmodel time --k"
+        )
+    plain, together = timing.terms, timing.by_k[k]
+    return {
+        "layer_time": plain["layer_time_s"].value,
+        "busy_layer_time": together["busy_layer_time_s"].value,
+        "batch_layer_time": together["batch_layer_time_s"].value,
+        "head_time": together["busy_head_time_s"].value,
+        "exit_time": together["exit_time_s"].value,
+        "token_time": plain["token_time_s"].value,
+        "start_delay": plain["start_delay_s"].value,
+        "promotion_delay": plain["promotion_delay_s"].value,
+    }
+
+
+def predicted_latency_s(
+    timing: Timing,
+    p_correct: float,
+    exit_layer: int,
+    k: int,
+    corrections: Mapping[str, float] | None = None,
+) -> float:
+    """Seconds per token of PPD at depth 1 on two units.
+
+    Args:
+        timing: what layers and heads cost.
+        p_correct: match rate of the k guesses.
+        exit_layer: where they are read.
+        k: guesses in one batch.
+        corrections: factors of some of the times of `schedule_times`, fitted to real runs.
+
+    Source:
+        theory/10-seconds.md, equations (10.1) and (10.7).
+    """
+    times = schedule_times(timing, k)
+    for name, factor in (corrections or {}).items():
+        times[name] *= factor
+    return calibrated_early_latency(p_correct, timing.layers, exit_layer, **times)
+
+
+def predicted_plain_latency_s(timing: Timing) -> float:
+    """Seconds per token of plain decoding on one unit, equation (10.2)."""
+    terms = timing.terms
+    return float(
+        calibrated_plain_latency(
+            timing.layers,
+            terms["layer_time_s"].value,
+            terms["head_time_s"].value,
+            terms["token_time_s"].value,
+        )
+    )
+
+
+def predicted_compute(timing: Timing, p_correct: float, exit_layer: int, k: int) -> float:
+    """Layer executions per token, heads included, equation (10.5)."""
+    times = schedule_times(timing, k)
+    for name in ("layer_time", "token_time", "promotion_delay"):
+        del times[name]
+    found: Any = calibrated_compute(p_correct, timing.layers, exit_layer, k, **times)
+    return float(found)
