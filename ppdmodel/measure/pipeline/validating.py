@@ -122,10 +122,10 @@ def validate(
         "calibration_sha256": _sha256(asdict(others)),
         "timing_sha256": _sha256(asdict(timing)),
     }
-    book = _Book(out, settings)
     for cell in cells:  # all must be possible, timed and measured before anything is run
         check_setting(loaded.layers, cell.exit_layer, cell.k)
-        predict(others, timing, [cell], 1, Corrections({}, 0.0))
+        predict(others, timing, [cell], 1, Corrections({}, 0.0), resamples=1)
+    book = _Book(out, settings)
     ids = {prompt.id: loaded.encode(prompt.turns[:1], not raw) for prompt in prompts}
     first, rest = prompts[:fit_prompts], prompts[fit_prompts:]
     with Pipeline(
