@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -49,6 +50,21 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `RunFailedError` before the work, if what it makes could not be written to `path`."""
+    existed = path.parent.is_dir()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunFailedError(
+            f"{path} must be writable; got {error.strerror or error}; choose another place"
+        ) from error
+    if not existed:
+        path.parent.rmdir()
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -223,23 +223,22 @@ def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -
     """
     with style():
         ax = _axes(ax)
-        ends = _draw_reports(ax, reports)
+        low, high = _draw_reports(ax, reports)
         for share, form in ((0.0, "-"), (0.03, ":"), (-0.03, ":")):
-            ax.plot(ends, [end * (1 + share) for end in ends], form, color="0.5", linewidth=1)
+            line = [end * (1 + share) for end in (low, high)]
+            ax.plot((low, high), line, form, color="0.5", linewidth=1)
         ax.set(
             xlabel="measured latency / plain decoding on one unit",
             ylabel="predicted, 95% prediction intervals",
-            xlim=ends,
-            ylim=ends,
-            aspect="equal",
+            xlim=(low, high),
             title="Real PPD, predicted and measured (dotted: 3%)",
         )
-        ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return _figure(ax)
 
 
 def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Every cell with its interval, filled if it was not fitted; the range of all."""
+    """Every cell with its interval, filled if it was not fitted; the range of what was measured."""
     seen: list[float] = []
     for number, report in enumerate(reports):
         kind = report["provenance"]["exit_kind"]
@@ -261,8 +260,8 @@ def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float
                 markersize=4,
                 label=f"{kind} exits, " + ("not fitted" if held_out else "fitted"),
             )
-            seen += made + [row["measured"] for row in rows]
-    return min(seen) - 0.05, max(seen) + 0.05
+            seen += [row["measured"] for row in rows]
+    return min(seen) - 0.02, max(seen) + 0.02
 
 
 def save(figure: Figure, out: Path) -> None:

@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 from scipy.stats import beta
 
 from .errors import InvalidInputError
-from .formulas import latency_per_token
+from .formulas import normalized_latency
 from .prediction import predicted_latency_s, predicted_plain_latency_s
 from .resample import percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Timed, Timing
@@ -207,7 +207,7 @@ def judged(
     """
     realized = predicted_ratio(timing, runs.match_rate, runs.cell, corrections.factors)
     p, cell = prediction.p_correct, prediction.cell
-    ideal = float(latency_per_token(p, timing.layers, cell.exit_layer)) / timing.layers
+    ideal = float(normalized_latency(p, timing.layers, cell.exit_layer))
     return {
         "exit_layer": cell.exit_layer,
         "k": cell.k,

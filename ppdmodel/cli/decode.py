@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .measure import DECODING, MACHINE, Dtype, MaxNewTokens, Model, Raw, sampled
+from .measure import (
+    DECODING,
+    MACHINE,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Raw,
+    Seed,
+    Temperature,
+    TopP,
+    sampled,
+)
 from .options import Json, note, print_json, whole
 from .time import Exits, UnitsOption
 
@@ -48,22 +59,9 @@ def decode_command(
     k: Annotated[str, typer.Option("--k", metavar="K", help="Guesses, hence sub-processes.")] = "1",
     raw: Raw = False,
     max_new_tokens: MaxNewTokens = "128",
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", metavar="T", help="Sample; default greedy.", rich_help_panel=DECODING
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p", metavar="P", help="Sample from the likeliest.", rich_help_panel=DECODING
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="S", help="Seed of the samples.", rich_help_panel=DECODING),
-    ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
     row_by_row: Annotated[
         bool,
         typer.Option(
@@ -99,12 +97,15 @@ def decode_command(
     drawn = sampled(temperature, top_p, seed)
     if not prompt.strip():
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
+    from ..files import check_writable
     from ..io import load_calibration, load_timing
     from ..measure import Sampling, decode, load_exits, load_model, locate
     from ..measure.pipeline.fitness import check_fits
 
     rates = load_calibration(calibration) if calibration else None
     times = load_timing(timing) if timing else None
+    if trace is not None:
+        check_writable(trace)
     if times and not rates:
         note("a predicted time needs match rates too: add --calibration FILE")
     source = locate(model)

@@ -58,6 +58,28 @@ MaxNewTokens = Annotated[
         rich_help_panel=DECODING,
     ),
 ]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        help="Sample at this temperature; default greedy.",
+        rich_help_panel=DECODING,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Sample from the likeliest tokens with this much probability.",
+        rich_help_panel=DECODING,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="S", help="Seed of the samples.", rich_help_panel=DECODING),
+]
 BatchSize = Annotated[
     str,
     typer.Option(
@@ -92,28 +114,9 @@ def measure_command(
     limit: Limit = None,
     raw: Raw = False,
     max_new_tokens: MaxNewTokens = "128",
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            metavar="T",
-            help="Sample at this temperature; default greedy.",
-            rich_help_panel=DECODING,
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p",
-            metavar="P",
-            help="Sample from the likeliest tokens with this much probability.",
-            rich_help_panel=DECODING,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="S", help="Seed of the samples.", rich_help_panel=DECODING),
-    ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
     no_guesses: Annotated[
         bool,
         typer.Option("--no-guesses", help="Keep no guesses.parquet.", rich_help_panel=DECODING),

@@ -48,9 +48,11 @@ def time_command(
     """
     ks = whole_list("k", k)
     numbers = {"rounds": whole("rounds", rounds), "units": whole("units", units)}
+    from ..files import check_writable
     from ..io import save
     from ..measure import load_exits, load_model, locate, time_model
 
+    check_writable(out)
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
     note("loading the model ...")

@@ -62,11 +62,25 @@ def calibrated_latency(
     >>> round(calibrated_latency(0.5, 30, 20, 1.0, 1.0, 1.5, head_time=6, exit_time=6), 4)
     32.7917
     """
-    rest = (layers - exit_layer) * busy_layer_time + head_time
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
     missed = token_time + exit_layer * layer_time + rest
-    ahead = ops.maximum(rest - start_delay - exit_time, 0) / batch_layer_time
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
     saved = _saved(ahead, layer_time, batch_layer_time, token_time, promotion_delay, unfinished)
     return missed - p_correct * saved
+
+
+def _rest(
+    layers: Operand, exit_layer: Operand, busy_layer_time: Operand, head_time: Operand
+) -> Operand:
+    """R of equation (10.1): the time from the exit to the verdict."""
+    return (layers - exit_layer) * busy_layer_time + head_time
+
+
+def _ahead(
+    rest: Operand, start_delay: Operand, exit_time: Operand, batch_layer_time: Operand
+) -> Operand:
+    """N of equation (10.1): the layers that sub-processes have run at the verdict."""
+    return ops.maximum(rest - start_delay - exit_time, 0) / batch_layer_time
 
 
 def _saved(
@@ -215,8 +229,8 @@ def calibrated_break_even(
     0.0741
     """
     slower = (layers - exit_layer) * (busy_layer_time - layer_time) + head_time - plain_head_time
-    lead = (layers - exit_layer) * busy_layer_time + head_time - start_delay - exit_time
-    ahead = ops.maximum(lead, 0) / batch_layer_time
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
     saved = _saved(ahead, layer_time, batch_layer_time, token_time, promotion_delay, unfinished)
     return ops.divide(slower, ops.maximum(saved, 0))
 
@@ -266,8 +280,8 @@ def calibrated_compute(
     >>> round(calibrated_compute(0.5, 30, 20, 3, 1.0, 1.5, head_time=6, exit_time=6), 4)
     59.9167
     """
-    lead = (layers - exit_layer) * busy_layer_time + head_time - start_delay - exit_time
-    ahead = ops.maximum(lead, 0) / batch_layer_time
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
     heads = (head_time + exit_time) / busy_layer_time
     return layers + heads + (k - p_correct) * _in_time(ahead) * (ahead + unfinished)
 
@@ -319,8 +333,8 @@ def calibrated_busy_time(
     >>> round(calibrated_busy_time(0.5, 30, 20, 1.0, 1.0, 1.5, head_time=6, exit_time=6), 4)
     49.1667
     """
-    rest = (layers - exit_layer) * busy_layer_time + head_time
-    ahead = ops.maximum(rest - start_delay - exit_time, 0) / batch_layer_time
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
     begun = ahead + unfinished
     missed = token_time + exit_layer * layer_time + rest
     kept = p_correct * (token_time + begun * layer_time)

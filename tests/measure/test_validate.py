@@ -201,6 +201,22 @@ def test_bad_validations(tiny: LoadedModel, tiny_timing: Timing, tmp_path: Path)
             validate(tiny, PROMPTS, tiny_rates(), tiny_timing, tmp_path / "v", **given)
 
 
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file" / "x.json")
+    for command in (
+        ["time", "--out", place],
+        ["decode", "--exit-layer", "2", "--prompt", "x", "--trace", place],
+    ):
+        assert run_command([*command, "--model", "no such model"]) == 1
+        assert "x.json must be writable" in capsys.readouterr().err
+    new = tmp_path / "new" / "x.json"
+    assert run_command(["time", "--out", str(new), "--model", "no such model"]) != 0
+    assert not new.parent.exists(), "nothing is left of the trial"
+
+
 def test_results_of_something_else_are_refused(
     tiny: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

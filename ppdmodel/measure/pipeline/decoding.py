@@ -19,10 +19,6 @@ from .pipeline import Pipeline, check_setting
 from .pool import Run
 from .trace import write_trace
 
-#: tokens from which on a run's latency is counted: token 0 comes of the prompt, and nothing was
-#: guessed for token 1
-FIRST_TIMED = 2
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -79,17 +75,16 @@ class Decoded:
 
 
 def speed(run: Run) -> Speed | None:
-    """Seconds per token from token `FIRST_TIMED` on; None without any."""
-    times = run.token_times_s[FIRST_TIMED - 1 :]
+    """Seconds per token of a run; None for a text of fewer than three tokens."""
+    times = run.times_s
     if not len(times):
         return None
     return Speed(float(times.mean()), float(np.median(times)), float(np.percentile(times, 95)))
 
 
 def match_rate(run: Run) -> float | None:
-    """Share of tokens from `FIRST_TIMED` on whose process had been started on a right guess."""
-    trials = run.matched[FIRST_TIMED:]
-    return float(trials.mean()) if len(trials) else None
+    """Share of the same tokens whose process had been started on a right guess."""
+    return float(run.matches.mean()) if len(run.matches) else None
 
 
 def decode(
@@ -157,7 +152,7 @@ def decode(
         token_ids=run.token_ids,
         text=loaded.decode(run.token_ids),
         match_rate=match_rate(run),
-        n_trials=len(run.matched[FIRST_TIMED:]),
+        n_trials=len(run.matches),
         latency=speed(run),
         greedy=speed(plain),
         greedy_same_units=speed(together),

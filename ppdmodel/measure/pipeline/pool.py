@@ -22,6 +22,9 @@ from .engine import SharedEngine
 from .memory import Shared, zeros
 from .unit import EVENT, Load, Task, Unit
 
+#: tokens from which on a run is timed: token 0 comes of the prompt, and nothing was guessed for
+#: token 1
+FIRST_TIMED = 2
 #: seconds: between two looks at a text as it comes, and for a unit to end by itself
 GLANCE, PARTING = 0.05, 5.0
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -76,15 +79,14 @@ class Run:
     events: tuple[np.ndarray, ...]
 
     @property
-    def token_times_s(self) -> np.ndarray:
-        """Seconds from token to token, [tokens - 1]."""
-        return np.diff(self.verdict_ns) / 1e9
+    def times_s(self) -> np.ndarray:
+        """Seconds of each token from token `FIRST_TIMED` on, [tokens - FIRST_TIMED]."""
+        return np.diff(self.verdict_ns[FIRST_TIMED - 1 :]) / 1e9
 
     @property
-    def latency_per_token_s(self) -> float:
-        """Mean seconds per token after the first, which waits for the prompt."""
-        times = self.token_times_s
-        return float(times.mean()) if len(times) else float("nan")
+    def matches(self) -> np.ndarray:
+        """Of the same tokens, whose process had been started on a right guess."""
+        return self.matched[FIRST_TIMED:]
 
 
 class Units:
@@ -231,8 +233,9 @@ class Units:
                     self._due.discard(number)
 
     def _arrived(self, timeout: float | None, known: set[int]) -> dict[int, np.ndarray]:
-        pipes = {self._pipes[n]: n for n in range(len(self.where)) if n not in known}
-        return {pipes[p]: self._receive(pipes[p]) for p in wait(list(pipes), timeout)}  # type: ignore[index]
+        waiting = [n for n in range(len(self.where)) if n not in known]
+        ready = wait([self._pipes[n] for n in waiting], timeout)
+        return {n: self._receive(n) for n in waiting if self._pipes[n] in ready}
 
     def _receive(self, number: int) -> np.ndarray:
         try:
@@ -264,7 +267,7 @@ class Units:
         verdicts = self.board.verdict[: task.max_new_tokens]
         made = int(np.count_nonzero(verdicts))
         matched = self.board.row[:made] >= 0
-        matched[:2] = False  # token 0 comes of the prompt, from which nothing is guessed
+        matched[:FIRST_TIMED] = False
         return Run(
             token_ids=tuple(int(v) - 1 for v in verdicts[:made]),
             verdict_ns=self.board.verdict_ns[:made].copy(),
@@ -286,18 +289,15 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _thread_settings:  # noqa: N801
+@contextmanager
+def _thread_settings(threads: int) -> Iterator[None]:
     """Set what a new process's libraries read when they are loaded."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in THREAD_SETTINGS}
-        os.environ.update({name: str(self.threads) for name in THREAD_SETTINGS})
-
-    def __exit__(self, *_error: object) -> None:
-        for name, value in self.before.items():
+    before = {name: os.environ.get(name) for name in THREAD_SETTINGS}
+    os.environ.update(dict.fromkeys(THREAD_SETTINGS, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:

@@ -116,7 +116,7 @@ class _Bench:
         plain = self.pipeline.greedy(self.prompt, TOKENS, stops=False)
         split = self.pipeline.greedy_split(self.prompt, TOKENS, stops=False)
         found = plain_terms(plain, self.pipeline.layers)
-        found["split_latency_s"] = float(split.token_times_s.mean())
+        found["split_latency_s"] = float(split.times_s.mean())
         found["by_k"] = {}
         delays = []
         rng = np.random.default_rng(number)
@@ -141,7 +141,7 @@ class _Bench:
 
 def plain_terms(run: Run, layers: int) -> dict[str, Any]:
     """Layer, head and the rest of a token, means over the tokens of a plain run, in seconds."""
-    events, times = run.events[0], run.token_times_s
+    events, times = run.events[0], run.times_s
     each = _per_token(events, layers)
     head = _seconds(events[(events[:, DID] == Did.HEAD) & (events[:, TOKEN] > 0)])
     of_layer = [

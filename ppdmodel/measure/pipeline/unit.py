@@ -242,13 +242,7 @@ class Unit:
         for index in range(self.engine.shape.layers if len(guesses) else 0):
             if board.verdict[token]:
                 break
-            if board.progress[token] <= index:  # that layer's keys and values are not there yet
-                self._until(
-                    lambda: board.progress[token] > index or board.verdict[token],  # noqa: B023
-                    Did.AWAIT_LAYER,
-                    token,
-                )
-            board.fence()
+            self._await_layer(token, index)
             begin = time.monotonic_ns()
             started.x = self._rows(index, started.x, place)
             started.layers = index + 1
@@ -256,7 +250,6 @@ class Unit:
             if started.layers == task.exit_layer:
                 started.at_exit = started.x
         self._until(lambda: board.verdict[token], Did.AWAIT_VERDICT, token)
-        board.fence()
         begin = time.monotonic_ns()
         if board.owner[token + 1] != self.number or board.row[token + 1] == AFRESH:
             self._did(begin, Did.DROP, token + 1, started.layers, len(guesses))
@@ -264,6 +257,13 @@ class Unit:
         self._promote(started, int(board.row[token + 1]), place)
         self._did(begin, Did.PROMOTE, token + 1, started.layers, 1)
         return started
+
+    def _await_layer(self, token: int, index: int) -> None:
+        """Wait for the keys and values of that layer of the token before, or for the verdict."""
+        board = self.board
+        self._until(
+            lambda: board.progress[token] > index or board.verdict[token], Did.AWAIT_LAYER, token
+        )
 
     def _rows(self, index: int, x: Tensor, place: int) -> Tensor:
         """A layer on all guesses at once, or on one after another, which rounds as a single one."""

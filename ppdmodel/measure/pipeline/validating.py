@@ -38,7 +38,6 @@ from ...validation import (
 from ..models import LoadedModel
 from ..prompts import Prompt
 from ..training import TrainedExits
-from .decoding import FIRST_TIMED
 from .pipeline import Pipeline, check_setting
 from .pool import Run
 from .timing import timing_provenance
@@ -335,8 +334,7 @@ class _Runner:
     def _row(
         self, part: str, prompt: Prompt, cell: Cell, run: Run, before: Run, after: Run
     ) -> dict[str, Any]:
-        times, matched = run.token_times_s[FIRST_TIMED - 1 :], run.matched[FIRST_TIMED:]
-        plain = [r.token_times_s[FIRST_TIMED - 1 :] for r in (before, after)]
+        times, plain = run.times_s, [before.times_s, after.times_s]
         if not all(map(len, plain)):
             times = times[:0]
         return {
@@ -344,7 +342,7 @@ class _Runner:
             "prompt_id": prompt.id,
             "cell": cell.name,
             "n_tokens": len(times),
-            "n_matched": int(matched[: len(times)].sum()),
+            "n_matched": int(run.matches[: len(times)].sum()),
             "ppd_s": float(times.sum()),
             "plain_per_token_s": float(np.concatenate(plain).mean()) if len(times) else None,
             "plain_before_s": float(plain[0].mean()) if len(times) else None,
