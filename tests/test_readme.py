@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,37 @@ def test_the_validation_shown_is_the_committed_one(name: str) -> None:
         plain = sum(r["plain_per_token_s"] * r["n_tokens"] for r in own)
         assert row["measured"] == pytest.approx(sum(r["ppd_s"] for r in own) / plain)
     assert report["n_other_text"] == sum(not r["same_text"] for r in runs)
+
+
+def test_what_is_said_about_the_validations_is_in_them() -> None:
+    page = " ".join((ROOT / "docs" / "decoding.md").read_text("utf-8").split())
+    match, late, scatter = [], [], []
+    for name in ("smollm2-135m", "smollm2-135m-trained"):
+        folder = ROOT / "data" / f"{name}-validation"
+        cells = json.loads((folder / "validation.json").read_text("utf-8"))["cells"]
+        match += [abs(row["match_part"]) for row in cells]
+        late += [-row["latency_part"] for row in cells]
+        runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()[1:]]
+        by_cell: dict[str, list[float]] = {}
+        for row in runs:
+            if row["part"] == "held-out" and row["n_tokens"]:
+                ratio = row["ppd_s"] / row["n_tokens"] / row["plain_per_token_s"]
+                by_cell.setdefault(row["cell"], []).append(ratio)
+        scatter.append(statistics.mean(statistics.stdev(ratios) for ratios in by_cell.values()))
+    assert f"adds at most {max(match):.1%} to an error" in page
+    assert f"the formula is up to {max(late):.1%} below the runs" in page
+    low, high = min(scatter), max(scatter)
+    assert f"scatters by {100 * low:.0f} to {high:.0%}" in page
+    timing = json.loads((ROOT / "data" / "smollm2-135m-trained.timing.json").read_text("utf-8"))
+    terms = {name: term["value"] for name, term in timing["terms"].items()}
+    split = terms["plain_latency_s"] / terms["split_latency_s"]
+    assert f"make plain decoding {split:.2f} times as fast" in page
+    assert f"Splitting every product over both cores gives {split:.2f}" in " ".join(README.split())
+    assert round(terms["head_time_s"] / terms["layer_time_s"]) == 6
+    assert "reading an exit takes as long as six layers" in page
+    best = min(cells, key=lambda row: row["measured"])
+    said = (
+        f"(exit {best['exit_layer']}, k = {best['k']}) is {1 / best['measured']:.2f} times as fast"
+    )
+    assert said in " ".join(README.split())
+    assert f"predicted {1 / best['predicted']:.2f}." in README
