@@ -62,6 +62,7 @@ data-validation: $(STAMP) ## time, predict and run PPD again on this machine (ha
 	$(BIN)/ppdmodel validate --exits $(EXITS) --calibration data/smollm2-135m-trained.calibration.json --timing data/smollm2-135m-trained.timing.json --limit 10 --out data/smollm2-135m-trained-validation
 	$(BIN)/ppdmodel time --k 1,3,5 --out data/smollm2-135m.timing.json
 	$(BIN)/ppdmodel validate --calibration data/smollm2-135m.calibration.json --timing data/smollm2-135m.timing.json --limit 10 --out data/smollm2-135m-validation
+	$(BIN)/python data/exactness.py $(EXITS)
 	$(BIN)/ppdmodel plot data/smollm2-135m-validation,data/smollm2-135m-trained-validation --kind predicted --out docs/images/predicted.svg
 
 data-gemma: $(STAMP) ## make again what data/ holds of Gemma 3 270M; ACCEPT=--accept-license accepts its licence

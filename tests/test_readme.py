@@ -226,3 +226,13 @@ def test_what_is_said_about_the_validations_is_in_them() -> None:
     )
     assert said in " ".join(README.split())
     assert f"predicted {1 / best['predicted']:.2f}." in README
+
+
+def test_the_texts_of_real_ppd_are_those_of_plain_decoding() -> None:
+    found = json.loads((ROOT / "data" / "smollm2-135m-exactness.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "decoding.md").read_text("utf-8")
+    assert found["n_texts"] == len(found["rows"])
+    assert found["n_different"] == sum(not row["same"] for row in found["rows"])
+    assert f"{found['n_different']} of {found['n_texts']} texts differ" in page
+    assert f"Of {found['n_prompts']} prompts" in page
+    assert {row["way"] for row in found["rows"]} == {"generate", "e20-k5", "sampled-e20-k5"}
