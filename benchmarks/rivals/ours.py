@@ -34,6 +34,7 @@ def main() -> None:
     prompts = [Prompt(row["id"], row["text"]) for row in rows]
     loaded = load_model(locate(arguments.model))
     decoder = proven(loaded.model)
+    decoder.pack()
     ranker = Ranker(decoder.exit)
     measure_batch(loaded, decoder, ranker, prompts[:2], max_new_tokens=WARM_UP_TOKENS)
     start = time.perf_counter()

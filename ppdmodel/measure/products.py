@@ -6,9 +6,9 @@ import ctypes
 import functools
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+#: of the states for which oneDNN orders weights; it is near the best for 2 to some hundred
+ROWS = 32
+#: rows of a product that is made by columns: this many, or a multiple
+FILLED = 4
 #: an anonymous map whose pages take memory only when they are written; not on every system
 PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
@@ -48,26 +52,89 @@ def _has_onednn() -> bool:
         return False
 
 
+def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply a few states [n, in] by a weight that lies as [in, out].
+
+    In float32 on one thread by NumPy's BLAS: with OpenBLAS, as in NumPy's wheels, one row takes
+    little more than reading the weight, and up to 8 rows half as much again. Rows are filled up to
+    a multiple of 4, for which it has its fast code. On several threads torch does it: two
+    libraries' threads would wait for each other's cores.
+    """
+    n, by_numpy = len(states), weight.dtype == torch.float32 and torch.get_num_threads() == 1
+    if n == 1:
+        row = states[0]
+        product = torch.from_numpy(row.numpy() @ weight.numpy()) if by_numpy else weight.t() @ row
+        product = product[None]
+    elif by_numpy:
+        filled = states
+        if n % FILLED:
+            filled = states.new_zeros(-(-n // FILLED) * FILLED, states.shape[1])
+            filled[:n] = states
+        product = torch.from_numpy(filled.numpy() @ weight.numpy())[:n]
+    else:
+        product = states @ weight
+    return product if bias is None else product + bias
+
+
 @contextmanager
 def fast_linears(model: nn.Module) -> Iterator[None]:
     """Have a model's linear layers multiply by `linear_for`, for a while.
 
     Layers that something else has changed already, such as a device map, are left alone.
     """
-    changed: list[nn.Module] = []
-    for module in model.modules():
-        if type(module) is nn.Linear and "forward" not in vars(module):
-            linear: Any = linear_for(module.weight)
-            if linear is not nn.functional.linear:
-                vars(module)["forward"] = functools.partial(
-                    linear, weight=module.weight, bias=module.bias
-                )
-                changed.append(module)
+    changed = _onednn_linears(model)
     try:
+        for module in changed:
+            _set_linear(module, module.weight)
         yield
     finally:
         for module in changed:
+            vars(module).pop("forward", None)
+
+
+def pack(model: nn.Module, layers: Iterable[nn.Module]) -> Callable[[], None]:
+    """Keep the weights of a model's layers in oneDNN's own order instead of rows, where it can.
+
+    A product of a few rows takes about a quarter less time, and memory does not grow: a parameter
+    that was moved reads NaN. Weights that other modules share, the head's and embedding's among
+    them, stay.
+
+    Returns:
+        What brings the parameters back.
+    """
+    uses = Counter(id(p) for m in model.modules() for p in vars(m)["_parameters"].values())
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    moved: list[tuple[nn.Linear, Tensor]] = []
+
+    def undo() -> None:
+        while moved:
+            module, packed = moved.pop()
             del vars(module)["forward"]
+            module.weight.data = packed.to_dense()
+
+    for module in _onednn_linears(model):
+        if id(module) in inside and uses[id(module.weight)] == 1:
+            weight = module.weight
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.data, ROWS)
+            weight.data = torch.full((1, 1), torch.nan).expand(weight.shape)
+            _set_linear(module, packed)
+            moved.append((module, packed))
+    return undo
+
+
+def _onednn_linears(model: nn.Module) -> list[nn.Linear]:
+    """A model's plain linear layers whose products are left to oneDNN."""
+    return [
+        module
+        for module in model.modules()
+        if type(module) is nn.Linear
+        and "forward" not in vars(module)
+        and linear_for(module.weight) is _by_onednn
+    ]
+
+
+def _set_linear(module: nn.Linear, weight: Tensor) -> None:
+    vars(module)["forward"] = functools.partial(_by_onednn, weight=weight, bias=module.bias)
 
 
 def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:

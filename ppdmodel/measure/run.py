@@ -249,6 +249,7 @@ class _Run:
             "batch_size": max(map(len, batches)),
             **provenance(PACKAGES),
         }
+        decoder.pack()
         ranker = Ranker(decoder.exit)
         before = len(self.store.done)
         for batch in batches:

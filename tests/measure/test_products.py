@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from ppdmodel.measure.products import fast_linears, give_back_memory, lazy_zeros, linear_for
+from ppdmodel.measure.products import (
+    _has_onednn,
+    fast_linears,
+    give_back_memory,
+    lazy_zeros,
+    linear_for,
+    pack,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -55,3 +62,30 @@ def test_zeros_take_memory_where_they_are_written(dtype: torch.dtype) -> None:
 
 def test_zeros_of_no_size_are_zeros() -> None:
     assert lazy_zeros((0, 3), torch.ones(1)).shape == (0, 3)
+
+
+@pytest.mark.skipif(not _has_onednn(), reason="this torch has no oneDNN")
+def test_packed_weights_multiply_alike_and_come_back() -> None:
+    torch.manual_seed(0)
+    first, tied = nn.Linear(8, 8), nn.Linear(8, 8)
+    tied.weight = first.weight
+    layers = nn.ModuleList([nn.Linear(8, 24), nn.Linear(24, 8, bias=False), first])
+    model = nn.Sequential(*layers, tied, nn.Linear(8, 65)).requires_grad_(False)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    states = torch.randn(5, 8)
+    with torch.inference_mode():
+        expected = model(states)
+    undo = pack(model, layers)
+    with torch.inference_mode():
+        assert torch.allclose(model(states), expected, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(model(states[:1]), expected[:1], rtol=1e-5, atol=1e-5)
+    moved = [name for name, weight in model.named_parameters() if weight.isnan().any()]
+    assert moved == ["0.weight", "1.weight"]
+    assert dict(model.named_parameters())["0.weight"].shape == (24, 8)
+    with fast_linears(model), torch.inference_mode():
+        assert torch.allclose(model(states), expected, rtol=1e-5, atol=1e-5)
+    undo()
+    assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
+    assert "forward" not in vars(model[0])
+    with torch.inference_mode():
+        assert torch.equal(model(states), expected)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ...errors import InvalidInputError
 from ..exits import TOLERANCE, AffineMap, Exit
 from ..models import LoadedModel
-from ..products import linear_for
+from ..products import by_columns
 from .memory import Shared, share
 
 #: tokens of the text on which an engine is held against its model
@@ -47,8 +47,8 @@ class Engine:
 
     def __init__(self, shape: Shape, weights: Mapping[str, Tensor]) -> None:
         self.shape = shape
-        self.embedding = weights["embedding"]
-        self.head_weight = weights.get("head", self.embedding)
+        self.head_weight = weights["head"]  # [width, vocabulary], as all weights: [in, out]
+        self.embedding = weights.get("embedding", self.head_weight.t())
         self.head_bias = weights.get("head_bias")
         self.final_norm = weights["final_norm"]
         self.cos, self.sin = weights["cos"], weights["sin"]
@@ -61,7 +61,6 @@ class Engine:
             for layer in range(1, shape.layers + 1)
             if (name := f"map.{layer}") in weights
         }
-        self.linear = linear_for(self.head_weight)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,7 +77,7 @@ class Engine:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """States [rows, width] before the first layer."""
-        return functional.embedding(token_ids, self.embedding)
+        return self.embedding[token_ids]
 
     def layer(self, index: int, x: Tensor, place: int, cache: Tensor, own: Tensor) -> Tensor:
         """Run layer `index` (from 0) on guesses for one place of the text.
@@ -96,7 +95,7 @@ class Engine:
         layer, shape, rows = self.layers[index], self.shape, len(x)
         heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
         normed = self._norm(x, layer["norm"])
-        qkv = self.linear(normed, layer["qkv"], layer.get("qkv_bias"))
+        qkv = by_columns(normed, layer["qkv"], layer.get("qkv_bias"))
         both = qkv[:, : (heads + kv) * size].view(rows, heads + kv, size)
         rotated = self._rotate(self._qk_norm(both, layer), self.cos[place], self.sin[place])
         keys = rotated[:, heads:]
@@ -104,7 +103,7 @@ class Engine:
         own[index, 0, :rows], own[index, 1, :rows] = keys, values
         queries = rotated[:, :heads].reshape(rows, kv, heads // kv, size)
         attended = self._attend(queries, keys, values, cache[index, :, :, :place])
-        x = x + self.linear(attended, layer["out"], layer.get("out_bias"))
+        x = x + by_columns(attended, layer["out"], layer.get("out_bias"))
         return self._feed_forward(x, layer)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, before: Tensor) -> Tensor:
@@ -129,11 +128,9 @@ class Engine:
 
     def _feed_forward(self, x: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
         normed = self._norm(x, layer["post_norm"])
-        both = self.linear(normed, layer["gate_up"], layer.get("gate_up_bias"))
+        both = by_columns(normed, layer["gate_up"], layer.get("gate_up_bias"))
         gate, up = both[:, : self.shape.inner], both[:, self.shape.inner :]
-        return x + self.linear(
-            functional.silu(gate).mul_(up), layer["down"], layer.get("down_bias")
-        )
+        return x + by_columns(functional.silu(gate).mul_(up), layer["down"], layer.get("down_bias"))
 
     def read_prompt(self, token_ids: Tensor, cache: Tensor) -> Tensor:
         """Fill the cache with a prompt's keys and values; its last state [1, width] is returned."""
@@ -142,7 +139,7 @@ class Engine:
         cos, sin = self.cos[:n, None], self.sin[:n, None]
         x = self.embed(token_ids)
         for index, layer in enumerate(self.layers):
-            qkv = self.linear(self._norm(x, layer["norm"]), layer["qkv"], layer.get("qkv_bias"))
+            qkv = by_columns(self._norm(x, layer["norm"]), layer["qkv"], layer.get("qkv_bias"))
             both = qkv[:, : (heads + kv) * size].view(n, heads + kv, size)
             rotated = self._rotate(self._qk_norm(both, layer), cos, sin)
             values = qkv[:, (heads + kv) * size :].view(n, kv, size)
@@ -161,7 +158,7 @@ class Engine:
                 .reshape(n, heads * size)
             )
             x = self._feed_forward(
-                x + self.linear(mixed, layer["out"], layer.get("out_bias")), layer
+                x + by_columns(mixed, layer["out"], layer.get("out_bias")), layer
             )
         return x[-1:]
 
@@ -171,7 +168,7 @@ class Engine:
         trained = self.maps.get(exit_layer) if exit_layer else None
         if trained is not None:
             normed = normed + trained(x)
-        return self.linear(normed, self.head_weight, self.head_bias)
+        return by_columns(normed, self.head_weight, self.head_bias)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.epsilon)
@@ -265,10 +262,10 @@ def _taken_apart(model: Any, exit_: Exit, room: int) -> tuple[Shape, dict[str, T
     cos, sin = base.rotary_emb(base.embed_tokens.weight[:1, None], places)
     half = size // 2
     sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1)
-    tensors = {"embedding": base.embed_tokens.weight, "cos": cos[0], "sin": sin}
+    tensors = {"head": exit_.weight.t(), "cos": cos[0], "sin": sin}
     tensors["final_norm"] = base.norm.weight
     if exit_.weight.data_ptr() != base.embed_tokens.weight.data_ptr():
-        tensors["head"] = exit_.weight
+        tensors["embedding"] = base.embed_tokens.weight
     if exit_.bias is not None:
         tensors["head_bias"] = exit_.bias
     for index, layer in enumerate(base.layers):
@@ -290,7 +287,7 @@ def _layer(layer: Any) -> dict[str, Tensor]:
         "gate_up": (mlp.gate_proj, mlp.up_proj),
         "down": (mlp.down_proj,),
     }.items():
-        found[name] = torch.cat([part.weight for part in parts])
+        found[name] = torch.cat([part.weight for part in parts]).t()
         if parts[0].bias is not None:
             found[f"{name}_bias"] = torch.cat([part.bias for part in parts])
     if hasattr(attention, "q_norm"):
