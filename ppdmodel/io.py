@@ -69,9 +69,23 @@ def _timing(document: Mapping[str, Any], path: Path) -> Timing:
     fields = {k: v for k, v in document.items() if k in Timing.__dataclass_fields__}
     fields["terms"] = {name: Timed(**term) for name, term in fields["terms"].items()}
     fields["by_k"] = {
-        int(k): {name: Timed(**term) for name, term in terms.items()}
+        int(k): {name: tuple(Timed(**term) for term in each) for name, each in terms.items()}
         for k, terms in fields["by_k"].items()
     }
+    fields["exit_layers"] = tuple(fields["exit_layers"])
+    places, layers = fields["exit_layers"], fields["layers"]
+    if list(places) != sorted(places) or places[-1] >= layers:
+        raise InvalidInputError(
+            f"the exit layers of {path} must ascend and lie below layer {layers}; got "
+            f"{list(places)}; time again"
+        )
+    for k, terms in fields["by_k"].items():
+        for name, each in terms.items():
+            if len(each) != len(places):
+                raise InvalidInputError(
+                    f"{name} for k = {k} in {path} must have a value per exit layer; got "
+                    f"{len(each)} for {len(places)}; time again"
+                )
     fields["layer_profile_s"] = tuple(fields["layer_profile_s"])
     if len(fields["layer_profile_s"]) != fields["layers"]:
         raise InvalidInputError(

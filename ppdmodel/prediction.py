@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .errors import InvalidInputError
 from .formulas import (
     calibrated_compute,
@@ -12,6 +14,12 @@ from .formulas import (
     calibrated_plain_latency,
 )
 from .results import Calibration, Timing
+
+#: the times of `calibrated_latency`, by the names of its arguments; a timing has them in seconds
+SCHEDULE = (
+    "layer_time", "busy_layer_time", "batch_layer_time", "head_time", "exit_time", "token_time",
+    "start_delay", "promotion_delay",
+)  # fmt: skip
 
 
 def predicted_match_rate(calibration: Calibration, exit_layer: int, k: int) -> float:
@@ -28,8 +36,11 @@ def predicted_match_rate(calibration: Calibration, exit_layer: int, k: int) -> f
     return float(calibration.p_correct[exit_layer - 1, k - 1])
 
 
-def schedule_times(timing: Timing, k: int) -> dict[str, float]:
-    """The times of `calibrated_latency`, by the names of its arguments, for k guesses.
+def schedule_times(timing: Timing, exit_layer: int, k: int) -> dict[str, float]:
+    """The times of `calibrated_latency`, by the names of its arguments, for one setting.
+
+    Between the exit layers at which PPD was timed they are interpolated; beyond, the nearest ones
+    hold.
 
     Raises:
         InvalidInputError: that k was not timed.
@@ -39,31 +50,27 @@ def schedule_times(timing: Timing, k: int) -> dict[str, float]:
             f"k must be one that was timed; got {k}; timed: {', '.join(map(str, timing.by_k))}; "
             "time more with: ppdmodel time --k"
         )
-    plain, together = timing.terms, timing.by_k[k]
+    terms = timing.by_k[k]
     return {
-        "layer_time": plain["layer_time_s"].value,
-        "busy_layer_time": together["busy_layer_time_s"].value,
-        "batch_layer_time": together["batch_layer_time_s"].value,
-        "head_time": together["busy_head_time_s"].value,
-        "exit_time": together["exit_time_s"].value,
-        "token_time": plain["token_time_s"].value,
-        "start_delay": plain["start_delay_s"].value,
-        "promotion_delay": plain["promotion_delay_s"].value,
+        name: float(
+            np.interp(exit_layer, timing.exit_layers, [term.value for term in terms[f"{name}_s"]])
+        )
+        for name in SCHEDULE
     }
 
 
 def predicted_latency_s(
     timing: Timing,
-    p_correct: float,
+    p_correct: Any,
     exit_layer: int,
     k: int,
     corrections: Mapping[str, float] | None = None,
-) -> float:
+) -> Any:
     """Seconds per token of PPD at depth 1 on two units.
 
     Args:
         timing: what layers and heads cost.
-        p_correct: match rate of the k guesses.
+        p_correct: match rate of the k guesses; a number, or an array of any shape.
         exit_layer: where they are read.
         k: guesses in one batch.
         corrections: factors of some of the times of `schedule_times`, fitted to real runs.
@@ -71,7 +78,7 @@ def predicted_latency_s(
     Source:
         theory/10-seconds.md, equations (10.1) and (10.7).
     """
-    times = schedule_times(timing, k)
+    times = schedule_times(timing, exit_layer, k)
     for name, factor in (corrections or {}).items():
         times[name] *= factor
     return calibrated_early_latency(p_correct, timing.layers, exit_layer, **times)
@@ -92,7 +99,7 @@ def predicted_plain_latency_s(timing: Timing) -> float:
 
 def predicted_compute(timing: Timing, p_correct: float, exit_layer: int, k: int) -> float:
     """Layer executions per token, heads included, equation (10.5)."""
-    times = schedule_times(timing, k)
+    times = schedule_times(timing, exit_layer, k)
     for name in ("layer_time", "token_time", "promotion_delay"):
         del times[name]
     found: Any = calibrated_compute(p_correct, timing.layers, exit_layer, k, **times)

@@ -411,20 +411,24 @@ class Timing:
         layers: its decoder layers d.
         units: units that were busy at the same time.
         terms: of plain decoding: `layer_time_s`, `head_time_s`, `token_time_s` (the rest of a
-            token), `plain_latency_s`, `split_latency_s` (all units on one token); of PPD:
-            `start_delay_s`, `promotion_delay_s`.
-        by_k: of PPD with k guesses in a batch, both units at work: `busy_layer_time_s` and
-            `busy_head_time_s` of the main process, `batch_layer_time_s` and `exit_time_s` of the
-            sub-processes.
+            token), `plain_latency_s`, `split_latency_s` (all units on one token).
+        exit_layers: where PPD was timed, ascending.
+        by_k: of PPD with k guesses in a batch, by name and per exit layer: `layer_time_s` of the
+            main process before the exit, `busy_layer_time_s` after it and `head_time_s`, while the
+            other unit works too; `exit_time_s` and `batch_layer_time_s` of the sub-processes;
+            `token_time_s`, what a miss costs before the next token's first layer;
+            `start_delay_s`, from the exit to its reading; `promotion_delay_s`.
         layer_profile_s: median time of each layer in plain decoding, [layers].
-        samples: every repetition of every term, by name, and by name and k.
+        samples: every repetition of every term: `terms` by name, `by_k` by k and name, a list per
+            exit layer.
     """
 
     model: str
     layers: int
     units: int
     terms: Mapping[str, Timed]
-    by_k: Mapping[int, Mapping[str, Timed]]
+    exit_layers: tuple[int, ...]
+    by_k: Mapping[int, Mapping[str, tuple[Timed, ...]]]
     layer_profile_s: tuple[float, ...]
     samples: Mapping[str, Any]
     provenance: Mapping[str, Any]

@@ -112,9 +112,9 @@ def without(calibration: Calibration, prompt_ids: Sequence[str]) -> Calibration:
 
 
 def predicted_ratio(
-    timing: Timing, p_correct: float, cell: Cell, factors: Mapping[str, float]
-) -> float:
-    """PPD's latency over plain decoding's."""
+    timing: Timing, p_correct: Any, cell: Cell, factors: Mapping[str, float]
+) -> Any:
+    """PPD's latency over plain decoding's, for a match rate or an array of them."""
     seconds = predicted_latency_s(timing, p_correct, cell.exit_layer, cell.k, factors)
     return seconds / predicted_plain_latency_s(timing)
 
@@ -160,6 +160,7 @@ def predict(
     chance = np.full(len(calibration.prompt_ids), 1 / len(calibration.prompt_ids))
     new = rng.multinomial(n_prompts, chance, size=resamples)
     draws = [resampled_timing(timing, rng) for _ in range(50)]
+    of_draw = np.arange(resamples) % len(draws)
     noise = np.exp(rng.normal(0, corrections.deviation, resamples))
     found = []
     for cell in cells:
@@ -169,12 +170,12 @@ def predict(
         spread = resampled_rates(hits, calibration.tokens, own) - p
         spread += resampled_rates(hits, calibration.tokens, new) - p
         rates = np.clip(p + spread, 0, 1)
-        ratios = [
-            predicted_ratio(draws[n % len(draws)], float(rate), cell, corrections.factors)
-            for n, rate in enumerate(rates)
-        ]
-        low, high = percentiles(np.array(ratios) * noise)
-        ratio = predicted_ratio(timing, p, cell, corrections.factors)
+        ratios = np.empty(resamples)
+        for n in range(min(len(draws), resamples)):
+            mine = of_draw == n
+            ratios[mine] = predicted_ratio(draws[n], rates[mine], cell, corrections.factors)
+        low, high = percentiles(ratios * noise)
+        ratio = float(predicted_ratio(timing, p, cell, corrections.factors))
         found.append(Prediction(cell, p, ratio, float(low), float(high)))
     return found
 
@@ -190,7 +191,7 @@ def resampled_timing(timing: Timing, rng: np.random.Generator) -> Timing:
 
     terms = {name: again(values) for name, values in timing.samples["terms"].items()}
     by_k = {
-        int(k): {name: again(values) for name, values in named.items()}
+        int(k): {name: tuple(map(again, each)) for name, each in named.items()}
         for k, named in timing.samples["by_k"].items()
     }
     return replace(timing, terms=terms, by_k=by_k)

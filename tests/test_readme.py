@@ -196,7 +196,7 @@ def test_the_validation_shown_is_the_committed_one(name: str) -> None:
 
 def test_what_is_said_about_the_validations_is_in_them() -> None:
     page = " ".join((ROOT / "docs" / "decoding.md").read_text("utf-8").split())
-    match, late, scatter = [], [], []
+    match, late, scatter, plain = [], [], [], []
     for name in ("smollm2-135m", "smollm2-135m-trained"):
         folder = ROOT / "data" / f"{name}-validation"
         cells = json.loads((folder / "validation.json").read_text("utf-8"))["cells"]
@@ -204,6 +204,7 @@ def test_what_is_said_about_the_validations_is_in_them() -> None:
         late += [-row["latency_part"] for row in cells]
         runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()[1:]]
         by_cell: dict[str, list[float]] = {}
+        plain += [row["plain_per_token_s"] for row in runs if row["n_tokens"]]
         for row in runs:
             if row["part"] == "held-out" and row["n_tokens"]:
                 ratio = row["ppd_s"] / row["n_tokens"] / row["plain_per_token_s"]
@@ -213,19 +214,24 @@ def test_what_is_said_about_the_validations_is_in_them() -> None:
     assert f"the formula is up to {max(late):.1%} below the runs" in page
     low, high = min(scatter), max(scatter)
     assert f"scatters by {100 * low:.0f} to {high:.0%}" in page
+    assert f"took {1e3 * min(plain):.0f} to {1e3 * max(plain):.0f} ms per token" in page
     timing = json.loads((ROOT / "data" / "smollm2-135m-trained.timing.json").read_text("utf-8"))
     terms = {name: term["value"] for name, term in timing["terms"].items()}
     split = terms["plain_latency_s"] / terms["split_latency_s"]
     assert f"make plain decoding {split:.2f} times as fast" in page
     assert f"Splitting every product over both cores gives {split:.2f}" in " ".join(README.split())
-    assert round(terms["head_time_s"] / terms["layer_time_s"]) == 6
-    assert "reading an exit takes as long as six layers" in page
+    layer, of_ppd = terms["layer_time_s"], timing["by_k"]["3"]
+    reading, guesses = (of_ppd[n][1]["value"] for n in ("exit_time_s", "batch_layer_time_s"))
+    assert f"reading an exit takes as long as {reading / layer:.1f} layers" in page
+    assert f"a layer of three guesses as long as {guesses / layer:.1f}" in page
+    assert f"pay, as long as {terms['head_time_s'] / layer:.1f}" in page
     best = min(cells, key=lambda row: row["measured"])
     said = (
         f"(exit {best['exit_layer']}, k = {best['k']}) is {1 / best['measured']:.2f} times as fast"
     )
     assert said in " ".join(README.split())
     assert f"predicted {1 / best['predicted']:.2f}." in README
+    assert f"The fastest setting is {1 / best['measured']:.2f} times as fast" in page
 
 
 def test_the_texts_of_real_ppd_are_those_of_plain_decoding() -> None:

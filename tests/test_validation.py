@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,21 @@ def a_timing(**changes: float) -> Timing:
         "token_time_s": 3e-4,
         "plain_latency_s": 47.3e-3,
         "split_latency_s": 36e-3,
-        "start_delay_s": 3e-5,
-        "promotion_delay_s": 5e-5,
     } | changes
     together = {
+        "layer_time_s": 1.3e-3,
         "busy_layer_time_s": 1.35e-3,
-        "busy_head_time_s": 8.1e-3,
         "batch_layer_time_s": 1.7e-3,
+        "head_time_s": 8.1e-3,
         "exit_time_s": 8.5e-3,
+        "token_time_s": 3e-4,
+        "start_delay_s": 3e-5,
+        "promotion_delay_s": 5e-5,
     }
     samples = {
         "terms": {n: (v * rng.normal(1, 0.01, 8)).tolist() for n, v in values.items()},
         "by_k": {
-            str(k): {n: (v * rng.normal(1, 0.01, 8)).tolist() for n, v in together.items()}
+            str(k): {n: (v * rng.normal(1, 0.01, (2, 8))).tolist() for n, v in together.items()}
             for k in (1, 3)
         },
     }
@@ -70,7 +73,11 @@ def a_timing(**changes: float) -> Timing:
         layers=30,
         units=2,
         terms={n: Timed(v, v, v, 8) for n, v in values.items()},
-        by_k={k: {n: Timed(v, v, v, 8) for n, v in together.items()} for k in (1, 3)},
+        exit_layers=(10, 26),
+        by_k={
+            k: {n: (Timed(v, v, v, 8), Timed(v, v, v, 8)) for n, v in together.items()}
+            for k in (1, 3)
+        },
         layer_profile_s=(1.3e-3,) * 30,
         samples=samples,
         provenance={
@@ -127,7 +134,7 @@ def runs_of(
 
 def test_the_terms_of_a_prediction() -> None:
     timing = a_timing()
-    times = schedule_times(timing, 3)
+    times = schedule_times(timing, 20, 3)
     assert times["batch_layer_time"] == 1.7e-3
     by_hand = ppd.calibrated_latency(0.6, 30, 20, **times)
     assert predicted_latency_s(timing, 0.6, 20, 3) == pytest.approx(by_hand, rel=1e-12)
@@ -137,6 +144,15 @@ def test_the_terms_of_a_prediction() -> None:
     assert predicted_compute(timing, 0.6, 20, 3) > 30
     with pytest.raises(InvalidInputError, match="k must be one that was timed; got 2; timed: 1, 3"):
         predicted_latency_s(timing, 0.6, 20, 2)
+
+
+def test_times_between_the_timed_exits_are_interpolated() -> None:
+    timing = a_timing()
+    terms = dict(timing.by_k[3])
+    terms["exit_time_s"] = (Timed(8e-3, 8e-3, 8e-3, 8), Timed(10e-3, 10e-3, 10e-3, 8))
+    timing = replace(timing, by_k={3: terms})
+    for exit_layer, expected in ((2, 8e-3), (10, 8e-3), (14, 8.5e-3), (26, 10e-3), (29, 10e-3)):
+        assert schedule_times(timing, exit_layer, 3)["exit_time"] == pytest.approx(expected)
 
 
 def test_a_calibration_without_the_setting() -> None:
@@ -245,6 +261,11 @@ def test_a_timing_file(tmp_path: Path) -> None:
     for broken, words in (
         (text.replace('"layers": 30', '"layers": 29'), "must have 29 layers; got 30"),
         (text.replace('"layer_time_s"', '"layer_time"'), "must follow its schema"),
+        (
+            re.sub(r'"exit_layers": \[\s*10', '"exit_layers": [27', text),
+            r"must ascend .* got \[27, 26\]",
+        ),
+        (re.sub(r'"exit_layers": \[\s*10,', '"exit_layers": [', text), "a value per exit layer"),
         (text[:200], "must be whole JSON"),
         (text.replace('"schema_version": 1', '"schema_version": 99'), "upgrade ppdmodel"),
     ):

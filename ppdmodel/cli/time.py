@@ -23,8 +23,14 @@ TERMS = {
     "token_time_s": "the rest of a token",
     "plain_latency_s": "a token, on one unit",
     "split_latency_s": "a token, on all units together",
-    "start_delay_s": "from the exit to reading it",
-    "promotion_delay_s": "from the verdict to the next layer",
+}
+PPD_TERMS = {
+    "layer_time_s": "layer before",
+    "busy_layer_time_s": "after",
+    "head_time_s": "head",
+    "exit_time_s": "reading",
+    "batch_layer_time_s": "guesses' layer",
+    "promotion_delay_s": "promotion",
 }
 
 
@@ -95,11 +101,18 @@ def render(result: Timing, out: Path) -> None:
         table.add_column(name, justify="left" if name.startswith("in") else "right")
     for name, label in TERMS.items():
         table.add_row(label, *_cells(result.terms[name]))
+    console.print(table)
+    console.print(
+        "\nPPD, medians in milliseconds: a layer before and after the exit, the head, reading the "
+        "exit, a layer of the guesses, and a match's pause",
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("k", "exit layer", *PPD_TERMS.values()):
+        table.add_column(column, justify="right")
     for k, terms in result.by_k.items():
-        table.add_row(f"k = {k}: a layer of the guesses", *_cells(terms["batch_layer_time_s"]))
-        table.add_row("  a layer beside them", *_cells(terms["busy_layer_time_s"]))
-        table.add_row("  the head beside them", *_cells(terms["busy_head_time_s"]))
-        table.add_row("  reading the exit", *_cells(terms["exit_time_s"]))
+        for place, exit_layer in enumerate(result.exit_layers):
+            row = [f"{1e3 * terms[name][place].value:.3f}" for name in PPD_TERMS]
+            table.add_row(str(k), str(exit_layer), *row)
     console.print(table)
     head, layer = result.terms["head_time_s"].value, result.terms["layer_time_s"].value
     console.print(f"One head takes as long as {head / layer:.1f} layers. All samples: {out}")

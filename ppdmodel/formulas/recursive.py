@@ -376,7 +376,7 @@ _LONGEST_RUN = 200_000
 
 
 def calibrated_early_latency(
-    p_correct: float,
+    p_correct: Operand,
     layers: float,
     exit_layer: float,
     layer_time: float,
@@ -388,7 +388,7 @@ def calibrated_early_latency(
     start_delay: float = 0,
     promotion_delay: float = 0,
     unfinished: float | None = 0.5,
-) -> float:
+) -> Operand:
     r"""Mean time between tokens on real units at depth 1, for early exits too.
 
     As `calibrated_latency` where $n \le e$. A process that has passed its exit when it is promoted
@@ -396,9 +396,9 @@ def calibrated_early_latency(
     the steps $t_r$ of a run of matches differ, and $T = (1-p) \sum_{r \ge 0} p^r t_r$.
 
     Args:
-        p_correct: p, and so on to `promotion_delay`: as `calibrated_latency`, but numbers. Matches
-            must be independent for n > e.
-        layers: d.
+        p_correct: p, match rate of the k guesses; in [0, 1], a number or an array of any shape.
+            Matches must be independent for n > e.
+        layers: d, and so on to `promotion_delay`: as `calibrated_latency`, but numbers.
         exit_layer: e.
         layer_time: tau.
         busy_layer_time: tau_b.
@@ -422,7 +422,13 @@ def calibrated_early_latency(
     >>> round(calibrated_early_latency(0.5, 40, 10, 1, 1, 1, unfinished=0), 4)
     28.3333
     """
-    _check_numbers(locals())
+    _check_numbers({name: value for name, value in locals().items() if name != "p_correct"})
+    check("p_correct", p_correct)
+    if is_unknown(p_correct):
+        raise InvalidInputError(
+            f"p_correct must be numbers; got {p_correct!r}; "
+            "a run of matches is followed for numbers"
+        )
     check_order(exit_layer, layers)
 
     def ahead(left: float) -> float:
@@ -446,7 +452,7 @@ def calibrated_early_latency(
     return _mean_step(p_correct, steps, places.get(round(n, 9), len(steps) - 2))
 
 
-def _mean_step(p: float, steps: list[float], first: int) -> float:
+def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:
     """The mean step if place r of a run is taken by p^r and `first` follows the last place."""
     begun = sum((1 - p) * p**r * step for r, step in enumerate(steps[:first]))
     weights = [p**j for j in range(len(steps) - first)]

@@ -56,9 +56,9 @@ def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """Multiply a few states [n, in] by a weight that lies as [in, out].
 
     In float32 on one thread by NumPy's BLAS: with OpenBLAS, as in NumPy's wheels, one row takes
-    little more than reading the weight, and up to 8 rows half as much again. Rows are filled up to
-    a multiple of 4, for which it has its fast code. On several threads torch does it: two
-    libraries' threads would wait for each other's cores.
+    little more than reading the weight, and a few much less than as many single ones. They are
+    filled up to a multiple of 4, for which it has its fast code. On several threads torch does it:
+    two libraries' threads would wait for each other's cores.
     """
     n, by_numpy = len(states), weight.dtype == torch.float32 and torch.get_num_threads() == 1
     if n == 1:
@@ -95,8 +95,8 @@ def fast_linears(model: nn.Module) -> Iterator[None]:
 def pack(model: nn.Module, layers: Iterable[nn.Module]) -> Callable[[], None]:
     """Keep the weights of a model's layers in oneDNN's own order instead of rows, where it can.
 
-    A product of a few rows takes about a quarter less time, and memory does not grow: a parameter
-    that was moved reads NaN. Weights that other modules share, the head's and embedding's among
+    A product of a few rows takes less time so, and memory does not grow: a parameter that was moved
+    reads NaN. Weights that other modules share, the head's and embedding's among
     them, stay.
 
     Returns:

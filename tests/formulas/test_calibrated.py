@@ -48,6 +48,17 @@ def test_an_early_exit_by_hand() -> None:
     assert found == pytest.approx(mean)
 
 
+@pytest.mark.parametrize("exit_layer", [2, 6])
+def test_many_match_rates_at_once(exit_layer: int) -> None:
+    terms = TERMS.named() | {"exit_layer": exit_layer}
+    rates = np.array([[0, 0.3], [0.9, 1]])
+    found = formulas.calibrated_early_latency(rates, **terms)
+    one_by_one = [formulas.calibrated_early_latency(float(p), **terms) for p in rates.flat]
+    assert found.flatten().tolist() == pytest.approx(one_by_one, rel=1e-14)
+    with pytest.raises(InvalidInputError, match="p_correct must"):
+        formulas.calibrated_early_latency(rates + 0.5, **terms)
+
+
 @pytest.mark.parametrize("exit_layer", [3, 6, 9])
 @pytest.mark.parametrize("p", [0.2, 0.7])
 def test_random_matches_within_four_standard_errors(exit_layer: int, p: float) -> None:
@@ -130,7 +141,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         early(p_correct=sympy.Symbol("p")),
-        "p_correct must be a number; got p; a run of matches is followed for numbers",
+        "p_correct must be numbers; got p; a run of matches is followed for numbers",
     ),
     (
         early(layer_time=np.array([1.0])),

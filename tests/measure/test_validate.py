@@ -63,9 +63,11 @@ def test_the_default_model_from_time_to_validation(
 ) -> None:
     """Two prompts, 32 tokens, four settings, by the commands that users type."""
     monkeypatch.setattr(timing_module, "UNSTEADY", 10.0)
+    monkeypatch.setattr(timing_module, "SHARES", (0.5, 0.9))
+    monkeypatch.setattr(timing_module, "TOKENS", 12)
     timing, out = tmp_path / "timing.json", tmp_path / "v"
     assert run_command(["time", "--k", "1,3", "--rounds", "4", "--out", str(timing)]) == 0
-    assert "a layer of the guesses" in capsys.readouterr().out
+    assert "guesses' layer" in capsys.readouterr().out
     terms = load_timing(timing).terms
     assert 2 < terms["head_time_s"].value / terms["layer_time_s"].value < 20
     parts = 30 * terms["layer_time_s"].value + terms["head_time_s"].value
@@ -99,7 +101,10 @@ def test_the_default_model_from_time_to_validation(
 def test_a_timing_of_the_tiny_model(tiny: LoadedModel, tiny_timing: Timing, tmp_path: Path) -> None:
     assert tiny_timing.layers == len(tiny_timing.layer_profile_s) == 12
     assert set(tiny_timing.by_k) == {1, 2}
-    for term in (*tiny_timing.terms.values(), *tiny_timing.by_k[2].values()):
+    assert tiny_timing.exit_layers == (3, 6, 9, 11)
+    of_ppd = [term for each in tiny_timing.by_k[2].values() for term in each]
+    assert len(of_ppd) == 8 * 4
+    for term in (*tiny_timing.terms.values(), *of_ppd):
         assert 0 <= term.ci_low <= term.value <= term.ci_high < 1
         assert term.n == 4
     ppd.save(tiny_timing, tmp_path / "t.json")

@@ -20,7 +20,7 @@ from ..sampling import Sampling
 from ..training import TrainedExits
 from .engine import SharedEngine, shared_engine
 from .pool import Place, Run, Units, places
-from .unit import Load, Script, Task
+from .unit import Script, Task
 
 
 class Pipeline:
@@ -143,13 +143,6 @@ class Pipeline:
         )
         task = replace(task, exit_layer=exit_layer, k=k, row_by_row=row_by_row, script=script)
         return self.together.run(task, on_token)
-
-    def greedy_beside(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, exit_layer: int, k: int
-    ) -> tuple[Run, Any]:
-        """Plain decoding on the first unit while each other one runs k guesses all the time."""
-        load = Load(place=len(prompt_ids) + max_new_tokens // 2, exit_layer=exit_layer, k=k)
-        return self.together.run_beside(self._task(prompt_ids, max_new_tokens, stops=False), load)
 
     def _task(
         self,

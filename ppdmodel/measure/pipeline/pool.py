@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -20,7 +20,7 @@ from ...errors import InvalidInputError, RunFailedError
 from .board import Board, Size, new_board
 from .engine import SharedEngine
 from .memory import Shared, zeros
-from .unit import EVENT, Load, Task, Unit
+from .unit import EVENT, Task, Unit
 
 #: tokens from which on a run is timed: token 0 comes of the prompt, and nothing was guessed for
 #: token 1
@@ -180,7 +180,7 @@ class Units:
         said = 0
         events: dict[int, np.ndarray] = {}
         try:
-            self._begin(dict.fromkeys(range(len(self.where)), task))
+            self._begin(task)
             while len(events) < len(self.where):
                 events |= self._arrived(GLANCE if on_token else None, set(events))
                 if on_token is not None:
@@ -190,17 +190,6 @@ class Units:
             raise
         return self._result([events[number] for number in range(len(self.where))], task)
 
-    def run_beside(self, task: Task, load: Load) -> tuple[Run, tuple[np.ndarray, ...]]:
-        """Make one text on the first unit alone, while every other one works on `load`."""
-        self._check_fit(task)
-        try:
-            self._begin({number: load if number else task for number in range(len(self.where))})
-            events = [self._receive(number) for number in range(len(self.where))]
-        except BaseException:
-            self._settle()
-            raise
-        return self._result(events[:1], task), tuple(events[1:])
-
     def _check_fit(self, task: Task) -> None:
         asked = (len(task.prompt_ids) + task.max_new_tokens, task.max_new_tokens, task.k)
         if any(a > b for a, b in zip(asked, (self.room, self.tokens, self.k), strict=True)):
@@ -209,15 +198,15 @@ class Units:
                 f"{asked}; there is {(self.room, self.tokens, self.k)}"
             )
 
-    def _begin(self, tasks: Mapping[int, Task | Load]) -> None:
+    def _begin(self, task: Task) -> None:
         if self._due:
             raise RunFailedError(
                 "the units must be idle; got one that has not answered; start them again"
             )
         self.board.clear()
-        for number, task in tasks.items():
+        for number, pipe in enumerate(self._pipes):
             try:
-                self._pipes[number].send(task)
+                pipe.send(task)
                 self._due.add(number)
             except OSError:
                 raise self._lost(number) from None
@@ -330,8 +319,6 @@ def _serve(
                 done: Any = unit.run(task)
             except Exception as error:  # whatever went wrong belongs to the program that asked
                 done = _named(error)
-            if isinstance(task, Task) and number == 0:
-                unit.board.stop[0] = 1  # also for those who work beside it
             pipe.send(done)
     except (EOFError, OSError):
         return

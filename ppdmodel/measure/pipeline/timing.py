@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 from ...checks import positive_integer
 from ...errors import InvalidInputError, RunFailedError
 from ...files import provenance
+from ...prediction import SCHEDULE
 from ...resample import percentiles
 from ...results import Timed, Timing
 from ..models import LoadedModel
 from ..training import TrainedExits
 from .pipeline import Pipeline
-from .pool import Run
+from .pool import FIRST_TIMED, Run
 from .unit import EVENT, Did, Script
 
 #: tokens of the text before, and of one repetition of each kind of run
@@ -28,6 +29,8 @@ CONTEXT, TOKENS = 96, 24
 #: than this; where it still does, the result is refused
 UNSTEADY = 0.15
 RESAMPLES, SEED = 1000, 0
+#: how deep the exits lie at which PPD is timed, as shares of the layers
+SHARES = (0.25, 0.5, 0.75, 0.9)
 BEGIN, END, DID, TOKEN, LAYER, ROWS = range(len(EVENT))
 PACKAGES = ("torch", "transformers", "numpy")
 
@@ -44,9 +47,10 @@ def time_model(
     """Time plain decoding and PPD on this machine, term by term.
 
     In each of `rounds` repetitions, one after another so that a drift of the machine meets all
-    alike: plain text on one unit; plain text while the other unit runs k guesses all the time; PPD
-    with given matches; plain text on all units. A repetition's value is its mean over tokens, since
-    it serves to predict means; the result is the median of the repetitions.
+    alike: plain text on one unit; plain text on all units; and PPD with given matches, for each k
+    at several exit layers, because what the other unit does meanwhile depends on them. A
+    repetition's value is its mean over tokens, since it serves to predict means; the result is the
+    median of the repetitions.
 
     Args:
         loaded: a model of Llama's build, on the CPU.
@@ -105,38 +109,60 @@ class _Bench:
 
     def __init__(self, pipeline: Pipeline, prompt: Sequence[int], ks: tuple[int, ...]) -> None:
         self.pipeline, self.prompt, self.ks = pipeline, prompt, ks
-        self.exit_layer = -(-2 * pipeline.layers // 3)
-        if self.exit_layer >= pipeline.layers:
+        if pipeline.layers < 3:
             raise InvalidInputError(
                 f"the model must have at least 3 layers; got {pipeline.layers}; PPD needs room"
             )
+        self.exit_layers = timed_exit_layers(pipeline.layers)
 
     def round(self, number: int) -> dict[str, Any]:
-        """One repetition of every term."""
+        """One repetition of every term; those of PPD by k, a value per exit layer."""
         plain = self.pipeline.greedy(self.prompt, TOKENS, stops=False)
         split = self.pipeline.greedy_split(self.prompt, TOKENS, stops=False)
         found = plain_terms(plain, self.pipeline.layers)
         found["split_latency_s"] = float(split.times_s.mean())
-        found["by_k"] = {}
-        delays = []
         rng = np.random.default_rng(number)
-        for k in self.ks:
-            run, others = self.pipeline.greedy_beside(self.prompt, TOKENS, self.exit_layer, k)
-            found["by_k"][k] = _beside_terms(run, others, self.pipeline.layers)
+        found["by_k"] = {k: self._ppd(plain.token_ids, k, rng) for k in self.ks}
+        return found
+
+    def _ppd(
+        self, token_ids: tuple[int, ...], k: int, rng: np.random.Generator
+    ) -> dict[str, list[float]]:
+        parts = []
+        for exit_layer in self.exit_layers:
             hits = tuple(bool(hit) for hit in rng.random(TOKENS) < 0.5)
-            scripted = self.pipeline.ppd(
+            run = self.pipeline.ppd(
                 self.prompt,
                 TOKENS,
-                exit_layer=self.exit_layer,
+                exit_layer=exit_layer,
                 k=k,
                 stops=False,
-                script=Script(plain.token_ids, hits),
+                script=Script(token_ids, hits),
             )
-            delays.append(_delays(scripted, self.exit_layer))
-        for name in ("start_delay_s", "promotion_delay_s"):
-            values = [value for delay in delays for value in delay[name]]
-            found[name] = float(np.mean(values)) if values else 0.0
-        return found
+            parts.append(ppd_terms(run, self.pipeline.layers, exit_layer))
+        return {f"{name}_s": _filled(name, [part[name] for part in parts]) for name in SCHEDULE}
+
+
+def timed_exit_layers(layers: int) -> tuple[int, ...]:
+    """Exit layers at which PPD is timed: a few over the whole depth.
+
+    >>> timed_exit_layers(30)
+    (8, 15, 23, 27)
+    """
+    places = {min(max(math.ceil(share * layers), 1), layers - 1) for share in SHARES}
+    return tuple(sorted(places))
+
+
+def _filled(name: str, values: Sequence[float | None]) -> list[float]:
+    """What never happened at one exit layer, from the nearest where it did."""
+    there = [n for n, value in enumerate(values) if value is not None]
+    if not there:
+        raise RunFailedError(
+            f"PPD must show its {name} at some exit layer; got none: no guess was ever in time; "
+            "stop other work on this machine, and try again"
+        )
+    nearest = [min(there, key=lambda n: abs(n - place)) for place in range(len(values))]
+    return [float(values[n] or 0.0) for n in nearest]
 
 
 def plain_terms(run: Run, layers: int) -> dict[str, Any]:
@@ -159,32 +185,78 @@ def plain_terms(run: Run, layers: int) -> dict[str, Any]:
     }
 
 
-def _beside_terms(run: Run, others: Sequence[np.ndarray], layers: int) -> dict[str, float]:
-    """Both sides of two busy units, means."""
-    mine = plain_terms(run, layers)
-    first, last = run.verdict_ns[0], run.verdict_ns[-1]
-    within = [u[(u[:, BEGIN] > first) & (u[:, END] < last)] for u in others]
-    batch = np.concatenate([_starts_apart(unit) for unit in within])
-    reading = np.concatenate([_seconds(unit[unit[:, DID] == Did.EXIT]) for unit in within])
-    if not (len(batch) and len(reading)):
-        raise RunFailedError(
-            "the other unit must have worked beside the first; got nothing; stop other work on "
-            "this machine, and try again"
+def ppd_terms(run: Run, layers: int, exit_layer: int) -> dict[str, float | None]:
+    """The times of `calibrated_latency` in a run of PPD, by the names of its arguments.
+
+    Means over what happened from token `FIRST_TIMED` on, in seconds; None is what never did. Layers
+    count from their own start to the start of what follows.
+    """
+    sums = {name: _Mean() for name in SCHEDULE}
+    for token in range(FIRST_TIMED, len(run.token_ids)):
+        _verified(run, token, layers, exit_layer, sums)
+    for unit in run.events:
+        guesses = unit[_is_guess(unit, run)]
+        follows = (guesses[1:, LAYER] == guesses[:-1, LAYER] + 1) & (
+            guesses[1:, TOKEN] == guesses[:-1, TOKEN]
         )
-    return {
-        "busy_layer_time_s": mine["layer_time_s"],
-        "busy_head_time_s": mine["head_time_s"],
-        "batch_layer_time_s": float(batch.mean()),
-        "exit_time_s": float(reading.mean()),
-    }
+        sums["batch_layer_time"].add(np.diff(guesses[:, BEGIN])[follows])
+        sums["exit_time"].add(np.diff(unit[unit[:, DID] == Did.EXIT][:, [BEGIN, END]]))
+    return {name: mean.value_s for name, mean in sums.items()}
 
 
-def _starts_apart(events: np.ndarray) -> np.ndarray:
-    """Seconds from the start of a layer to that of the next one in the same process."""
-    rows = events[events[:, DID] == Did.LAYER]
-    follows = rows[1:, LAYER] == rows[:-1, LAYER] + 1
-    apart: np.ndarray = (rows[1:, BEGIN] - rows[:-1, BEGIN])[follows] / 1e9
-    return apart
+def _verified(
+    run: Run, token: int, layers: int, exit_layer: int, sums: Mapping[str, _Mean]
+) -> None:
+    """Add what the verified process of one token, and the reading of its exit, took."""
+    known, made = run.verdict_ns[token - 1], run.verdict_ns[token]
+    unit = next(u for u in run.events if _at(u, Did.HEAD, token).any())
+    promoted = unit[_at(unit, Did.PROMOTE, token)]  # layers before that are of guesses
+    since = promoted[0, BEGIN] if len(promoted) else known
+    mine = unit[(unit[:, BEGIN] >= since) & (unit[:, TOKEN] == token)]
+    head = int(mine[mine[:, DID] == Did.HEAD][0, BEGIN])
+    steps = mine[mine[:, DID] == Did.LAYER]
+    sums["head_time"].add([made - head])
+    begins = [*steps[:, BEGIN].tolist(), head]
+    first = layers + 1 - len(steps)  # the layer that it starts or goes on with
+    past = max(exit_layer + 1 - first, 0)  # layers before the exit
+    if past:
+        sums["layer_time"].add([begins[past] - begins[0]], past)
+    if len(steps) > past:
+        sums["busy_layer_time"].add([head - begins[past]], len(steps) - past)
+    sums["promotion_delay" if len(promoted) else "token_time"].add([begins[0] - since])
+    if past:
+        end = int(steps[past - 1, END])
+        for other in run.events:
+            reads = other[_at(other, Did.EXIT, token)]
+            sums["start_delay"].add(np.maximum(reads[:, BEGIN] - end, 0))
+
+
+def _at(events: np.ndarray, did: Did, token: int) -> np.ndarray:
+    found: np.ndarray = (events[:, DID] == did) & (events[:, TOKEN] == token)
+    return found
+
+
+def _is_guess(events: np.ndarray, run: Run) -> np.ndarray:
+    """Which events are layers of guesses: begun before the verdict on the token before."""
+    known = run.verdict_ns[np.clip(events[:, TOKEN] - 1, 0, len(run.verdict_ns) - 1)]
+    found: np.ndarray = (events[:, DID] == Did.LAYER) & (events[:, BEGIN] < known)
+    return found
+
+
+class _Mean:
+    """A mean of nanoseconds, some of them for several layers at once."""
+
+    def __init__(self) -> None:
+        self.total, self.n = 0, 0
+
+    def add(self, values: Any, each: int = 1) -> None:
+        array = np.asarray(values, dtype=np.int64)
+        self.total += int(array.sum())
+        self.n += array.size * each
+
+    @property
+    def value_s(self) -> float | None:
+        return self.total / self.n / 1e9 if self.n else None
 
 
 def _per_token(events: np.ndarray, layers: int) -> np.ndarray:
@@ -203,25 +275,6 @@ def _seconds(events: np.ndarray) -> np.ndarray:
     return found
 
 
-def _delays(run: Run, exit_layer: int) -> dict[str, list[float]]:
-    """From the end of the exit's layer to the reading, and from a verdict to the next layer."""
-    ends: dict[int, int] = {}
-    for unit in run.events:
-        for row in unit:
-            if row[DID] == Did.LAYER and row[LAYER] == exit_layer and row[ROWS] == 1:
-                token = int(row[TOKEN])  # of a guess and of the verified process: the later
-                ends[token] = max(int(row[END]), ends.get(token, 0))
-    starts, promotions = [], []
-    for unit in run.events:
-        for row, after in pairwise(unit):
-            if row[DID] == Did.AWAIT_EXIT and after[DID] == Did.EXIT:
-                if int(row[TOKEN]) in ends:
-                    starts.append((int(after[BEGIN]) - ends[int(row[TOKEN])]) / 1e9)
-            elif row[DID] == Did.PROMOTE and after[DID] == Did.LAYER:
-                promotions.append((int(after[BEGIN]) - int(row[BEGIN])) / 1e9)
-    return {"start_delay_s": starts, "promotion_delay_s": promotions}
-
-
 def _summary(
     loaded: LoadedModel,
     samples: Sequence[dict[str, Any]],
@@ -230,17 +283,24 @@ def _summary(
     exits: TrainedExits | None,
 ) -> Timing:
     names = [name for name in samples[0] if name not in ("by_k", "layers_s")]
-    together = list(samples[0]["by_k"][ks[0]])
     series = {name: [sample[name] for sample in samples] for name in names}
-    by_k = {
-        k: {name: [sample["by_k"][k][name] for sample in samples] for name in together} for k in ks
+    by_k = {  # by exit layer, and then by repetition
+        k: {
+            name: np.transpose([sample["by_k"][k][name] for sample in samples]).tolist()
+            for name in samples[0]["by_k"][k]
+        }
+        for k in ks
     }
     return Timing(
         model=loaded.source.name,
         layers=loaded.layers,
         units=units,
         terms={name: timed(values) for name, values in series.items()},
-        by_k={k: {name: timed(v) for name, v in terms.items()} for k, terms in by_k.items()},
+        exit_layers=timed_exit_layers(loaded.layers),
+        by_k={
+            k: {name: tuple(timed(v) for v in values) for name, values in terms.items()}
+            for k, terms in by_k.items()
+        },
         layer_profile_s=tuple(
             np.median([sample["layers_s"] for sample in samples], axis=0).tolist()
         ),

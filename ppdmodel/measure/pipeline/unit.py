@@ -72,15 +72,6 @@ class Task:
     script: Script | None = None
 
 
-@dataclass(frozen=True)
-class Load:
-    """Work for one unit until `stop`: guesses read off and run, over and over, for no text."""
-
-    place: int
-    exit_layer: int
-    k: int
-
-
 @dataclass
 class Started:
     """A process that has run some layers: its states [rows, width], and those at the exit."""
@@ -105,14 +96,11 @@ class Unit:
         self.events: list[tuple[int, int, int, int, int, int]] = []
 
     @torch.inference_mode()
-    def run(self, task: Task | Load) -> np.ndarray:
+    def run(self, task: Task) -> np.ndarray:
         """Do a task; returns what was done when, [events, len(EVENT)]."""
         self.events = []
         with suppress(GoneError):
-            if isinstance(task, Load):
-                self._load(task)
-            else:
-                self._text(task)
+            self._text(task)
         return np.array(self.events, dtype=np.int64).reshape(-1, len(EVENT))
 
     def _text(self, task: Task) -> None:
@@ -286,21 +274,6 @@ class Unit:
         if started.at_exit is not None:
             started.at_exit = started.at_exit[row : row + 1].clone()
 
-    def _load(self, task: Load) -> None:
-        """Read an exit and run k guesses through all layers, until the board says stop."""
-        state = torch.zeros(1, self.engine.shape.width, dtype=self.engine.dtype)
-        while True:
-            begin = time.monotonic_ns()
-            guesses = self.engine.logits(state, task.exit_layer)[0].topk(task.k).indices
-            self._did(begin, Did.EXIT, 0, task.exit_layer, 1)
-            x = self.engine.embed(guesses)
-            for index in range(self.engine.shape.layers):
-                self._check()
-                begin = time.monotonic_ns()
-                x = self.engine.layer(index, x, task.place, self.cache, self.own)
-                self._did(begin, Did.LAYER, 0, index + 1, task.k)
-            state = x[:1].clone()
-
     # ------------------------------------------------------------ waiting and telling
 
     def _until(
@@ -327,11 +300,6 @@ class Unit:
                 time.sleep(NAP)
         self.board.fence()
         self._did(begin, waiting, token, 0, 0)
-
-    def _check(self) -> None:
-        if self.board.stop[0]:
-            raise GoneError
-        self._check_parent()
 
     def _check_parent(self) -> None:
         if os.getppid() != self.parent:
