@@ -265,7 +265,6 @@ class Trainer:
         self.loaded, self.prompts, self.settings = loaded, list(prompts), settings
         self.on_progress = on_progress
         self.decoder = proven(loaded.model)
-        self.decoder.pack()
         self.exit = self.decoder.exit
         self.states = States((), 0)
 
