@@ -48,11 +48,11 @@ from .ppd import (
 )
 from .recursive import (
     DraftTree,
-    calibrated_early_latency,
     draft_tree,
     multi_exit_compute,
     multi_exit_latency,
 )
+from .recursive_runs import calibrated_early_latency
 from .speculative import (
     self_speculative_compute,
     self_speculative_latency,

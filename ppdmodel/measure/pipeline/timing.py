@@ -155,14 +155,13 @@ def timed_exit_layers(layers: int) -> tuple[int, ...]:
 
 def _filled(name: str, values: Sequence[float | None]) -> list[float]:
     """What never happened at one exit layer, from the nearest where it did."""
-    there = [n for n, value in enumerate(values) if value is not None]
+    there = {place: value for place, value in enumerate(values) if value is not None}
     if not there:
         raise RunFailedError(
             f"PPD must show its {name} at some exit layer; got none: no guess was ever in time; "
             "stop other work on this machine, and try again"
         )
-    nearest = [min(there, key=lambda n: abs(n - place)) for place in range(len(values))]
-    return [float(values[n] or 0.0) for n in nearest]
+    return [there[min(there, key=lambda other: abs(other - place))] for place in range(len(values))]
 
 
 def plain_terms(run: Run, layers: int) -> dict[str, Any]:
