@@ -73,26 +73,42 @@ def _timing(document: Mapping[str, Any], path: Path) -> Timing:
         for k, terms in fields["by_k"].items()
     }
     fields["exit_layers"] = tuple(fields["exit_layers"])
-    places, layers = fields["exit_layers"], fields["layers"]
-    if list(places) != sorted(places) or places[-1] >= layers:
-        raise InvalidInputError(
-            f"the exit layers of {path} must ascend and lie below layer {layers}; got "
-            f"{list(places)}; time again"
-        )
-    for k, terms in fields["by_k"].items():
+    fields["layer_profile_s"] = tuple(fields["layer_profile_s"])
+    result = Timing(**fields)
+    fault = _timing_fault(result)
+    if fault:
+        raise InvalidInputError(f"{path} must be whole; got {fault}; time again")
+    return result
+
+
+def _timing_fault(timing: Timing) -> str:
+    """What does not fit together in a timing whose fields are right; empty if nothing is."""
+    places = timing.exit_layers
+    if list(places) != sorted(places) or places[-1] >= timing.layers:
+        return f"exit layers that do not ascend below layer {timing.layers}: {list(places)}"
+    if len(timing.layer_profile_s) != timing.layers:
+        return f"a profile of {len(timing.layer_profile_s)} layers, not {timing.layers}"
+    n = next(iter(timing.terms.values())).n
+    for name in timing.terms:
+        if _lengths(timing.samples["terms"].get(name)) != n:
+            return f"not {n} samples of {name}"
+    for k, terms in timing.by_k.items():
         for name, each in terms.items():
             if len(each) != len(places):
-                raise InvalidInputError(
-                    f"{name} for k = {k} in {path} must have a value per exit layer; got "
-                    f"{len(each)} for {len(places)}; time again"
-                )
-    fields["layer_profile_s"] = tuple(fields["layer_profile_s"])
-    if len(fields["layer_profile_s"]) != fields["layers"]:
-        raise InvalidInputError(
-            f"the profile of {path} must have {fields['layers']} layers; got "
-            f"{len(fields['layer_profile_s'])}; time again"
-        )
-    return Timing(**fields)
+                return f"{len(each)} values of {name} for k = {k}, not one per exit layer"
+            drawn = timing.samples["by_k"].get(str(k), {}).get(name)
+            if _lengths(drawn) != [n] * len(places):
+                return f"not {n} samples of {name} for k = {k} at each exit layer"
+    return ""
+
+
+def _lengths(samples: Any) -> Any:
+    """Of a list of numbers its length, of lists of them their lengths, None of anything else."""
+    if not isinstance(samples, list):
+        return None
+    if any(isinstance(one, list) for one in samples):
+        return [_lengths(one) for one in samples]
+    return len(samples) if all(isinstance(one, (int, float)) for one in samples) else None
 
 
 def _calibration_document(result: Calibration) -> dict[str, Any]:

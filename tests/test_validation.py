@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -259,16 +260,41 @@ def test_a_timing_file(tmp_path: Path) -> None:
     assert again == timing
     text = path.read_text()
     for broken, words in (
-        (text.replace('"layers": 30', '"layers": 29'), "must have 29 layers; got 30"),
+        (text.replace('"layers": 30', '"layers": 29'), "a profile of 30 layers, not 29"),
         (text.replace('"layer_time_s"', '"layer_time"'), "must follow its schema"),
         (
             re.sub(r'"exit_layers": \[\s*10', '"exit_layers": [27', text),
-            r"must ascend .* got \[27, 26\]",
+            r"do not ascend below layer 30: \[27, 26\]",
         ),
-        (re.sub(r'"exit_layers": \[\s*10,', '"exit_layers": [', text), "a value per exit layer"),
+        (re.sub(r'"exit_layers": \[\s*10,', '"exit_layers": [', text), "not one per exit layer"),
         (text[:200], "must be whole JSON"),
         (text.replace('"schema_version": 1', '"schema_version": 99'), "upgrade ppdmodel"),
     ):
         path.write_text(broken)
         with pytest.raises(InvalidInputError, match=words):
             ppd.load(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (["terms", "layer_time_s"], [1e-3] * 7, "not 8 samples of layer_time_s"),
+        (["terms", "layer_time_s"], "many", "not 8 samples of layer_time_s"),
+        (["by_k", "3"], {}, "not 8 samples of layer_time_s for k = 3 at each exit layer"),
+        (["by_k", "1", "exit_time_s"], [[1e-3] * 8], "not 8 samples of exit_time_s for k = 1"),
+        (["by_k", "1", "exit_time_s"], [[1e-3] * 8, ["1"] * 8], "not 8 samples of exit_time_s"),
+    ],
+)
+def test_a_timing_file_whose_samples_are_not_those_of_its_terms(
+    tmp_path: Path, where: list[str], value: Any, words: str
+) -> None:
+    path = tmp_path / "timing.json"
+    ppd.save(a_timing(), path)
+    document = json.loads(path.read_text())
+    place = document["samples"]
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(InvalidInputError, match=f"must be whole; got {words}"):
+        ppd.load(path)
