@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import symbolic
+    from .comparison import compare
     from .distribution import TotalLatency, total_latency
     from .estimation import estimate, estimate_from, required_p_correct
     from .fitting import fit
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         pipelined_latency,
         ppd_linked_latency,
         reserved_units,
+        roofline_time,
         self_speculative_compute,
         self_speculative_latency,
         speculative_compute,
@@ -68,21 +70,26 @@ if TYPE_CHECKING:
     )
     from .io import load, load_guesses, save
     from .optimization import optimize
+    from .replays import replay_report
     from .results import Calibration, Guesses, Measurement, Policy, Replay, Simulation
     from .sensitivities import sensitivity
     from .simulation import replay, simulate
+    from .thresholds import threshold_report
 
 #: module -> its public names, loaded when a name is first used. No module is called like one of
 #: its public names: importing it would hide that name behind the module.
 _NAMES = {
+    "comparison": ("compare",),
     "distribution": ("TotalLatency", "total_latency"),
     "estimation": ("estimate", "estimate_from", "required_p_correct"),
     "fitting": ("fit",),
     "io": ("load", "load_guesses", "save"),
     "optimization": ("optimize",),
+    "replays": ("replay_report",),
     "results": ("Calibration", "Guesses", "Measurement", "Policy", "Replay", "Simulation"),
     "sensitivities": ("sensitivity",),
     "simulation": ("replay", "simulate"),
+    "thresholds": ("threshold_report",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -107,6 +114,7 @@ __all__ = [
     "calibrated_latency",
     "calibrated_plain_latency",
     "calibrated_speedup",
+    "compare",
     "compute_per_token",
     "correlated_compute",
     "correlated_latency",
@@ -136,8 +144,10 @@ __all__ = [
     "pipelined_latency",
     "ppd_linked_latency",
     "replay",
+    "replay_report",
     "required_p_correct",
     "reserved_units",
+    "roofline_time",
     "save",
     "self_speculative_compute",
     "self_speculative_latency",
@@ -152,6 +162,7 @@ __all__ = [
     "tensor_parallel_latency",
     "tensor_parallel_linked_latency",
     "threshold",
+    "threshold_report",
     "total_latency",
     "total_latency_variance",
     "tree_speculative_compute",

@@ -65,6 +65,11 @@ SYMBOLS: dict[str, Expr] = {
     "all_reduce_time": _symbol("r"),
     "all_reduce_messages": _symbol("mu"),
     "messages_per_match": _symbol("q"),
+    "weights": _symbol("w"),
+    "rows": _symbol("r", **_COUNT),
+    "bytes_per_weight": _symbol("b"),
+    "bytes_per_second": _symbol("B"),
+    "flops_per_second": _symbol("F"),
 }
 
 #: parameters along which nothing can be differentiated

@@ -70,7 +70,7 @@ def check_writable(path: Path) -> None:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Check a document against the schema of its kind and write it atomically."""
     clean = json_ready(document)
-    _validate(clean, path)
+    check_schema(clean, path)
     with atomic(path) as part:
         part.write_text(_compact_rows(clean), encoding="utf-8")
 
@@ -121,7 +121,7 @@ def read_json(path: Path, expected: str | None = None) -> dict[str, Any]:
         wanted = expected or " or ".join(KINDS)
         raise InvalidInputError(f"the file must be a {wanted}; got {kind!r} in {path}")
     check_version(document, path)
-    _validate(document, path)
+    check_schema(document, path)
     return dict(document)
 
 
@@ -135,7 +135,8 @@ def check_version(document: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _validate(document: Any, path: Path) -> None:
+def check_schema(document: Any, path: Path) -> None:
+    """Raise `InvalidInputError` where a document does not follow the schema that it names."""
     import jsonschema
 
     name = document["schema"].rsplit("/", 1)[1]

@@ -16,10 +16,21 @@ from .files import (
     SUMMARY_FILE,
     TIMING,
     TOKENS_FILE,
+    check_schema,
+    check_version,
     read_json,
     write_json,
 )
-from .results import Calibration, Guesses, Interval, MatchCurve, Measurement, Timed, Timing
+from .results import (
+    Calibration,
+    Candidate,
+    Guesses,
+    Interval,
+    MatchCurve,
+    Measurement,
+    Timed,
+    Timing,
+)
 
 
 def load(path: str | Path) -> Measurement | Calibration | Timing:
@@ -46,7 +57,7 @@ def load_calibration(path: str | Path) -> Calibration:
     """Read a calibration file, and nothing else."""
     document = read_json(Path(path), CALIBRATION)
     _check_shapes(document, Path(path))
-    return _calibration(document)
+    return _calibration(document, Path(path))
 
 
 def load_timing(path: str | Path) -> Timing:
@@ -59,10 +70,13 @@ def save(result: Measurement | Calibration | Timing, path: str | Path) -> None:
     if isinstance(result, Measurement):
         write_measurement(result, Path(path))
     elif isinstance(result, Timing):
-        document = {"schema": TIMING, "schema_version": SCHEMA_VERSION, **asdict(result)}
-        write_json(Path(path), document)
+        write_json(Path(path), _timing_document(result))
     else:
         write_json(Path(path), _calibration_document(result))
+
+
+def _timing_document(result: Timing) -> dict[str, Any]:
+    return {"schema": TIMING, "schema_version": SCHEMA_VERSION, **asdict(result)}
 
 
 def _timing(document: Mapping[str, Any], path: Path) -> Timing:
@@ -113,19 +127,27 @@ def _lengths(samples: Any) -> Any:
 
 def _calibration_document(result: Calibration) -> dict[str, Any]:
     document = {"schema": CALIBRATION, "schema_version": SCHEMA_VERSION, **asdict(result)}
-    return document | {"k_max": result.k_max}
+    timing = result.timing and _timing_document(result.timing)
+    return document | {"k_max": result.k_max, "timing": timing}
 
 
-def _calibration(document: dict[str, Any]) -> Calibration:
+def _calibration(document: dict[str, Any], path: Path) -> Calibration:
     import numpy as np
 
     fields = {k: v for k, v in document.items() if k in Calibration.__dataclass_fields__}
     curve = dict(fields["curve"])
     curve["parameters"] = {k: Interval(**v) for k, v in curve["parameters"].items()}
+    curve["covariance"] = tuple(tuple(row) for row in curve.get("covariance", ()))
+    curve["candidates"] = tuple(Candidate(**row) for row in curve.get("candidates", ()))
     arrays = {k: np.asarray(fields[k], dtype=float) for k in ("p_correct", "ci_low", "ci_high")}
     counts = {k: np.asarray(fields[k], dtype=np.int64) for k in ("tokens", "hits")}
     fields |= arrays | counts | {"curve": MatchCurve(**curve)}
     fields["prompt_ids"] = tuple(fields["prompt_ids"])
+    timing = fields.get("timing")
+    if timing is not None:
+        check_version(timing, path)
+        check_schema(timing, path)
+        fields["timing"] = _timing(timing, path)
     return Calibration(**fields)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import formulas
-from .checks import positive_integer
+from .checks import positive_integer, real_number
+from .costing import Costs, TimedCosts, costs_of_calibration
 from .errors import InvalidInputError
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Choice, Decision, Interval, Setting
 
 if TYPE_CHECKING:
+    from .costing import Grid
     from .results import Floats, Ints
 
 DEFAULT_BUDGETS = (1.5, 2.0, 3.0)
@@ -24,124 +26,124 @@ FOLDS = 5
 def optimize(
     calibration: Calibration,
     *,
-    max_compute: Sequence[float] = DEFAULT_BUDGETS,
+    max_compute: float | Sequence[float] | None = None,
+    price: float | Sequence[float] = (),
     max_depth: int = 1,
     max_units: int | None = None,
+    ideal: bool = False,
 ) -> Decision:
-    """Find the setting of least latency under each compute budget, by trying all of them.
+    """Find the best setting under each compute budget and at each price, by trying all of them.
 
-    Latency and compute are those of the closed forms at the measured match rates, in layer units.
-    The best of many noisy settings looks better than it is, so each choice is also made on 4/5 of
-    the prompts and judged on the rest (`held_out_latency`).
+    With a timing in the calibration, latency is in its seconds (depth 1, the k that were timed),
+    else in layer times by the closed forms; both at the measured match rates, without the fitted
+    surface. The best of many noisy settings looks better than it is, so each choice is also made on
+    4/5 of the prompts and judged on the rest (`held_out_latency`).
 
     Args:
         calibration: from `fit`.
-        max_compute: budgets, as multiples of plain decoding's layer executions; at least 1.
-        max_depth: depths 1...max_depth are tried.
-        max_units: most processes at once; None for any number.
+        max_compute: budgets, as multiples of plain decoding's layer executions; at least 1. By
+            default 1.5, 2 and 3, or none if there is a price.
+        price: the most extra layer executions that one layer time saved is worth; >= 0. The choice
+            is what makes price x latency + compute least.
+        max_depth: depths 1...max_depth are tried, where only layers are counted.
+        max_units: most processes at once, or devices where there are times; None for any number.
+        ideal: count layers although there are times.
 
     Returns:
-        A choice per budget, and the latency-compute frontier.
+        A choice per budget and per price, and the latency-compute frontier.
 
     Raises:
-        InvalidInputError: a budget below 1, or a number that is not a positive integer.
+        InvalidInputError: a budget below 1, a negative price, or a number that is not a positive
+            integer.
     """
-    for budget in max_compute:
-        if not budget >= 1:
-            raise InvalidInputError(
-                f"max_compute must be at least 1; got {budget}; 2 allows twice the layers"
-            )
+    rules = _rules(max_compute, price)
     positive_integer("max_depth", max_depth)
-    grid = Grid.of(calibration.layers, calibration.k_max, max_depth)
+    costs = costs_of_calibration(calibration, ideal=ideal)
+    if max_depth > 1 and isinstance(costs, TimedCosts):
+        raise InvalidInputError(
+            f"max_depth must be 1 with {costs.name}; got {max_depth}; count layers only (ideal)"
+        )
+    grid = costs.grid(calibration.layers, calibration.k_max, max_depth)
     if max_units is not None:
-        grid = grid.only(grid.peak_units() <= positive_integer("max_units", max_units))
-    judged = _Judged(grid, calibration)
-    choices = tuple(_choice(judged, float(budget)) for budget in sorted(max_compute))
-    frontier = tuple(judged.setting(index) for index in _frontier(judged.latency, judged.compute))
+        grid = grid.only(costs.units(grid) <= positive_integer("max_units", max_units))
+    judged = Judged(grid, calibration, costs)
+    plain_s, split = plain_and_split(costs)
     return Decision(
         model=calibration.model,
         layers=calibration.layers,
         n_tokens=int(calibration.tokens.sum()),
         n_prompts=len(calibration.tokens),
         settings=grid.size,
-        choices=choices,
-        frontier=frontier,
+        choices=tuple(_choice(judged, rule) for rule in rules),
+        frontier=tuple(judged.setting(i) for i in _frontier(judged.latency, judged.compute)),
         provenance=calibration.provenance,
+        costs=costs.name,
+        plain_latency_s=plain_s,
+        split_latency=split,
     )
 
 
+def plain_and_split(costs: Costs) -> tuple[float | None, float | None]:
+    """Seconds of plain decoding, and the ratio to it of all units on each token; None untimed."""
+    if not isinstance(costs, TimedCosts):
+        return None, None
+    return costs.plain_s, costs.timing.terms["split_latency_s"].value / costs.plain_s
+
+
 @dataclass(frozen=True)
-class Grid:
-    """Every setting there is: exit layers below the last, every k, every depth."""
+class Rule:
+    """What makes a setting the best: the least latency within a budget, or the least of a sum."""
 
-    layers: int
-    exit_layer: Ints
-    k: Ints
-    depth: Ints
+    max_compute: float | None = None
+    price: float | None = None
 
-    @classmethod
-    def of(cls, layers: int, k_max: int, max_depth: int = 1) -> Grid:
-        """All exit layers 1...layers-1, k = 1...k_max and depths 1...max_depth."""
-        axes = np.meshgrid(
-            np.arange(1, max_depth + 1),
-            np.arange(1, layers),
-            np.arange(1, k_max + 1),
-            indexing="ij",
-        )
-        depth, exit_layer, k = (axis.ravel() for axis in axes)
-        return cls(layers, exit_layer, k, depth)
-
-    @property
-    def size(self) -> int:
-        """Number of settings."""
-        return len(self.k)
-
-    def only(self, keep: np.ndarray) -> Grid:
-        """The settings where `keep` is true."""
-        return Grid(self.layers, self.exit_layer[keep], self.k[keep], self.depth[keep])
-
-    def rates(self, table: Floats) -> Floats:
-        """Pick each setting's match rate from a table [..., layers, k_max]."""
-        return table[..., self.exit_layer - 1, self.k - 1]
-
-    def latency(self, p_correct: Floats) -> Floats:
-        """Normalized latency of each setting, for match rates [..., settings]."""
-        result = np.empty_like(p_correct)
-        for depth, at in self._depths():
-            p, e = p_correct[..., at], self.exit_layer[at]
-            result[..., at] = formulas.normalized_latency(p, self.layers, e, depth)
-        return result
-
-    def compute(self, p_correct: Floats) -> Floats:
-        """Normalized compute of each setting, for match rates [..., settings]."""
-        result = np.empty_like(p_correct)
-        for depth, at in self._depths():
-            p, e, k = p_correct[..., at], self.exit_layer[at], self.k[at]
-            result[..., at] = formulas.normalized_compute(p, self.layers, e, k, depth)
-        return result
-
-    def _depths(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Each depth and where it is: the formulas are fastest at one depth at a time."""
-        for depth in np.unique(self.depth):
-            yield int(depth), self.depth == depth
-
-    def peak_units(self) -> Floats:
-        """Most processes at once, of each setting."""
-        return np.asarray(formulas.peak_units(self.layers, self.exit_layer, self.k, self.depth))
+    def best(self, latency: Floats, compute: Floats) -> Ints:
+        """Index of the best along the last axis; -1 where plain decoding is as good."""
+        if self.price is None:
+            within = True if self.max_compute is None else compute <= self.max_compute
+            allowed = np.where(within & (latency < 1), latency, np.inf)
+            limit = math.inf
+        else:
+            allowed = self.price * latency + compute
+            limit = self.price + 1
+        best = np.argmin(allowed, axis=-1)
+        return np.where(allowed.min(axis=-1) < limit, best, -1)
 
 
-class _Judged:
+def _rules(
+    max_compute: float | Sequence[float] | None, price: float | Sequence[float]
+) -> list[Rule]:
+    prices = _several(price)
+    if max_compute is None:
+        max_compute = () if prices else DEFAULT_BUDGETS
+    budgets = sorted(_several(max_compute))
+    for budget in budgets:
+        if not budget >= 1:
+            raise InvalidInputError(
+                f"max_compute must be at least 1; got {budget}; 2 allows twice the layers"
+            )
+    for value in prices:
+        real_number("price", value, 0, "give layer executions per layer time")
+    return [Rule(max_compute=float(b)) for b in budgets] + [Rule(price=float(p)) for p in prices]
+
+
+def _several(value: float | Sequence[float]) -> list[float]:
+    return [value] if isinstance(value, (int, float)) else list(value)
+
+
+class Judged:
     """Point estimates and bootstrap draws of every setting of a grid."""
 
-    def __init__(self, grid: Grid, calibration: Calibration) -> None:
-        self.grid, self.calibration = grid, calibration
+    def __init__(self, grid: Grid, calibration: Calibration, costs: Costs) -> None:
+        self.grid, self.calibration, self.costs = grid, calibration, costs
         hits, tokens = calibration.hits, calibration.tokens
         self.p_correct = grid.rates(hits.sum(axis=0) / tokens.sum())
-        self.latency, self.compute = grid.latency(self.p_correct), grid.compute(self.p_correct)
+        self.latency = costs.latency(grid, self.p_correct)
+        self.compute = costs.compute(grid, self.p_correct)
         self.weights = prompt_weights(len(tokens), calibration.resamples, calibration.seed)
         self.p_draws = grid.rates(resampled_rates(hits, tokens, self.weights))
-        self.latency_draws = grid.latency(self.p_draws)
-        self.compute_draws = grid.compute(self.p_draws)
+        self.latency_draws = costs.drawn_latency(grid, self.p_draws)
+        self.compute_draws = costs.compute(grid, self.p_draws)
 
     def interval(self, value: float, draws: Floats) -> Interval:
         """A number with the interval of its draws."""
@@ -158,6 +160,7 @@ class _Judged:
             (self.compute, self.compute_draws),
         )
         p, latency, compute = (self.interval(float(v[index]), d[:, index]) for v, d in pairs)
+        plain_s, _ = plain_and_split(self.costs)
         return Setting(
             exit_layer=int(grid.exit_layer[index]),
             k=int(grid.k[index]),
@@ -165,37 +168,35 @@ class _Judged:
             p_correct=p,
             normalized_latency=latency,
             normalized_compute=compute,
-            peak_units=int(grid.peak_units()[index]),
+            peak_units=int(self.costs.units(grid)[index]),
+            latency_per_token_s=None if plain_s is None else latency.scaled(plain_s),
         )
 
 
-def _best(latency: Floats, compute: Floats, budget: float) -> Ints:
-    """Index of the least latency within the budget along the last axis; -1 where nothing saves."""
-    allowed = np.where((compute <= budget) & (latency < 1), latency, np.inf)
-    best = np.argmin(allowed, axis=-1)
-    return np.where(np.isfinite(allowed.min(axis=-1)), best, -1)
-
-
-def _choice(judged: _Judged, budget: float) -> Choice:
-    best = int(_best(judged.latency, judged.compute, budget)) if judged.grid.size else -1
+def _choice(judged: Judged, rule: Rule) -> Choice:
+    best = int(rule.best(judged.latency, judged.compute)) if judged.grid.size else -1
+    drawn = rule.best(judged.latency_draws, judged.compute_draws) if judged.grid.size else None
+    share = None if drawn is None else float(np.mean(drawn == best))
     if best < 0:
-        return Choice(budget, None, None, None, None)
+        return Choice(rule.max_compute, rule.price, None, None, share, None)
     others = judged.latency.copy()
     others[best] = np.inf
-    second = int(_best(others, judged.compute, budget))
-    drawn = _best(judged.latency_draws, judged.compute_draws, budget)
+    second = int(rule.best(others, judged.compute))
+    grid = judged.grid
     return Choice(
-        max_compute=budget,
+        max_compute=rule.max_compute,
+        price=rule.price,
         setting=judged.setting(best),
-        held_out_latency=_held_out(judged, budget),
-        chosen_share=float(np.mean(drawn == best)),
+        held_out_latency=_held_out(judged, rule),
+        chosen_share=share,
         runner_up=judged.setting(second) if second >= 0 else None,
+        break_even=judged.costs.break_even(int(grid.exit_layer[best]), int(grid.k[best])),
     )
 
 
-def _held_out(judged: _Judged, budget: float) -> Interval | None:
+def _held_out(judged: Judged, rule: Rule) -> Interval | None:
     """Latency of settings chosen on some prompts, on the others; None with too few prompts."""
-    calibration, grid = judged.calibration, judged.grid
+    calibration, grid, costs = judged.calibration, judged.grid, judged.costs
     prompts = len(calibration.tokens)
     if prompts < 2 * FOLDS:
         return None
@@ -207,7 +208,7 @@ def _held_out(judged: _Judged, budget: float) -> Interval | None:
         outside = (fold == number).astype(np.int64)
         seen = resampled_rates(calibration.hits, calibration.tokens, everyone * (1 - outside))
         p = grid.rates(seen)
-        best = int(_best(grid.latency(p), grid.compute(p), budget)[0])
+        best = int(rule.best(costs.latency(grid, p), costs.compute(grid, p))[0])
         for i, weights in enumerate((everyone, judged.weights)):
             tokens, latency = _latency_on(judged, best, weights * outside)
             sums[i] = sums[i] + tokens * latency
@@ -216,14 +217,17 @@ def _held_out(judged: _Judged, budget: float) -> Interval | None:
     return judged.interval(float(value[0]), draws)
 
 
-def _latency_on(judged: _Judged, index: int, weights: Ints) -> tuple[Ints, Floats]:
+def _latency_on(judged: Judged, index: int, weights: Ints) -> tuple[Ints, Floats]:
     """Tokens and latency of one setting (-1: plain decoding) on weighted prompts, per resample."""
     tokens = weights @ judged.calibration.tokens
     one = judged.grid.only(np.arange(judged.grid.size) == index)
     if not one.size:
         return tokens, np.ones(len(weights))
     hits = weights @ judged.calibration.hits[:, one.exit_layer[0] - 1, one.k[0] - 1]
-    return tokens, one.latency((hits / np.maximum(tokens, 1))[:, None])[:, 0]
+    rates = (hits / np.maximum(tokens, 1))[:, None]
+    costs = judged.costs
+    of_rates = costs.latency if len(weights) == 1 else costs.drawn_latency
+    return tokens, of_rates(one, rates)[:, 0]
 
 
 def _frontier(latency: Floats, compute: Floats) -> list[int]:

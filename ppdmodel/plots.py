@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 
 from . import formulas
 from .checks import check_schedule
+from .costing import Grid, LayerCosts
 from .errors import InvalidInputError
 from .fitting import curve_values
-from .optimization import Grid, optimize
-from .results import Calibration
+from .optimization import optimize
+from .results import Calibration, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,14 +85,14 @@ def match_rate(
 
 def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None = None) -> Figure:
     """Latency against compute of every setting of a measured model, with the frontier marked."""
-    decision = optimize(calibration, max_compute=(), max_depth=max_depth)
+    decision = optimize(calibration, max_compute=(), max_depth=max_depth, ideal=True)
     grid = Grid.of(calibration.layers, calibration.k_max, max_depth)
-    p_correct = grid.rates(calibration.p_correct)
+    p_correct, costs = grid.rates(calibration.p_correct), LayerCosts()
     with style():
         ax = _axes(ax)
         points = ax.scatter(
-            grid.compute(p_correct),
-            grid.latency(p_correct),
+            costs.compute(grid, p_correct),
+            costs.latency(grid, p_correct),
             c=grid.exit_layer,
             s=5,
             alpha=0.6,
@@ -262,6 +263,55 @@ def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float
             )
             seen += [row["measured"] for row in rows]
     return min(seen) - 0.02, max(seen) + 0.02
+
+
+#: colour and marker of what a number rests on
+BASES = {"measured": ("C0", "o"), "fitted": ("C2", "D"), "ideal": ("C7", "s")}
+
+
+def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
+    """Latency against compute of the best of each method, with 95% intervals and its basis."""
+    with style():
+        ax = _axes(ax)
+        for basis, (color, marker) in BASES.items():
+            methods = [m for m in result.methods if m.basis == basis]
+            if not methods:
+                continue
+            values = [m.held_out or m.latency for m in methods]
+            ax.errorbar(
+                [m.compute.value for m in methods],
+                [v.value for v in values],
+                yerr=[
+                    [max(v.value - v.ci_low, 0) for v in values],
+                    [max(v.ci_high - v.value, 0) for v in values],
+                ],
+                fmt=marker,
+                color=color,
+                ms=5,
+                elinewidth=1,
+                label=basis,
+            )
+            for method, value in zip(methods, values, strict=True):
+                units = "" if method.units == 1 else f" ({method.units} units)"
+                ax.annotate(
+                    f"{method.name}{units}",
+                    (method.compute.value, value.value),
+                    xytext=(6, 3),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
+        ax.axhline(1, color="0.7", linewidth=0.8, zorder=0)
+        ax.set(
+            xlabel="compute per token, against plain decoding",
+            ylabel="latency per token, against plain decoding",
+            title=f"{result.model}: the best of each method within {result.max_compute:g}× compute",
+        )
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high + 0.25 * (high - low))
+        ax.legend(loc="lower left", title="latency is")
+        text = f"n = {result.n_tokens} tokens of {result.n_prompts} prompts"
+        ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)
+        return _figure(ax)
 
 
 def save(figure: Figure, out: Path) -> None:

@@ -97,10 +97,13 @@ def predicted_plain_latency_s(timing: Timing) -> float:
     )
 
 
-def predicted_compute(timing: Timing, p_correct: float, exit_layer: int, k: int) -> float:
-    """Layer executions per token, heads included, equation (10.5)."""
+def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -> Any:
+    """Layer executions per token, heads included, equation (10.5).
+
+    For a match rate, or an array of them. Where sub-processes get past their own exit before the
+    verdict it counts what they run after it as wrong ones do: an upper bound.
+    """
     times = schedule_times(timing, exit_layer, k)
     for name in ("layer_time", "token_time", "promotion_delay"):
         del times[name]
-    found: Any = calibrated_compute(p_correct, timing.layers, exit_layer, k, **times)
-    return float(found)
+    return calibrated_compute(p_correct, timing.layers, exit_layer, k, **times)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checks import check_schedule, positive_integer, real_number
 from .errors import InvalidInputError
+from .framing import Frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its interval, and what the interval rests on."""
+    """A number with its interval, and what the interval rests on.
+
+    The ends are NaN, and null in JSON, where one prompt gives no interval.
+    """
 
     value: float
     ci_low: float
@@ -28,6 +32,11 @@ class Interval:
     n_tokens: int
     n_prompts: int
     method: str
+
+    def scaled(self, factor: float) -> Interval:
+        """The same in another unit."""
+        low, high = factor * self.ci_low, factor * self.ci_high
+        return replace(self, value=factor * self.value, ci_low=low, ci_high=high)
 
 
 @dataclass(frozen=True)
@@ -302,8 +311,26 @@ class Guesses:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """How well a family of surfaces predicts prompts that it was not fitted to.
+
+    `held_out` is its log-likelihood per token, averaged over exit layers and k; `behind` what the
+    best family has more, with a standard error over prompts.
+    """
+
+    family: str
+    held_out: float
+    behind: float
+    behind_se: float
+
+
+@dataclass(frozen=True)
 class MatchCurve:
-    """A fitted match-rate surface p_correct(relative depth, k); see `ppdmodel.fit`."""
+    """A fitted match-rate surface p_correct(relative depth, k); see `ppdmodel.fit`.
+
+    `covariance` is that of the parameters, in their order, over resampled prompts; `candidates`
+    are the families that were compared, the best first. Both are empty in files of older versions.
+    """
 
     family: str
     parameters: Mapping[str, Interval]
@@ -312,6 +339,14 @@ class MatchCurve:
     largest_residual: float
     largest_residual_layer: int
     largest_residual_k: int
+    covariance: tuple[tuple[float, ...], ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Of each parameter, over resampled prompts."""
+        rows = enumerate(self.covariance)
+        return dict(zip(self.parameters, (row[n] ** 0.5 for n, row in rows), strict=False))
 
 
 @dataclass(frozen=True)
@@ -319,7 +354,8 @@ class Calibration:
     """What the later commands need of a measurement: match rates with intervals, and their fit.
 
     `hits` has shape [prompts, layers, k_max] and counts the tokens of a prompt whose true token
-    ranked k or better at a layer; `tokens` has shape [prompts].
+    ranked k or better at a layer; `tokens` has shape [prompts]. `timing` says what the model costs
+    on one machine; None where only layers can be counted.
     """
 
     model: str
@@ -334,6 +370,7 @@ class Calibration:
     resamples: int
     seed: int
     provenance: Mapping[str, Any]
+    timing: Timing | None = None
 
     @property
     def k_max(self) -> int:
@@ -356,7 +393,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run PPD on a measured model, in layer units; ratios are to plain decoding."""
+    """One way to run PPD on a measured model; ratios are to plain decoding on one unit.
+
+    `latency_per_token_s` is there where times were measured.
+    """
 
     exit_layer: int
     k: int
@@ -365,22 +405,41 @@ class Setting:
     normalized_latency: Interval
     normalized_compute: Interval
     peak_units: int
+    latency_per_token_s: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best setting under one compute budget, and how sure that is."""
+    """The best setting under one compute budget or at one price, and how sure that is.
 
-    max_compute: float
+    Attributes:
+        max_compute: the budget, in multiples of plain decoding; None for a price.
+        price: the most extra layer executions that a layer time saved is worth; None for a budget.
+        setting: None where plain decoding is the best.
+        held_out_latency: normalized latency on prompts that did not choose the setting.
+        chosen_share: share of the resamples in which this very answer is the best.
+        runner_up: the best of the others.
+        break_even: match rate above which this exit and k save time at all; 0 where only layers
+            are counted, None where no rate does.
+    """
+
+    max_compute: float | None
+    price: float | None
     setting: Setting | None
     held_out_latency: Interval | None
     chosen_share: float | None
     runner_up: Setting | None
+    break_even: float | None = None
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The answer of `optimize`: a choice per budget, and the frontier over all settings."""
+class Decision(Frame):
+    """The answer of `optimize`: a choice per budget and price, and the frontier over all settings.
+
+    `costs` says what settings were judged by: "layers", "measured times" or "ideal times". With
+    times, `plain_latency_s` is plain decoding on one unit, and `split_latency` that of all units
+    on each token over it.
+    """
 
     model: str
     layers: int
@@ -390,6 +449,57 @@ class Decision:
     choices: tuple[Choice, ...]
     frontier: tuple[Setting, ...]
     provenance: Mapping[str, Any]
+    costs: str = "layers"
+    plain_latency_s: float | None = None
+    split_latency: float | None = None
+
+    def _rows(self) -> Sequence[Any]:
+        return self.frontier
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to decode, on the axes of all others: ratios to plain decoding on one unit.
+
+    Attributes:
+        name: the method.
+        setting: its parameters in words.
+        latency: time per token.
+        held_out: the same on prompts that did not choose the setting; None where none was chosen
+            or there are too few prompts.
+        compute: layer executions per token, heads left out unless times were measured.
+        units: devices or processes held at once.
+        basis: "measured": counted on recorded tokens, or timed; "fitted": times of the calibrated
+            model; "ideal": assumed.
+        note: what to know of the number.
+    """
+
+    name: str
+    setting: str
+    latency: Interval
+    held_out: Interval | None
+    compute: Interval
+    units: int
+    basis: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison(Frame):
+    """The answer of `compare`: the best of each method within one budget."""
+
+    model: str
+    layers: int
+    n_tokens: int
+    n_prompts: int
+    max_compute: float
+    max_units: int | None
+    methods: tuple[Method, ...]
+    left_out: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+    def _rows(self) -> Sequence[Any]:
+        return self.methods
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Sizes of some decoders and speeds of memories, with sources, and the least time of a layer.
+"""Sizes of some decoders and speeds of devices, with sources, and the least time of a layer.
 
 The times are ideal: a layer reads its weights once from memory, and nothing else takes any time.
 """
@@ -26,11 +26,13 @@ class ModelShape:
     kv_heads: int
     vocabulary: int
     source: str
+    head_width: int | None = None
 
     @property
     def layer_weights(self) -> int:
         """Of a layer's matrices: queries, output, keys, values, and three of the feed-forward."""
-        attention = 2 * self.width**2 + 2 * self.width * (self.width // self.heads) * self.kv_heads
+        one = self.head_width or self.width // self.heads
+        attention = 2 * self.width * one * (self.heads + self.kv_heads)
         return attention + 3 * self.width * self.inner
 
     @property
@@ -61,6 +63,15 @@ class ModelShape:
         return _seconds(self.head_weights, bytes_per_s, bytes_per_weight)
 
 
+@dataclass(frozen=True)
+class Device:
+    """What a device delivers by its data sheet: bytes and operations (bfloat16) per second."""
+
+    bytes_per_s: float
+    flops_per_s: float
+    source: str
+
+
 def shape(name: str) -> ModelShape:
     """The shape of one model that `shapes.json` holds.
 
@@ -73,13 +84,26 @@ def shape(name: str) -> ModelShape:
     return ModelShape(**_entry("models", name))
 
 
-def memory(name: str) -> float:
-    """Bytes per second that a memory delivers by its data sheet.
+def device(name: str) -> Device:
+    """One device that `shapes.json` holds.
 
     Raises:
-        InvalidInputError: `shapes.json` holds no such memory.
+        InvalidInputError: it holds no such device.
+
+    >>> device("H100 SXM").bytes_per_s
+    3350000000000.0
     """
-    return float(_entry("memory_bytes_per_s", name)["value"])
+    return Device(**_entry("devices", name))
+
+
+def memory(name: str) -> float:
+    """Bytes per second of one device that `shapes.json` holds; raises like `device`."""
+    return device(name).bytes_per_s
+
+
+def published_decoding() -> tuple[dict[str, Any], ...]:
+    """Decoding speeds that others measured: model, device, units, bytes per weight, source."""
+    return tuple(dict(row) for row in _document()["published_decoding"])
 
 
 def models() -> tuple[str, ...]:

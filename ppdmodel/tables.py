@@ -259,12 +259,16 @@ class TableFile:
         """A row group, or all of them, as guesses."""
         table, about = self._read(group), self.about
 
+        def listed(label: str) -> Any:
+            column, each = table.column(label), about["guesses"]
+            if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != each:
+                raise self._damaged(TypeError(f"{label} is {column.type}, not lists of {each}"))
+            values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            return values.reshape(-1, each)
+
         def stacked(name: str, dtype: Any) -> Any:
-            columns = [
-                table.column(label).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-                for label in rank_columns(about["layers"], name)
-            ]
-            return np.stack([c.reshape(-1, about["guesses"]) for c in columns], 1).astype(dtype)
+            labels = rank_columns(about["layers"], name)
+            return np.stack([listed(label) for label in labels], 1).astype(dtype)
 
         try:
             ids = stacked("ids", np.int32)

@@ -52,6 +52,11 @@ def arguments(name: str, rng: random.Random) -> dict[str, Any]:
         "all_reduce_time": rng.uniform(0, 2),
         "all_reduce_messages": rng.uniform(1.1, 6),
         "messages_per_match": rng.uniform(0, 2),
+        "weights": rng.uniform(1, 9),
+        "rows": rng.randint(1, 9),
+        "bytes_per_weight": rng.uniform(0.5, 4),
+        "bytes_per_second": rng.uniform(1, 3),
+        "flops_per_second": rng.uniform(1, 9),
     }
     if name == "break_even":  # infinite for e = d
         drawn["layers"] = d + 1

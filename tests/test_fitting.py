@@ -1,46 +1,29 @@
-"""The fitted surface: its slopes, its shape, and what it recovers from made-up data."""
+"""What a fit recovers from made-up data; tests/test_surfaces.py has the families."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from scipy.optimize import check_grad
 
 from ppdmodel import fit
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting import PARAMETERS, _Cells, curve_values
+from ppdmodel.fitting import curve_values
 from ppdmodel.resample import prompt_weights, resampled_rates
 from ppdmodel.results import Measurement
+from ppdmodel.surfaces import family_of
 
 from .conftest import make_measurement
 
-
-def test_slopes_are_the_derivatives() -> None:
-    x, k = np.meshgrid(np.arange(1, 8) / 8, np.arange(1.0, 5), indexing="ij")
-    cells = _Cells(x, k)
-    rng = np.random.default_rng(0)
-    start = np.array([values[0] for values in PARAMETERS.values()])
-    for _ in range(5):
-        theta = start + rng.normal(0, 0.1, len(start))
-        mix = rng.normal(size=x.shape)
-        assert check_grad(*mixture(cells, mix), theta) < 1e-4
-
-
-def mixture(cells: _Cells, mix: np.ndarray) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A weighted sum of all cells as a function of the parameters, and its gradient."""
-    return (
-        lambda theta: float((mix * cells.log_miss(theta)).sum()),
-        lambda theta: (mix * cells.slopes(theta)).sum(axis=(1, 2)),
-    )
+KUMARASWAMY = family_of("floored Kumaraswamy")
 
 
 def surface(theta: dict[str, float], layers: int, k_max: int) -> np.ndarray:
     x, k = np.meshgrid(np.arange(1, layers + 1) / layers, np.arange(1.0, k_max + 1), indexing="ij")
-    return 1 - np.exp(_Cells(x, k).log_miss(np.array([theta[name] for name in PARAMETERS])))
+    values = np.array([theta[name] for name in KUMARASWAMY.parameters])
+    rates: np.ndarray = -np.expm1(KUMARASWAMY.log_miss(values, x, k))
+    return rates
 
 
 def test_recovers_a_known_surface() -> None:

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from ppdmodel import compute_per_token, fit, latency_per_token, optimize
+from ppdmodel.costing import TimedCosts
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.prediction import (
+    predicted_compute,
+    predicted_latency_s,
+    predicted_plain_latency_s,
+)
 from ppdmodel.results import Calibration, Measurement
 
 from .conftest import make_measurement
+from .test_validation import a_calibration, a_timing
 
 K_MAX = 6
 
@@ -39,8 +46,9 @@ def test_choices_are_the_best_there_are(calibration: Calibration, max_depth: int
     decision = optimize(calibration, max_compute=[1.1, 1.5, 2, 3, 9], max_depth=max_depth)
     assert decision.settings == max_depth * 5 * K_MAX
     for choice in decision.choices:
-        latency, best = brute_force(calibration, choice.max_compute, max_depth)
         assert choice.setting is not None
+        assert choice.max_compute is not None
+        latency, best = brute_force(calibration, choice.max_compute, max_depth)
         assert choice.setting.normalized_latency.value == pytest.approx(latency)
         found = (choice.setting.exit_layer, choice.setting.k, choice.setting.depth)
         d = calibration.layers
@@ -122,3 +130,98 @@ def test_bad_input_is_named(calibration: Calibration) -> None:
         optimize(calibration, max_compute=[0.5])
     with pytest.raises(InvalidInputError, match="max_depth must be a positive integer; got 0"):
         optimize(calibration, max_depth=0)
+
+
+def test_a_price_makes_a_weighted_sum_least(calibration: Calibration) -> None:
+    d = calibration.layers
+    decision = optimize(calibration, price=[0.0, 0.5, 2, 10], max_depth=2)
+    assert [choice.price for choice in decision.choices] == [0.0, 0.5, 2, 10]
+    for choice in decision.choices:
+        price = choice.price
+        assert price is not None
+        sums = [
+            price * latency_per_token(p, d, e, depth) / d + compute_per_token(p, d, e, k, depth) / d
+            for depth in (1, 2)
+            for e in range(1, d)
+            for k in range(1, K_MAX + 1)
+            for p in [float(calibration.p_correct[e - 1, k - 1])]
+        ]
+        setting = choice.setting
+        if setting is None:
+            assert min(sums) >= price + 1
+        else:
+            found = price * setting.normalized_latency.value + setting.normalized_compute.value
+            assert found == pytest.approx(min(sums))
+    assert decision.choices[0].setting is None, "what is worth nothing is not bought"
+
+
+@pytest.fixture(scope="module")
+def timed() -> Calibration:
+    return replace(a_calibration(20), timing=a_timing(), resamples=100)
+
+
+def test_with_times_it_decides_in_seconds(timed: Calibration) -> None:
+    timing = a_timing()
+    decision = optimize(timed, max_compute=9)
+    plain = predicted_plain_latency_s(timing)
+    assert decision.costs == "measured times"
+    assert decision.plain_latency_s == plain
+    assert decision.split_latency == pytest.approx(36e-3 / plain)
+    every = {
+        (e, k): float(predicted_latency_s(timing, timed.p_correct[e - 1, k - 1], e, k)) / plain
+        for e in range(1, 30)
+        for k in (1, 3)
+    }
+    assert decision.settings == len(every)
+    (choice,) = decision.choices
+    setting = choice.setting
+    assert setting is not None
+    assert setting.normalized_latency.value == pytest.approx(min(every.values()))
+    assert setting.peak_units == 2
+    seconds = setting.latency_per_token_s
+    assert seconds is not None
+    assert seconds.value == pytest.approx(plain * setting.normalized_latency.value)
+    assert seconds.ci_low < seconds.value < seconds.ci_high
+    heads = timing.terms["head_time_s"].value / timing.terms["layer_time_s"].value
+    p = setting.p_correct.value
+    compute = predicted_compute(timing, p, setting.exit_layer, setting.k) / (30 + heads)
+    assert setting.normalized_compute.value == pytest.approx(compute)
+    assert choice.break_even is not None
+    at_it = predicted_latency_s(timing, choice.break_even, setting.exit_layer, setting.k)
+    assert float(at_it) == pytest.approx(plain, rel=1e-6)
+
+
+def test_the_interval_knows_that_times_are_measured_too(timed: Calibration) -> None:
+    grid = TimedCosts(a_timing()).grid(30, 3, 1)
+    p = np.full((100, grid.size), 0.5)
+    same_rates = TimedCosts(a_timing()).drawn_latency(grid, p)
+    assert same_rates.std(axis=0).min() > 1e-4
+
+
+def test_times_can_be_left_out(timed: Calibration) -> None:
+    decision = optimize(timed, max_depth=2, ideal=True)
+    assert decision.costs == "layers"
+    assert decision.plain_latency_s is None
+    with pytest.raises(InvalidInputError, match="max_depth must be 1 with measured times; got 2"):
+        optimize(timed, max_depth=2)
+    with pytest.raises(InvalidInputError, match="price must be"):
+        optimize(timed, price=-1)
+
+
+def test_where_ppd_does_not_pay_it_says_so(timed: Calibration) -> None:
+    """Reading an exit takes longer than all layers after it."""
+    slow = a_timing()
+    heavy = {
+        k: {**terms, "exit_time_s": tuple(replace(t, value=0.2) for t in terms["exit_time_s"])}
+        for k, terms in slow.by_k.items()
+    }
+    decision = optimize(replace(timed, timing=replace(slow, by_k=heavy)), max_compute=9)
+    assert decision.choices[0].setting is None
+
+
+def test_a_decision_travels(timed: Calibration) -> None:
+    decision = optimize(timed, max_compute=9)
+    frame = decision.to_frame()
+    assert len(frame) == len(decision.frontier)
+    assert {"exit_layer", "k", "latency_per_token_s", "normalized_latency_low"} <= set(frame)
+    assert "<table>" in decision._repr_html_()

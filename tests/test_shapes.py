@@ -42,7 +42,7 @@ def test_every_entry_has_a_source() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(InvalidInputError, match=r"got 'GPT'; choose from SmolLM2 135M, Llama 2 7B"):
         shape("GPT")
-    with pytest.raises(InvalidInputError, match=r"got 'A100'; choose from H100 SXM"):
+    with pytest.raises(InvalidInputError, match=r"got 'A100'; choose from A100 SXM 80GB, H100"):
         memory("A100")
     with pytest.raises(InvalidInputError, match=r"bytes_per_s must be positive; got 0"):
         shape("Llama 2 7B").layer_time_s(0)

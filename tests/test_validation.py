@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def a_timing(**changes: float) -> Timing:
     )
 
 
+@cache
+def committed_calibration() -> Calibration:
+    """Of logit exits."""
+    found = ppd.load(DATA / "smollm2-135m.calibration.json")
+    assert isinstance(found, Calibration)
+    return found
+
+
 def a_calibration(prompts: int, seed: int = 0, tokens: int = 60) -> Calibration:
     """Match rates that rise with the layer and k, and differ from prompt to prompt."""
     rng = np.random.default_rng(seed)
@@ -101,8 +110,7 @@ def a_calibration(prompts: int, seed: int = 0, tokens: int = 60) -> Calibration:
     for n in range(prompts):
         rates = 1 / (1 + np.exp(-(logit + rng.normal(0, 0.5))))
         hits[n] = (rng.random((tokens, 1, 1)) < rates).sum(0)
-    base = ppd.load(DATA / "smollm2-135m.calibration.json")
-    assert isinstance(base, Calibration)
+    base = committed_calibration()
     counts = np.full(prompts, tokens)
     rates = hits.sum(0) / counts.sum()
     return replace(

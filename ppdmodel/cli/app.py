@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .compare import compare_command
 from .decode import decode_command
 from .estimate import estimate_command
 from .fit import fit_command
@@ -16,6 +17,7 @@ from .merge import merge_command
 from .models import models_app
 from .optimize import optimize_command
 from .plot import plot_command
+from .replay import replay_command
 from .time import time_command
 from .train_exits import train_exits_command
 from .validate import validate_command
@@ -56,4 +58,6 @@ app.command("decode")(decode_command)
 app.command("validate")(validate_command)
 app.command("fit")(fit_command)
 app.command("optimize")(optimize_command)
+app.command("compare")(compare_command)
+app.command("replay")(replay_command)
 app.command("plot")(plot_command)

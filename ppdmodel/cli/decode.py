@@ -42,7 +42,7 @@ TimingFile = Annotated[
     typer.Option(
         "--timing",
         metavar="FILE",
-        help="Costs, from: ppdmodel time; predict seconds.",
+        help="Costs, from: ppdmodel time, if the calibration has none; predict seconds.",
         rich_help_panel=PREDICTION,
     ),
 ]
@@ -103,7 +103,7 @@ def decode_command(
     from ..measure.pipeline.fitness import check_fits
 
     rates = load_calibration(calibration) if calibration else None
-    times = load_timing(timing) if timing else None
+    times = load_timing(timing) if timing else getattr(rates, "timing", None)
     if trace is not None:
         check_writable(trace)
     if times and not rates:

@@ -23,6 +23,14 @@ def fit_command(
         str, typer.Option("--resamples", metavar="N", help="Bootstrap resamples of the prompts.")
     ] = "1000",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
+    timing: Annotated[
+        Path | None,
+        typer.Option("--timing", metavar="FILE", help="Times of the same model: adds seconds."),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option("--family", metavar="NAME", help="Surface; by default the best of three."),
+    ] = None,
     coupled: Annotated[
         bool, typer.Option("--coupled", help="Of sampled text, the guesses with the same noise.")
     ] = False,
@@ -34,7 +42,7 @@ def fit_command(
     """
     numbers = {"k_max": whole("k_max", k_max), "resamples": whole("resamples", resamples)}
     from ..fitting import fit
-    from ..io import load_rates, save
+    from ..io import load_rates, load_timing, save
 
     source = load_rates(measurement)
     if not isinstance(source, Measurement):
@@ -44,7 +52,10 @@ def fit_command(
         )
     if not source.complete:
         note(f"{measurement} is unfinished: {len(source.prompt_ids)} prompts of it are used")
-    result = fit(source.coupled() if coupled else source, seed=seed, **numbers)
+    times = load_timing(timing) if timing else None
+    result = fit(
+        source.coupled() if coupled else source, timing=times, family=family, seed=seed, **numbers
+    )
     save(result, out)
     if as_json:
         print_json({"out": str(out), "model": result.model, "curve": asdict(result.curve)})
@@ -67,10 +78,23 @@ def render(result: Calibration, out: Path) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("parameter")
     table.add_column("estimate", justify="right")
+    table.add_column("std. error", justify="right")
     table.add_column("95% interval", justify="right")
     for name, value in curve.parameters.items():
-        table.add_row(name, f"{value.value:.3f}", f"{value.ci_low:.3f} … {value.ci_high:.3f}")
+        error = curve.standard_errors.get(name)
+        table.add_row(
+            name,
+            f"{value.value:.3f}",
+            "–" if error is None else f"{error:.3f}",
+            f"{value.ci_low:.3f} … {value.ci_high:.3f}",
+        )
     console.print(table)
+    for candidate in curve.candidates[1:]:
+        console.print(
+            f"{candidate.family}: behind by {candidate.behind:.4f} (standard error "
+            f"{candidate.behind_se:.4f}) in log-likelihood per token and cell, on prompts that "
+            "were not fitted"
+        )
     if not curve.converged:
         console.print("The search for the best parameters did not converge.")
     console.print(

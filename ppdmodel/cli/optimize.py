@@ -1,16 +1,18 @@
-"""`ppdmodel optimize`: the best setting under compute budgets, and how sure that is."""
+"""`ppdmodel optimize`: the best setting under budgets and prices, and how sure that is."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from ..results import Calibration, Choice, Decision, Interval
 from .options import Json, print_json, whole, whole_or_none
+
+HARDWARE = "Without a measurement: ideal times"
 
 
 def optimize_command(
@@ -21,35 +23,113 @@ def optimize_command(
             "--max-compute", metavar="C", help="Compute budget, × plain decoding; may repeat."
         ),
     ] = None,
+    price: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--price",
+            metavar="PI",
+            help="Extra layer executions that a layer time saved is worth; may repeat.",
+        ),
+    ] = None,
     max_depth: Annotated[
-        str, typer.Option("--max-depth", metavar="N", help="Try depths 1...N.")
+        str, typer.Option("--max-depth", metavar="N", help="Try depths 1...N; counts layers.")
     ] = "1",
     max_units: Annotated[
-        str | None, typer.Option("--max-units", metavar="U", help="Most processes at once.")
+        str | None,
+        typer.Option("--max-units", metavar="U", help="Most processes (devices, with times)."),
     ] = None,
+    ideal: Annotated[
+        bool, typer.Option("--ideal", help="Count layers, although CAL has measured times.")
+    ] = False,
+    roofline: Annotated[
+        Path | None,
+        typer.Option(
+            "--roofline",
+            metavar="CONFIG",
+            help="A model's config.json: ideal times on --device, rates by relative depth.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar="NAME", help="See below.", rich_help_panel=HARDWARE),
+    ] = "H100 SXM",
+    bytes_per_weight: Annotated[
+        float,
+        typer.Option("--bytes-per-weight", metavar="B", help="2: bf16.", rich_help_panel=HARDWARE),
+    ] = 2,
+    units_per_process: Annotated[
+        str,
+        typer.Option(
+            "--units-per-process",
+            metavar="N",
+            help="Devices that share each process's weights.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = "1",
+    link_time_s: Annotated[
+        float,
+        typer.Option(
+            "--link-time-s",
+            metavar="S",
+            help="A small message between devices.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Find the best exit layer, k and depth of a measured model under compute budgets.
+    """Find the best exit layer, k and depth of a measured model under budgets or at prices.
+
+    In seconds where the calibration has measured times, else in layer times.
+
+    Devices: A100 SXM 80GB, H100 SXM, H200 SXM, L40S.
 
     Example: ppdmodel optimize results/full.json --max-compute 2
     """
     depth, units = whole("max_depth", max_depth), whole_or_none("max_units", max_units)
-    from ..files import json_ready
     from ..io import load_rates
-    from ..optimization import DEFAULT_BUDGETS, optimize
+    from ..optimization import optimize
 
     source = load_rates(calibration)
     if not isinstance(source, Calibration):
         raise InvalidInputError(
             f"optimize must be given a calibration; got {calibration}; make one with: ppdmodel fit"
         )
+    if roofline is not None:
+        source = _on_paper(
+            source,
+            roofline,
+            device,
+            bytes_per_weight=bytes_per_weight,
+            units_per_process=whole("units_per_process", units_per_process),
+            link_time_s=link_time_s,
+        )
     decision = optimize(
-        source, max_compute=max_compute or DEFAULT_BUDGETS, max_depth=depth, max_units=units
+        source,
+        max_compute=max_compute,
+        price=price or (),
+        max_depth=depth,
+        max_units=units,
+        ideal=ideal,
     )
     if as_json:
-        print_json(json_ready(asdict(decision)))
+        print_json(_document(decision))
     else:
         render(decision, source.title)
+
+
+def _on_paper(source: Calibration, config: Path, name: str, **options: Any) -> Calibration:
+    """The rates at another model's layers, with its ideal times."""
+    from ..roofline import carried_over, roofline, shape_from_config
+    from ..shapes import device
+
+    return carried_over(source, roofline(shape_from_config(config), device(name), **options))
+
+
+def _document(decision: Decision) -> object:
+    from ..files import json_ready
+
+    return json_ready(asdict(decision))
 
 
 def render(decision: Decision, title: str) -> None:
@@ -76,17 +156,28 @@ def render(decision: Decision, title: str) -> None:
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for choice in decision.choices:
-        table.add_row(f"≤ {choice.max_compute:g}×", *_cells(choice))
+        table.add_row(_rule(choice), *_cells(choice))
     console.print(table)
     console.print(
         "\nLatency and compute are ratios to plain decoding; intervals are 95%, by resampling "
-        "prompts. Held out: the latency of settings chosen on four fifths of the prompts, on the "
-        "rest.\n"
+        f"prompts{' and repetitions of the timing' if timed(decision) else ''}. Held out: the "
+        "latency of settings chosen on four fifths of the prompts, on the rest.\n"
     )
     for choice in decision.choices:
-        console.print(sentence(choice, decision.layers))
+        console.print(sentence(choice, decision))
     for line in caveats(decision):
         console.print(line)
+
+
+def timed(decision: Decision) -> bool:
+    """Whether settings were judged by measured times."""
+    return decision.plain_latency_s is not None
+
+
+def _rule(choice: Choice) -> str:
+    if choice.max_compute is not None:
+        return f"≤ {choice.max_compute:g}×"
+    return f"price {choice.price:g}"
 
 
 def _cells(choice: Choice) -> list[str]:
@@ -109,27 +200,52 @@ def _interval(value: Interval) -> str:
     return f"{value.value:.3f} [{value.ci_low:.3f}, {value.ci_high:.3f}]"
 
 
-def sentence(choice: Choice, layers: int) -> str:
+def sentence(choice: Choice, decision: Decision) -> str:
     """One choice in plain words."""
     setting = choice.setting
+    at = (
+        f"At compute {_rule(choice)}"
+        if choice.max_compute is not None
+        else f"At {choice.price:g} layer executions per layer time saved"
+    )
     if setting is None:
-        return f"At compute ≤ {choice.max_compute:g}×, no setting is faster than plain decoding."
+        words = f"{at}, PPD does not pay: no setting is better than plain decoding"
+        if choice.chosen_share is not None:
+            words += f" ({100 * choice.chosen_share:.0f}% of the resamples say the same)"
+        return words + "."
     latency = setting.normalized_latency
     saved, least, most = (100 * (1 - x) for x in (latency.value, latency.ci_high, latency.ci_low))
+    if decision.plain_latency_s is None:
+        amount = f"{decision.layers * saved / 100:.1f} of {decision.layers} layer times per token"
+    else:
+        plain = 1e3 * decision.plain_latency_s
+        amount = f"{plain * saved / 100:.1f} of {plain:.1f} ms per token"
     words = (
-        f"At compute ≤ {choice.max_compute:g}×, exit after layer {setting.exit_layer} with "
-        f"k = {setting.k} saves {layers * saved / 100:.1f} of {layers} layer times per token, "
+        f"{at}, exit after layer {setting.exit_layer} with k = {setting.k} saves {amount}, "
         f"{saved:.1f}% [{least:.1f}, {most:.1f}]"
     )
     if choice.chosen_share is not None:
         words += f"; it is the best in {100 * choice.chosen_share:.0f}% of the resamples"
     if choice.runner_up is not None:
         words += f", then layer {choice.runner_up.exit_layer} with k = {choice.runner_up.k}"
+    if timed(decision) and choice.break_even:
+        words += (
+            f". It pays from p_correct = {choice.break_even:.3f}; measured "
+            f"{setting.p_correct.value:.3f}"
+        )
     return words + "."
 
 
 def caveats(decision: Decision) -> list[str]:
-    """What these numbers leave out."""
+    """What these numbers leave out, and the rival on the same units."""
+    if timed(decision):
+        lines = [_beside_split(decision)]
+        if decision.costs == "ideal times":
+            lines.append(
+                "Ideal: times from weights and data sheets, match rates of "
+                f"{decision.provenance['rates_of']} at the same share of the depth."
+            )
+        return lines
     lines = [
         "\nIn layer units: heads, the exit's own head, starting and promoting sub-processes and "
         "units that slow each other down are not counted, so a real run saves less."
@@ -140,3 +256,18 @@ def caveats(decision: Decision) -> list[str]:
             "A chosen exit lies so early that its latency also assumes independent matches."
         )
     return lines
+
+
+def _beside_split(decision: Decision) -> str:
+    split = decision.split_latency
+    assert split is not None
+    assert decision.plain_latency_s is not None
+    found = [c.setting.normalized_latency.value for c in decision.choices if c.setting]
+    milliseconds = 1e3 * split * decision.plain_latency_s
+    words = (
+        f"\nThe same two units with every product split over both take {milliseconds:.1f} ms, "
+        f"{split:.3f} of plain decoding: "
+    )
+    if not found:
+        return words + ("splitting pays." if split < 1 else "neither pays here.")
+    return words + ("PPD is faster." if min(found) < split else "splitting is faster.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from ..results import Calibration, Measurement
+from ..results import Calibration, Comparison, Measurement
 from .options import Depth, Json, K, depth_value, print_json, whole
 
 
@@ -20,6 +20,7 @@ class Kind(StrEnum):
     TRADE_OFF = "trade-off"
     THEORY = "theory"
     PREDICTED = "predicted"
+    COMPARE = "compare"
 
 
 def plot_command(
@@ -43,7 +44,8 @@ def plot_command(
 ) -> None:
     """Draw a figure: match-rate and trade-off of a RESULT, or the theory's trade-off curves.
 
-    predicted, of one validation or more with commas, draws predicted against measured latency.
+    predicted, of one validation or more with commas, draws predicted against measured latency;
+    compare, of a measurement or a calibration, the best of each method at twice the compute.
 
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
@@ -61,6 +63,11 @@ def plot_command(
         from .. import plots
 
         figure = plots.predicted(reports)
+    elif kind is Kind.COMPARE:
+        compared = _comparison(result)
+        from .. import plots
+
+        figure = plots.comparison(compared)
     else:
         calibration = _calibration(result)
         from .. import plots
@@ -91,6 +98,20 @@ def _reports(path: Path | None) -> list[dict[str, Any]]:
             )
         found.append(report)
     return found
+
+
+def _comparison(path: Path | None) -> Comparison:
+    """The methods of `ppdmodel compare`, of a measurement with its guesses, if it has any."""
+    if path is None:
+        raise InvalidInputError(
+            "this figure must have a RESULT; got none; give a measurement or a calibration"
+        )
+    from ..comparison import compare
+    from ..files import GUESSES_FILE
+    from ..io import load_guesses, load_rates
+
+    has_guesses = (path / GUESSES_FILE).is_file()
+    return compare(load_rates(path), guesses=load_guesses(path) if has_guesses else None)
 
 
 def _calibration(path: Path | None) -> Calibration:

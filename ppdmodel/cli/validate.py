@@ -21,10 +21,13 @@ def validate_command(
     calibration: Annotated[
         Path, typer.Option("--calibration", metavar="FILE", help="Match rates, from: ppdmodel fit.")
     ],
-    timing: Annotated[
-        Path, typer.Option("--timing", metavar="FILE", help="Costs, from: ppdmodel time.")
-    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the runs.")],
+    timing: Annotated[
+        Path | None,
+        typer.Option(
+            "--timing", metavar="FILE", help="Costs, from: ppdmodel time, if CAL has none."
+        ),
+    ] = None,
     model: Model = "smollm2-135m",
     dtype: Dtype = "float32",
     exits: Exits = None,
@@ -86,7 +89,12 @@ def validate_command(
     from ..measure import default_prompts, load_exits, load_model, locate, validate
     from ..measure.pipeline.fitness import check_fits
 
-    rates, times = load_calibration(calibration), load_timing(timing)
+    rates = load_calibration(calibration)
+    times = load_timing(timing) if timing else rates.timing
+    if times is None:
+        raise InvalidInputError(
+            f"validate needs costs; got none, and {calibration} has none; give --timing FILE"
+        )
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
     for warning in check_fits(source, dtype, trained, rates, times):

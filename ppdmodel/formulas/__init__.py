@@ -53,6 +53,7 @@ from .recursive import (
     multi_exit_latency,
 )
 from .recursive_runs import calibrated_early_latency
+from .roofline import roofline_time
 from .speculative import (
     self_speculative_compute,
     self_speculative_latency,
@@ -98,6 +99,7 @@ __all__ = [
     "pipelined_latency",
     "ppd_linked_latency",
     "reserved_units",
+    "roofline_time",
     "self_speculative_compute",
     "self_speculative_latency",
     "speculative_compute",

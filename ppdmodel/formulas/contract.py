@@ -92,6 +92,11 @@ DOMAINS: dict[str, Domain] = {
     "all_reduce_time": _at_least(0, "give it in the unit of layer_time"),
     "all_reduce_messages": _at_least(1, "two units exchange theirs in 1"),
     "messages_per_match": _at_least(0, "1 is the state at the exit"),
+    "weights": _positive("count the numbers in the matrices"),
+    "rows": _whole(1, "give the tokens in the batch"),
+    "bytes_per_weight": _positive("16 bits are 2"),
+    "bytes_per_second": _positive("give what the memory delivers"),
+    "flops_per_second": _positive("give floating-point operations"),
     "unfinished": _probability("give the share of a batch layer that is left at a verdict"),
 }
 

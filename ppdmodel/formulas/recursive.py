@@ -71,7 +71,8 @@ def multi_exit_compute(
         first_match: q_1...q_m, as in `multi_exit_latency`.
         layers: d, decoder layers; positive.
         exit_layers: e_1 < ... < e_m, each in (0, d].
-        k: k_1...k_m, new guesses started at each exit, all distinct; each >= 1.
+        k: k_1...k_m, new guesses started at each exit, all distinct; each >= 0, and a mean where
+            their number varies, if no sub-process starts any (2 e_1 >= d).
         depth: None for unlimited; for symbols, the generations D of sub-processes that fit, which
             means d <= (D+1) e_1.
 
@@ -91,7 +92,7 @@ def multi_exit_compute(
     rates, exits = _checked_exits(first_match, layers, exit_layers)
     guesses = _one_per_exit("k", k, len(exits))
     for number, value in enumerate(guesses):
-        check("k", value, f"k[{number}]")
+        require(value, f"k[{number}] must be at least 0", "give new guesses", lambda x: x >= 0)
     generations = _generations(layers, exits[0], depth)
     compute = layers
     try:

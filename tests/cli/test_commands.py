@@ -17,9 +17,10 @@ from ppdmodel import load
 from ppdmodel.cli import run
 from ppdmodel.measure.packaged import PACKAGED
 from ppdmodel.measure.store import UNFINISHED
+from ppdmodel.surfaces import FAMILIES
 from tests.measure.test_packaged import fake_model
 
-COMMANDS = ("estimate", "models", "measure", "fit", "optimize", "plot")
+COMMANDS = ("estimate", "models", "measure", "fit", "optimize", "compare", "replay", "plot")
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +61,7 @@ def test_from_prompts_to_pictures(
     assert run(["fit", str(out), "--out", str(cal), "--resamples", "30"]) == 0
     assert "root mean square" in capsys.readouterr().out
     assert run(["fit", str(out), "--out", str(cal), "--resamples", "30", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["curve"]["family"] == "floored Kumaraswamy"
+    assert json.loads(capsys.readouterr().out)["curve"]["family"] in FAMILIES
 
     assert run(["optimize", str(cal), "--max-compute", "1.5", "--max-compute", "3"]) == 0
     table = capsys.readouterr().out
@@ -87,11 +88,11 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "m"
     rows = [json.loads(line) for line in prompt_file.read_text("utf-8").splitlines()]
-    many = [row | {"id": f"{row['id']}-{n}"} for n in range(6) for row in rows]
+    many = [row | {"id": f"{row['id']}-{n}"} for n in range(3) for row in rows]
     prompt_file.write_text("".join(json.dumps(row) + "\n" for row in many), encoding="utf-8")
     command = [
         sys.executable, "-m", "ppdmodel", "measure", "--model", str(tiny_model), "--prompts",
-        str(prompt_file), "--out", str(out), "--max-new-tokens", "120", "--batch-size", "1",
+        str(prompt_file), "--out", str(out), "--max-new-tokens", "60", "--batch-size", "1",
         "--threads", "1",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -138,8 +138,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "give the probabilities that exit j is the first to hold the next token",
     ),
     (
-        lambda: formulas.multi_exit_compute([0.3, 0.4], 40, [10, 20], [1, 0]),
-        "k[1] must be a number of at least 1; got 0; give the guesses per exit",
+        lambda: formulas.multi_exit_compute([0.3, 0.4], 40, [10, 20], [1, -1]),
+        "k[1] must be at least 0; got -1; give new guesses",
     ),
     (
         lambda: formulas.multi_exit_compute([0.3, 0.4], 40, [10, 20], [1]),

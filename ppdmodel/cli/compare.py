@@ -1,0 +1,149 @@
+"""`ppdmodel compare`: PPD beside the other methods at equal compute and units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..results import Comparison, Interval, Measurement, Method
+from .options import Json, note, whole_or_none
+
+ROW = "{:<21}{:<21} {:>8} {:>8} {:>6}  {:<8}"
+
+
+def compare_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RESULT", help="A measurement folder; a calibration has fewer methods."
+        ),
+    ],
+    max_compute: Annotated[
+        float, typer.Option("--max-compute", metavar="C", help="Compute budget, × plain decoding.")
+    ] = 2.0,
+    max_units: Annotated[
+        str | None, typer.Option("--max-units", metavar="U", help="Most processes at once.")
+    ] = None,
+    acceptance_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--acceptance-rate", metavar="A", help="Of a draft model: adds speculative decoding."
+        ),
+    ] = None,
+    draft_time: Annotated[
+        float, typer.Option("--draft-time", metavar="C", help="That draft's step over the model's.")
+    ] = 0.1,
+    efficiency: Annotated[
+        float,
+        typer.Option("--efficiency", metavar="N", help="Of splitting layers over units; 1: ideal."),
+    ] = 1.0,
+    timing: Annotated[
+        Path | None,
+        typer.Option("--timing", metavar="FILE", help="Times of the same model: adds seconds."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the best PPD with the other ways to use the same compute and units.
+
+    Rates are counted on the recorded tokens; what was assumed is labelled ideal.
+
+    Example: ppdmodel compare results/full --max-compute 2 --max-units 4
+    """
+    units = whole_or_none("max_units", max_units)
+    from ..comparison import compare
+    from ..files import GUESSES_FILE
+    from ..io import load_guesses, load_rates, load_timing
+
+    found = load_rates(source)
+    guesses = None
+    if isinstance(found, Measurement):
+        if not found.complete:
+            note(f"{source} is unfinished: {len(found.prompt_ids)} prompts of it are used")
+        if (source / GUESSES_FILE).is_file():
+            guesses = load_guesses(source)
+    result = compare(
+        found,
+        guesses=guesses,
+        timing=load_timing(timing) if timing else None,
+        max_compute=max_compute,
+        max_units=units,
+        acceptance_rate=acceptance_rate,
+        draft_time=draft_time,
+        efficiency=efficiency,
+    )
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        render(result)
+
+
+def render(result: Comparison) -> None:
+    """Print the methods, fastest first, and the answer in words."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    limit = "" if result.max_units is None else f" and {result.max_units} units"
+    console.print(
+        f"{result.model}: {result.layers} layers, within {result.max_compute:g}× compute{limit}",
+        style="bold",
+    )
+    console.print(f"({result.n_tokens} tokens, {result.n_prompts} prompts)\n")
+    head = ("method", "latency", "held out", "compute", "units", "basis")
+    console.print(ROW.format(*head), style="bold")
+    for method in sorted(result.methods, key=latency):
+        held_out = "–" if method.held_out is None else f"{method.held_out.value:.3f}"
+        compute = f"{method.compute.value:.2f}×"
+        numbers = (_interval(method.latency), held_out, compute, method.units, method.basis)
+        console.print(ROW.format(method.name, *numbers))
+        if method.setting:
+            console.print(f"  {method.setting}", style="dim")
+    console.print(
+        "\nLatency is a ratio to plain decoding on one unit, in layer times: heads and overheads "
+        "are left out, but in the timed rows. Intervals are 95%, by resampling prompts. Held out: "
+        "settings chosen on four fifths of the prompts, on the rest. Measured: counted on recorded "
+        "tokens, or timed; fitted: the calibrated times; ideal: assumed."
+    )
+    for line in result.left_out:
+        console.print(f"Left out: {line}.")
+    console.print(sentence(result))
+
+
+def latency(method: Method) -> float:
+    """What methods are ordered by: on prompts that did not choose, where there are some."""
+    return (method.held_out or method.latency).value
+
+
+def _interval(value: Interval) -> str:
+    if value.ci_low == value.ci_high:
+        return f"{value.value:.3f}"
+    return f"{value.value:.3f} [{value.ci_low:.3f}, {value.ci_high:.3f}]"
+
+
+def sentence(result: Comparison) -> str:
+    """Which method is the fastest, and where PPD stands."""
+    ordered = sorted(result.methods, key=latency)
+    in_layers = [m for m in ordered if "timed" not in m.name]
+    first = in_layers[0]
+    words = (
+        f"In layer times {_named(first)} ({first.basis}) is the fastest: {latency(first):.3f} of "
+        "plain decoding"
+    )
+    counted = [m for m in in_layers if m.name.startswith("PPD") and m.basis == "measured"]
+    ppd = counted[0] if counted else None
+    if ppd is not None and ppd is not first:
+        words += f"; the best PPD ({_named(ppd)}) takes {latency(ppd):.3f}"
+    timed = [m for m in ordered if "timed" in m.name]
+    if timed:
+        fastest = timed[0]
+        words += (
+            f". In measured times the fastest is {_named(fastest)}, {latency(fastest):.3f}"
+            if latency(fastest) < 1
+            else ". In measured times nothing is faster than plain decoding"
+        )
+    return words + "."
+
+
+def _named(method: Method) -> str:
+    return f"{method.name}, {method.setting}" if method.setting else method.name

@@ -1,0 +1,189 @@
+"""`ppdmodel replay`: recorded tokens through a schedule."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from ..results import Interval, Measurement, Policy
+from .options import Json, depth_value, note, whole_list
+
+if TYPE_CHECKING:
+    from ..replays import ReplayReport
+    from ..thresholds import ThresholdReport
+
+WIDTH = 80
+
+
+def replay_command(
+    measurement: Annotated[Path, typer.Argument(metavar="DIR", help="A measurement folder.")],
+    exit_layer: Annotated[
+        str | None,
+        typer.Option("--exit-layer", metavar="E", help="Layer read; several with commas."),
+    ] = None,
+    k: Annotated[
+        str, typer.Option("--k", metavar="K", help="Guesses per exit; one for each, or for all.")
+    ] = "1",
+    depth: Annotated[
+        str, typer.Option("--depth", metavar="N", help="Tokens in flight beyond the verified; inf.")
+    ] = "1",
+    gate: Annotated[
+        float | None,
+        typer.Option("--gate", metavar="P", help="Start guesses only from this top probability."),
+    ] = None,
+    price: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--price",
+            metavar="PI",
+            help="In place of an exit: start what is likely enough at this price; may repeat.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap and simulation.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the recorded tokens of a measurement through PPD's schedule, exactly.
+
+    Beside it: the closed form with independent matches at the same rate, and whether it misleads.
+    With --price in place of an exit: the threshold rule, beside the best fixed exit and k.
+
+    Example: ppdmodel replay results/full --exit-layer 24 --k 5
+    """
+    if seed < 0:
+        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
+    if (exit_layer is None) == (not price):
+        raise InvalidInputError(
+            "replay needs a policy; got "
+            f"{'none' if exit_layer is None else 'two'}; give --exit-layer, or --price"
+        )
+    policy = None if exit_layer is None else _policy(exit_layer, k, depth, gate)
+    from ..io import load_guesses, load_rates
+    from ..replays import replay_report
+    from ..thresholds import threshold_report
+
+    source = load_rates(measurement)
+    if not isinstance(source, Measurement):
+        raise InvalidInputError(
+            f"replay must be given a measurement folder; got {measurement}, which has no tokens; "
+            "give the folder of ppdmodel measure"
+        )
+    if not source.complete:
+        note(f"{measurement} is unfinished: {len(source.prompt_ids)} prompts of it are used")
+    if policy is not None:
+        report = replay_report(source, policy, seed=seed)
+        typer.echo(report.to_json()) if as_json else render(report)
+        return
+    guesses = load_guesses(measurement)
+    priced = threshold_report(source, guesses, sorted(price or ()), seed=seed)
+    typer.echo(priced.to_json()) if as_json else render_prices(priced)
+
+
+def _policy(exit_layer: str, k: str, depth: str, gate: float | None) -> Policy:
+    exits, guesses = whole_list("exit_layer", exit_layer), whole_list("k", k)
+    return Policy(
+        exits if len(exits) > 1 else exits[0],
+        guesses if len(guesses) > 1 else guesses[0],
+        depth_value(depth),
+        gate,
+    )
+
+
+def render(report: ReplayReport) -> None:
+    """Print what the record gives, what independence would say, and the difference in words."""
+    policy, d = report.policy, report.layers
+    exits = ", ".join(map(str, policy.exits))
+    guesses = ", ".join(map(str, policy.guesses))
+    gate = "" if policy.gate is None else f", gate {policy.gate:g}"
+    depth = "unlimited" if policy.depth is None else policy.depth
+    typer.echo(f"Replay: {d} layers, exit {exits}, k = {guesses}, depth {depth}{gate}")
+    typer.echo(f"({report.n_tokens} tokens, {report.n_texts} texts, {report.n_prompts} prompts)")
+    rows = [
+        ("match rate", _number(report.match_rate, 3)),
+        ("autocorrelation of matches", _number(report.autocorrelation, 3)),
+        ("latency per token", f"{_interval(report.latency, 2)}  layers"),
+        ("  against plain decoding", f"{_interval(report.normalized_latency, 3)}  ×"),
+        ("  independent matches", _number(report.closed_form, 2)),
+        ("  simulated, independent", _number(report.simulated, 2)),
+        ("compute per token", f"{_interval(report.compute, 2)}  layers"),
+        ("  against plain decoding", f"{_interval(report.normalized_compute, 3)}  ×"),
+        ("  independent matches", _number(report.closed_form_compute, 2)),
+        ("processes, peak", str(report.peak_units)),
+    ]
+    for label, value in rows:
+        typer.echo(f"{label:28}{value}")
+    typer.echo(fill(sentence(report), WIDTH))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(value: Interval, digits: int) -> str:
+    if math.isnan(value.ci_low):
+        return f"{value.value:.{digits}f}"
+    low, high = (f"{x:.{digits}f}" for x in (value.ci_low, value.ci_high))
+    return f"{value.value:.{digits}f} [{low}, {high}]"
+
+
+def sentence(report: ReplayReport) -> str:
+    """What the record says in words, and whether independent matches would mislead."""
+    saved = 100 * (1 - report.normalized_latency.value)
+    words = f"On these tokens PPD takes {saved:.1f}% off the latency"
+    if report.misleads is not None:
+        return (
+            f"{words}. WARNING: the formula for independent matches is {100 * report.misleads:+.1f}"
+            "% off here, outside the interval: matches come in runs."
+        )
+    if report.closed_form is not None:
+        off = 100 * (report.closed_form / report.latency.value - 1)
+        words += f"; the formula for independent matches is {off:+.1f}% off"
+    if math.isnan(report.latency.ci_low):
+        words += "; one prompt gives no interval"
+    return words + "."
+
+
+def render_prices(report: ThresholdReport) -> None:
+    """Print the threshold rule beside the best fixed setting at each price."""
+    typer.echo(f"{report.model}: {report.layers} layers, the threshold rule at a price")
+    typer.echo(f"({report.n_tokens} tokens, {report.n_prompts} prompts)\n")
+    line = "{:>5} {:>5} {:>5} {:>13} {:>8} {:>13} {:>22}"
+    heads = ("price", "q >=", "exit", "time, compute", "fixed", "time, compute", "gain")
+    typer.echo(line.format(*heads))
+    for row in report.prices:
+        fixed = "plain"
+        if row.fixed_exit_layer is not None:
+            fixed = f"{row.fixed_exit_layer}, k={row.fixed_k}"
+        typer.echo(
+            line.format(
+                f"{row.price:g}",
+                f"{row.threshold:.2f}",
+                "–" if row.exit_layer is None else row.exit_layer,
+                f"{row.latency.value:.3f}, {row.compute.value:.3f}",
+                fixed,
+                f"{row.fixed_latency.value:.3f}, {row.fixed_compute.value:.3f}",
+                _interval(row.gain, 3),
+            )
+        )
+    before, after = (
+        100 * max(getattr(exit_, name) for exit_ in report.reliability)
+        for name in ("error_raw", "error")
+    )
+    words = (
+        "Latency and compute are ratios to plain decoding, on prompts that neither calibrated nor "
+        "chose. Gain: what the rule takes off price x latency + compute, against the best fixed "
+        "exit and k, 95% by resampling prompts. Averaged over bins of an exit's candidates, "
+        f"probabilities are off by at most {before:.1f}% before calibration, {after:.1f}% after."
+    )
+    typer.echo("\n" + fill(words, WIDTH))
+    better = [row for row in report.prices if row.gain.ci_low > 0]
+    worse = [row for row in report.prices if row.gain.ci_high < 0]
+    total = len(report.prices)
+    typer.echo(
+        f"The rule beats the best fixed setting at {len(better)} of {total} prices, and loses at "
+        f"{len(worse)}."
+    )

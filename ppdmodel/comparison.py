@@ -1,0 +1,336 @@
+"""PPD beside the other methods, on one model's measured rates, at equal compute and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import formulas
+from .checks import positive_integer, real_number
+from .costing import Costs, LayerCosts, TimedCosts
+from .errors import InvalidInputError
+from .fitting import check_same_model
+from .formulas.contract import check
+from .optimization import FOLDS, Rule
+from .resample import METHOD, percentiles, prompt_weights
+from .results import Calibration, Comparison, Interval, Measurement, Method
+from .tallies import Family, gated, self_speculation, two_exits
+
+if TYPE_CHECKING:
+    from .results import Floats, Guesses, Ints, Timing
+
+#: of a measurement; a calibration has its own
+K_MAX, RESAMPLES = 32, 1000
+
+#: drafted tokens per round of speculative decoding that are tried
+MOST_DRAFTED = 16
+MEASURED, FITTED, IDEAL = "measured", "fitted", "ideal"
+GIVEN = "given, not measured"
+
+
+def compare(
+    source: Measurement | Calibration,
+    *,
+    guesses: Guesses | None = None,
+    timing: Timing | None = None,
+    max_compute: float = 2.0,
+    max_units: int | None = None,
+    acceptance_rate: float | None = None,
+    draft_time: float = 0.1,
+    efficiency: float = 1.0,
+) -> Comparison:
+    """Put the best of each method within one compute budget on one table.
+
+    Match rates are the model's own, and so is what its exits would draft for themselves: both are
+    counted on the recorded tokens. Latency and compute are in layers, heads and overheads left out,
+    as ratios to plain decoding on one unit; with a timing in the calibration two rows in seconds
+    come beside them. The best of many settings looks better than it is: `held_out` is what
+    settings chosen on 4/5 of the prompts do on the rest.
+
+    Args:
+        source: a measurement, or a calibration, which has no tokens: gated and several exits and
+            self-speculation are then left out.
+        guesses: those of the measurement: then a guess that both of two exits make starts once.
+        timing: what a measured model costs on one machine; a calibration has its own.
+        max_compute: budget in multiples of plain decoding's layer executions; at least 1.
+        max_units: most processes held at once; None for any number.
+        acceptance_rate: alpha of speculative decoding with a draft model; None leaves it out.
+        draft_time: c, a step of that draft over one of the model, in time and in operations.
+        efficiency: eta of splitting every layer over several units: the speed-up over their number.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain, or the timing of another model.
+    """
+    if not max_compute >= 1:
+        raise InvalidInputError(
+            f"max_compute must be at least 1; got {max_compute}; 2 allows twice the layers"
+        )
+    if max_units is not None:
+        positive_integer("max_units", max_units)
+    if not 0 < real_number("efficiency", efficiency, 0, "give a share") <= 1:
+        raise InvalidInputError(f"efficiency must lie in (0, 1]; got {efficiency}; 1 is perfect")
+    counts = _Counts.of(source, timing)
+    judge = _Judge(counts, Rule(max_compute=float(max_compute)), max_units)
+    methods = [_given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
+    found = [judge.best(_ppd(counts, LayerCosts()), MEASURED)]
+    left_out: list[str] = []
+    if isinstance(source, Measurement):
+        found += [judge.best(family, MEASURED) for family in _recorded(source, guesses)]
+    else:
+        left_out.append(
+            "gated and two-exit PPD and self-speculation: they need the recorded tokens; give the "
+            "measurement folder"
+        )
+    methods += [method for method in found if method is not None]
+    if acceptance_rate is not None:
+        methods += _speculative(counts.layers, acceptance_rate, draft_time, max_compute)
+    methods += _split(counts.layers, methods, efficiency, max_units)
+    if counts.timing is not None:
+        costs = TimedCosts(counts.timing, counts.seed)
+        methods += _timed(judge, counts, costs)
+    return Comparison(
+        model=counts.model,
+        layers=counts.layers,
+        n_tokens=int(counts.tokens.sum()),
+        n_prompts=len(counts.tokens),
+        max_compute=float(max_compute),
+        max_units=max_units,
+        methods=tuple(methods),
+        left_out=tuple(left_out),
+        provenance=counts.provenance,
+    )
+
+
+def _recorded(source: Measurement, guesses: Guesses | None) -> list[Family]:
+    families = [gated(source), self_speculation(source)]
+    if source.layers >= 4:
+        families.insert(1, two_exits(source, guesses))
+    return families
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What both a measurement and a calibration have."""
+
+    model: str
+    layers: int
+    hits: Ints
+    tokens: Ints
+    resamples: int
+    seed: int
+    provenance: Mapping[str, Any]
+    timing: Timing | None
+
+    @classmethod
+    def of(cls, source: Measurement | Calibration, timing: Timing | None) -> _Counts:
+        """Counts for k = 1...32 of a measurement, and those that a calibration holds."""
+        if isinstance(source, Calibration):
+            if timing is not None:
+                raise InvalidInputError(
+                    "timing must be left out for a calibration; got one; fit the measurement with "
+                    "it"
+                )
+            return cls(*(getattr(source, name) for name in cls.__dataclass_fields__))
+        if timing is not None:
+            check_same_model(source, timing)
+        return cls(
+            str(source.provenance["model"]),
+            source.layers,
+            source.hits_by_prompt(K_MAX),
+            source.tokens_by_prompt(),
+            RESAMPLES,
+            0,
+            source.provenance,
+            timing,
+        )
+
+
+def _ppd(counts: _Counts, costs: Costs, name: str = "PPD", note: str = "") -> Family:
+    """PPD at one exit and depth 1, every setting."""
+    grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
+    hits = counts.hits[:, grid.exit_layer - 1, grid.k - 1]
+    tokens = counts.tokens
+
+    def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+        p = (weights @ hits[:, at]) / (weights @ tokens)[:, None]
+        some, latency = grid.only(at), costs.latency
+        if len(weights) > 1:
+            latency = costs.drawn_latency
+        return latency(some, p), costs.compute(some, p)
+
+    return Family(
+        name,
+        [f"exit {e}, k = {k}" for e, k in zip(grid.exit_layer, grid.k, strict=True)],
+        costs.units(grid),
+        evaluate,
+        note,
+    )
+
+
+class _Judge:
+    """Finds the best setting of a family, with intervals, also on prompts that did not choose."""
+
+    def __init__(self, counts: _Counts, rule: Rule, max_units: int | None) -> None:
+        self.rule, self.max_units, self.tokens = rule, max_units, counts.tokens
+        prompts = len(self.tokens)
+        self.everyone = np.ones((1, prompts), dtype=np.int64)
+        self.weights = prompt_weights(prompts, counts.resamples, counts.seed)
+        self.fold = np.random.default_rng(counts.seed).permutation(prompts) % FOLDS
+
+    def best(self, family: Family, basis: str) -> Method | None:
+        """The best setting; None where the family has nothing within the units."""
+        within = np.ones(len(family.units), dtype=bool)
+        if self.max_units is not None:
+            within = family.units <= self.max_units
+        places = np.flatnonzero(within)
+        if not len(places):
+            return None
+        best = self._chosen(family, places, self.everyone)
+        held_out = self._held_out(family, places)
+        if best is None:
+            one = _given("", "", 1.0, 1.0, 1, basis).latency
+            nothing = "none is faster than plain decoding"
+            return Method(family.name, nothing, one, held_out, one, 1, basis, family.note)
+        latency, compute = (
+            self.interval(float(value[0, 0]), draws[:, 0])
+            for value, draws in zip(
+                family.evaluate(self.everyone, best),
+                family.evaluate(self.weights, best),
+                strict=True,
+            )
+        )
+        place, units = int(best[0]), family.units
+        return Method(
+            family.name,
+            family.settings[place],
+            latency,
+            held_out,
+            compute,
+            int(units[place]),
+            basis,
+            family.note,
+        )
+
+    def _chosen(self, family: Family, places: Ints, weights: Ints) -> Ints | None:
+        """The best of some places, [1]; None where that is plain decoding."""
+        best = int(self.rule.best(*family.evaluate(weights, places))[0])
+        return None if best < 0 else places[[best]]
+
+    def interval(self, value: float, draws: Floats) -> Interval:
+        """A number with the interval of its draws."""
+        low, high = percentiles(draws)
+        n = (int(self.tokens.sum()), len(self.tokens))
+        return Interval(value, float(low), float(high), *n, METHOD)
+
+    def _held_out(self, family: Family, places: Ints) -> Interval | None:
+        """Of each fold's prompts the latency of what the other folds chose, over all folds.
+
+        The interval resamples the prompts of each fold, the choices kept.
+        """
+        if len(self.tokens) < 2 * FOLDS:
+            return None
+        sums: list[Any] = [0.0, 0.0]
+        counts: list[Any] = [0, 0]
+        for number in range(FOLDS):
+            outside = (self.fold == number).astype(np.int64)
+            best = self._chosen(family, places, self.everyone * (1 - outside))
+            for i, weights in enumerate((self.everyone * outside, self.weights * outside)):
+                n = weights @ self.tokens
+                ratio, some = np.ones(len(weights)), n > 0
+                if best is not None and some.any():
+                    ratio[some] = family.evaluate(weights[some], best)[0][:, 0]
+                sums[i], counts[i] = sums[i] + n * ratio, counts[i] + n
+        value, draws = (s / n for s, n in zip(sums, counts, strict=True))
+        return self.interval(float(value[0]), draws)
+
+
+def _given(
+    name: str, setting: str, latency: float, compute: float, units: int, basis: str, note: str = ""
+) -> Method:
+    """A method without uncertainty of its own."""
+    value, cost = (Interval(x, x, x, 0, 0, GIVEN) for x in (latency, compute))
+    return Method(name, setting, value, None, cost, units, basis, note)
+
+
+def _speculative(
+    layers: int, acceptance_rate: float, draft_time: float, max_compute: float
+) -> list[Method]:
+    """Speculative decoding with a draft model of a given acceptance rate, its best block."""
+    check("acceptance_rate", acceptance_rate)
+    check("draft_time", draft_time)
+    drafted = np.arange(1, MOST_DRAFTED + 1)
+    latency = formulas.speculative_latency(acceptance_rate, layers, drafted, draft_time) / layers
+    compute = formulas.speculative_compute(acceptance_rate, layers, drafted, draft_time) / layers
+    best = int(Rule(max_compute=max_compute).best(latency, compute))
+    if best < 0:
+        return []
+    return [
+        _given(
+            "speculative",
+            f"alpha = {acceptance_rate:g}, c = {draft_time:g}, {drafted[best]} drafted",
+            float(latency[best]),
+            float(compute[best]),
+            1,
+            IDEAL,
+            "needs a draft model; alpha and c as given; a pass over several tokens counts as one",
+        )
+    ]
+
+
+def _split(
+    layers: int, so_far: Sequence[Method], efficiency: float, max_units: int | None
+) -> list[Method]:
+    """Every layer split over the units that PPD holds, and PPD of processes that are split."""
+    ppd = next((m for m in so_far if m.name == "PPD" and m.units > 1), None)
+    units = ppd.units if ppd is not None else min(max_units or 2, 2)
+    if units < 2:
+        return []
+    label = f"efficiency {efficiency:g}"
+    latency = float(formulas.tensor_parallel_latency(layers, units, efficiency)) / layers
+    found = [
+        _given(
+            "split layers", f"{units} units, {label}", latency, 1.0, units, IDEAL,
+            "tensor parallel; two all-reduces a layer are in the efficiency",
+        )
+    ]  # fmt: skip
+    if ppd is not None and (max_units is None or 2 * ppd.units <= max_units):
+        factor = float(formulas.tensor_parallel_latency(1, 2, efficiency))
+        found.append(
+            Method(
+                "PPD, split layers",
+                f"{ppd.setting}, 2 units each, {label}",
+                ppd.latency.scaled(factor),
+                ppd.held_out and ppd.held_out.scaled(factor),
+                ppd.compute,
+                2 * ppd.units,
+                IDEAL,
+                "each process tensor parallel over two units",
+            )
+        )
+    return found
+
+
+def _timed(judge: _Judge, counts: _Counts, costs: TimedCosts) -> list[Method]:
+    """The rows in seconds: PPD by the calibrated model, and what the machine did when split."""
+    measured = costs.timing.terms["split_latency_s"]
+    note = "measured times, heads and overheads included, against plain decoding in seconds"
+    about = f"median of {measured.n} repetitions"
+    split = Interval(measured.value, measured.ci_low, measured.ci_high, 0, 0, about)
+    split = split.scaled(1 / costs.plain_s)
+    one = Interval(1.0, 1.0, 1.0, 0, 0, GIVEN)
+    units = costs.timing.units
+    found = []
+    ppd = judge.best(_ppd(counts, costs, "PPD, timed", note), FITTED)
+    if ppd is not None:
+        found.append(ppd)
+    if judge.max_units is None or units <= judge.max_units:
+        found.append(
+            Method(
+                "split layers, timed", f"{units} units", split, None, one, units,
+                MEASURED, note,
+            )
+        )  # fmt: skip
+    return found

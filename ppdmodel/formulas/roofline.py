@@ -1,0 +1,44 @@
+"""The least time of a step: its weights read from memory once, its arithmetic at full speed."""
+
+from __future__ import annotations
+
+from .. import ops
+from ..ops import Operand
+from .contract import closed_form
+
+
+@closed_form
+def roofline_time(
+    weights: Operand,
+    rows: Operand,
+    bytes_per_weight: Operand,
+    bytes_per_second: Operand,
+    flops_per_second: Operand,
+) -> Operand:
+    r"""Least time of a product of some rows with weights, in seconds.
+
+    $t_r = \max\bigl(w b / B, 2 w r / F\bigr)$: reading the weights, or multiplying and adding once
+    per weight and row, whichever takes longer.
+
+    Args:
+        weights: w, numbers in the matrices; positive.
+        rows: r, tokens in the batch; a whole number >= 1.
+        bytes_per_weight: b, 2 in 16 bits; positive.
+        bytes_per_second: B, what the memory delivers; positive.
+        flops_per_second: F, floating-point operations; positive.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/12-ideal-times.md, equation (12.1). The roofline model of Williams, Waterman and
+        Patterson, Communications of the ACM 52(4), 2009.
+
+    >>> round(1e6 * roofline_time(202_375_168, 1, 2, 3.35e12, 989e12), 1)
+    120.8
+    """
+    read = weights * bytes_per_weight / bytes_per_second
+    return ops.maximum(read, 2 * weights * rows / flops_per_second)

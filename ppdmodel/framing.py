@@ -1,0 +1,61 @@
+"""Answers as JSON, as a pandas table, and as a table in a notebook."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Frame:
+    """A frozen dataclass with rows that belong in a table."""
+
+    def _rows(self) -> Sequence[Any]:
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """One JSON document; what is undefined or infinite is null."""
+        from .files import json_ready
+
+        return json.dumps(json_ready(asdict(self)), indent=2, ensure_ascii=False)  # type: ignore[call-overload]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per setting or method; an interval takes the columns `x`, `x_low`, `x_high`."""
+        import pandas as pd
+
+        return pd.DataFrame([flat(row) for row in self._rows()])
+
+    def _repr_html_(self) -> str:
+        rows = [flat(row) for row in self._rows()]
+        heads = "".join(f"<th>{escape(name)}</th>" for name in (rows[0] if rows else {}))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(_shown(v))}</td>" for v in row.values()) + "</tr>"
+            for row in rows
+        )
+        return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def flat(row: Any) -> dict[str, Any]:
+    """A dataclass as one level of names and numbers."""
+    found: dict[str, Any] = {}
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if hasattr(value, "ci_low"):
+            found[field.name] = value.value
+            found[f"{field.name}_low"], found[f"{field.name}_high"] = value.ci_low, value.ci_high
+        elif isinstance(value, Mapping):
+            found |= {f"{field.name}_{name}": item for name, item in value.items()}
+        else:
+            found[field.name] = value
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,300 @@
+"""The threshold rule on recorded guesses: start what is likely enough, at a price.
+
+Theory page 7: at depth 1 and an exit in the second half of the layers, the best policy at a price
+starts exactly the candidates whose calibrated probability is at least 1 / (1 + price).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from . import formulas
+from .checks import real_number
+from .errors import InvalidInputError
+from .framing import Frame
+from .resample import METHOD, percentiles, prompt_weights
+from .results import Guesses, Interval, Measurement
+
+if TYPE_CHECKING:
+    from .results import Floats, Ints
+
+DEFAULT_PRICES = (0.5, 1.0, 2.0, 4.0, 8.0)
+FOLDS, RESAMPLES = 5, 2000
+#: bins of equal size in which probabilities are compared with what came true
+BINS = 10
+#: recorded in two bytes, a probability may be 0 or 1
+NEAREST = 1e-6
+
+
+@dataclass(frozen=True)
+class Priced:
+    """The threshold rule beside the best fixed exit and k, at one price, on held-out prompts.
+
+    Latency and compute are ratios to plain decoding. `gain` is what the rule takes off
+    price x latency + compute, against the fixed setting, in plain decoding's layer executions.
+    `exit_layer`, `fixed_exit_layer` and `fixed_k` are the choices of all prompts together; None is
+    plain decoding.
+    """
+
+    price: float
+    threshold: float
+    exit_layer: int | None
+    latency: Interval
+    compute: Interval
+    fixed_exit_layer: int | None
+    fixed_k: int | None
+    fixed_latency: Interval
+    fixed_compute: Interval
+    gain: Interval
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How far an exit's probabilities are from what comes true, on held-out prompts.
+
+    `error` is the mean distance over bins of equally many candidates, `error_raw` that of the
+    recorded probabilities; calibrated they are the logistic function of
+    `shift` + `scale` x logit, where 1 / `scale` is a temperature.
+    """
+
+    exit_layer: int
+    scale: float
+    shift: float
+    error_raw: float
+    error: float
+
+
+@dataclass(frozen=True)
+class ThresholdReport(Frame):
+    """The threshold rule on one measurement."""
+
+    model: str
+    layers: int
+    n_tokens: int
+    n_prompts: int
+    prices: tuple[Priced, ...]
+    reliability: tuple[Reliability, ...]
+    provenance: Mapping[str, Any]
+
+    def _rows(self) -> Sequence[Any]:
+        return self.prices
+
+
+def threshold_report(
+    measurement: Measurement,
+    guesses: Guesses,
+    prices: Sequence[float] = DEFAULT_PRICES,
+    *,
+    seed: int = 0,
+) -> ThresholdReport:
+    """Judge the threshold rule, and the best fixed setting, on prompts that neither has seen.
+
+    On four fifths of the prompts each exit's probabilities are calibrated and each policy's exit
+    (and k) chosen; the rest judges. Only the first 8 guesses are recorded, so neither policy starts
+    more.
+
+    Args:
+        measurement: ranks of the true tokens.
+        guesses: the first guesses of the same tokens, with their probabilities.
+        prices: the most extra layer executions that a layer time saved is worth; >= 0.
+        seed: of the folds and the bootstrap over prompts.
+
+    Raises:
+        InvalidInputError: a price is negative, the guesses are of other tokens, or there are fewer
+            than 10 prompts.
+
+    Source:
+        theory/07-decisions.md, equation (7.6).
+    """
+    for price in prices:
+        real_number("price", price, 0, "give layer executions per layer time")
+    if guesses.ids.shape[:2] != measurement.rank.shape:
+        raise InvalidInputError(
+            f"the guesses must be of the measured tokens; got {guesses.ids.shape[:2]} tokens and "
+            f"layers, not {measurement.rank.shape}; measure again"
+        )
+    prompts = len(measurement.prompt_ids)
+    if prompts < 2 * FOLDS:
+        raise InvalidInputError(
+            f"policies are judged on prompts that they have not seen; got {prompts} prompts; "
+            f"measure at least {2 * FOLDS}"
+        )
+    table = _Table(measurement, guesses)
+    fold = np.random.default_rng(seed).permutation(prompts) % FOLDS
+    weights = prompt_weights(prompts, RESAMPLES, seed)
+    everyone = np.ones(prompts, dtype=bool)
+    fits = {n: table.calibrated(fold != n) for n in range(FOLDS)}
+    whole = table.calibrated(everyone)
+    return ThresholdReport(
+        model=str(measurement.provenance["model"]),
+        layers=measurement.layers,
+        n_tokens=measurement.n_tokens,
+        n_prompts=prompts,
+        prices=tuple(_priced(table, float(p), fold, fits, whole, weights) for p in prices),
+        reliability=table.reliability(fold, fits, whole),
+        provenance=measurement.provenance,
+    )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a policy does on each prompt: processes started and right ones, [prompts]."""
+
+    exit_layer: int
+    started: Ints
+    right: Ints
+
+
+class _Table:
+    """Candidates of the exits in the second half of the layers."""
+
+    def __init__(self, measurement: Measurement, guesses: Guesses) -> None:
+        self.layers = measurement.layers
+        self.exits = range(-(-self.layers // 2), self.layers)
+        self.owner, self.tokens = measurement.prompt_index, measurement.tokens_by_prompt()
+        self.rank = {e: measurement.rank[:, e - 1] for e in self.exits}
+        self.most = guesses.ids.shape[2]
+        probs = {e: guesses.probs[:, e - 1].astype(float) for e in self.exits}
+        self.logits = {e: logit(np.clip(p, NEAREST, 1 - NEAREST)) for e, p in probs.items()}
+
+    def calibrated(self, prompts: np.ndarray) -> dict[int, tuple[float, float]]:
+        """Scale and shift of each exit's logits, of the greatest likelihood on some prompts."""
+        rows = prompts[self.owner]
+        found = {}
+        for e in self.exits:
+            x = self.logits[e][rows]
+            true = np.arange(1, self.most + 1) == self.rank[e][rows, None]
+
+            def loss(theta: Floats, x: Floats = x, true: np.ndarray = true) -> tuple[float, Floats]:
+                z = theta[0] * x + theta[1]
+                off = expit(z) - true
+                value = (np.logaddexp(0, z) - true * z).mean()
+                return float(value), np.array([(off * x).mean(), off.mean()])
+
+            bounds = [(1e-3, 20.0), (-20.0, 20.0)]
+            best = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds)
+            found[e] = (float(best.x[0]), float(best.x[1]))
+        return found
+
+    def by_rule(self, price: float, fitted: Mapping[int, tuple[float, float]]) -> list[_Sums]:
+        """The threshold rule at every exit: as q falls with the guess, it starts the first few."""
+        found, least = [], logit(np.clip(formulas.threshold(price), NEAREST, 1 - NEAREST))
+        for e, (scale, shift) in fitted.items():
+            started = (scale * self.logits[e] + shift >= least).sum(axis=1)
+            found.append(self._sums(e, started))
+        return found
+
+    def fixed(self) -> list[tuple[int, _Sums]]:
+        """Every exit and k."""
+        return [
+            (k, self._sums(e, np.full(len(self.owner), k)))
+            for e in self.exits
+            for k in range(1, self.most + 1)
+        ]
+
+    def _sums(self, exit_layer: int, started: Ints) -> _Sums:
+        right = self.rank[exit_layer] <= started
+        return _Sums(
+            exit_layer,
+            np.bincount(self.owner, weights=started, minlength=len(self.tokens)).astype(np.int64),
+            np.bincount(self.owner, weights=right, minlength=len(self.tokens)).astype(np.int64),
+        )
+
+    def ratios(self, sums: _Sums | None, weights: Floats) -> tuple[Floats, Floats]:
+        """Latency and compute over plain decoding's, for weights [..., prompts]."""
+        n = weights @ self.tokens
+        if sums is None:
+            return np.ones_like(n, dtype=float), np.ones_like(n, dtype=float)
+        p, started = (weights @ sums.right) / n, (weights @ sums.started) / n
+        d, e = self.layers, sums.exit_layer
+        latency = formulas.latency_per_token(p, d, e)
+        compute = formulas.multi_exit_compute([p], d, [e], [started])
+        return np.asarray(latency) / d, np.asarray(compute) / d
+
+    def best(self, policies: Sequence[_Sums], price: float, prompts: np.ndarray) -> int | None:
+        """Which policy makes price x latency + compute least on some prompts; None: plain."""
+        weights = prompts.astype(float)
+        costs = []
+        for sums in policies:
+            latency, compute = self.ratios(sums, weights)
+            costs.append(float(price * latency + compute))
+        place = int(np.argmin(costs))
+        return place if costs[place] < price + 1 else None
+
+    def reliability(
+        self,
+        fold: Ints,
+        fits: Mapping[int, Mapping[int, tuple[float, float]]],
+        whole: Mapping[int, tuple[float, float]],
+    ) -> tuple[Reliability, ...]:
+        """Each exit's candidates, those of each fold by the calibration of the others."""
+        found = []
+        for e in self.exits:
+            table = np.array([fits[n][e] for n in range(len(fits))])[fold[self.owner]]
+            calibrated = expit(table[:, :1] * self.logits[e] + table[:, 1:])
+            true = np.arange(1, self.most + 1) == self.rank[e][:, None]
+            raw, after = (_bin_error(q, true) for q in (expit(self.logits[e]), calibrated))
+            found.append(Reliability(e, *whole[e], error_raw=raw, error=after))
+        return tuple(found)
+
+
+def _bin_error(q: Floats, true: np.ndarray) -> float:
+    """Mean distance of predicted and realized shares over bins of equally many candidates."""
+    order = np.argsort(q, axis=None)
+    parts = (np.array_split(values.ravel()[order], BINS) for values in (q, true))
+    pairs = zip(*parts, strict=True)
+    return float(np.mean([abs(a.mean() - b.mean()) for a, b in pairs]))
+
+
+def _priced(
+    table: _Table,
+    price: float,
+    fold: Ints,
+    fits: Mapping[int, Mapping[int, tuple[float, float]]],
+    whole: Mapping[int, tuple[float, float]],
+    weights: Ints,
+) -> Priced:
+    everyone = np.ones(len(fold), dtype=bool)
+    ks, fixed = zip(*table.fixed(), strict=True)
+    total = table.tokens.sum()
+    shares = [table.tokens[fold == n].sum() / total for n in range(FOLDS)]
+    points, draws = np.zeros((2, 2)), np.zeros((2, 2, len(weights)))
+    for n, share in zip(range(FOLDS), shares, strict=True):
+        inside, outside = fold != n, fold == n
+        for policy, sums in enumerate((table.by_rule(price, fits[n]), fixed)):
+            place = table.best(sums, price, inside)
+            chosen = None if place is None else sums[place]
+            points[policy] += share * np.array(table.ratios(chosen, outside.astype(float)))
+            mine = weights * outside
+            drawn = mine @ table.tokens
+            safe = np.where(drawn[:, None] > 0, mine, outside)  # a fold that was not drawn at all
+            ratios = np.array(table.ratios(chosen, safe.astype(float)))
+            draws[policy] += drawn / (weights @ table.tokens) * ratios
+    rule = table.best(table.by_rule(price, whole), price, everyone)
+    other = table.best(fixed, price, everyone)
+    worth = np.array([price, 1.0])
+    gain = worth @ (points[1] - points[0])
+    gain_draws = np.tensordot(worth, draws[1] - draws[0], axes=1)
+
+    def interval(value: float, drawn: Floats) -> Interval:
+        low, high = percentiles(drawn)
+        return Interval(float(value), float(low), float(high), int(total), len(fold), METHOD)
+
+    return Priced(
+        price=price,
+        threshold=float(formulas.threshold(price)),
+        exit_layer=None if rule is None else table.exits[rule],
+        latency=interval(points[0, 0], draws[0, 0]),
+        compute=interval(points[0, 1], draws[0, 1]),
+        fixed_exit_layer=None if other is None else fixed[other].exit_layer,
+        fixed_k=None if other is None else ks[other],
+        fixed_latency=interval(points[1, 0], draws[1, 0]),
+        fixed_compute=interval(points[1, 1], draws[1, 1]),
+        gain=interval(gain, gain_draws),
+    )

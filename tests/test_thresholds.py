@@ -1,0 +1,110 @@
+"""The threshold rule where the truth is known, and against policies counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ppdmodel import threshold, threshold_report
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.results import Guesses, Measurement
+from ppdmodel.thresholds import ThresholdReport
+
+from .conftest import make_measurement
+
+LAYERS, PROMPTS, TOKENS = 6, 20, 150
+
+
+def made_up(temperature: float = 1.0, seed: int = 0) -> tuple[Measurement, Guesses]:
+    """Tokens whose candidates' probabilities are known; recorded ones are sharpened.
+
+    One token in three is easy, one hard: what a fixed k cannot tell apart.
+    """
+    rng = np.random.default_rng(seed)
+    n = PROMPTS * TOKENS
+    logits = rng.normal(0, 1, (n, LAYERS, 9)) * rng.choice([0.3, 2.0, 5.0], (n, 1, 1))
+    logits.sort(axis=2)
+    true = np.exp(logits[..., ::-1])
+    true /= true.sum(axis=2, keepdims=True)
+    draws = rng.random((n, LAYERS, 1))
+    rank = 1 + (draws > true.cumsum(axis=2)[..., :8]).sum(axis=2)
+    rank = np.where(rank > 8, 300, rank)
+    rank[:, -1] = 1
+    odds = true[..., :8] / (1 - true[..., :8])
+    sharp = odds ** (1 / temperature)
+    base = make_measurement(prompts=PROMPTS, tokens=TOKENS, layers=LAYERS)
+    measurement = replace(base, rank=rank)
+    guesses = Guesses(
+        prompt_ids=base.prompt_ids,
+        prompt_index=base.prompt_index,
+        turn=base.turn,
+        position=base.position,
+        vocabulary=1000,
+        ids=np.tile(np.arange(8), (n, LAYERS, 1)),
+        probs=(sharp / (1 + sharp)).astype(np.float32),
+    )
+    return measurement, guesses
+
+
+@pytest.fixture(scope="module")
+def report() -> ThresholdReport:
+    return threshold_report(*made_up(temperature=0.5), prices=(0.2, 1.0, 3.0, 8.0))
+
+
+def test_a_temperature_is_found_and_taken_out(report: ThresholdReport) -> None:
+    assert [exit_.exit_layer for exit_ in report.reliability] == [3, 4, 5]
+    for exit_ in report.reliability:
+        assert exit_.scale == pytest.approx(0.5, abs=0.05)
+        assert exit_.shift == pytest.approx(0, abs=0.1)
+        assert exit_.error < 0.02 < exit_.error_raw
+
+
+def test_the_rule_beats_every_fixed_setting(report: ThresholdReport) -> None:
+    for row in report.prices:
+        assert row.threshold == threshold(row.price)
+        assert row.gain.value > -0.002
+        assert row.gain.ci_low <= row.gain.value <= row.gain.ci_high
+        gain = row.price * (row.fixed_latency.value - row.latency.value)
+        gain += row.fixed_compute.value - row.compute.value
+        assert row.gain.value == pytest.approx(gain)
+    assert max(row.gain.ci_low for row in report.prices) > 0.005
+    latency = [row.latency.value for row in report.prices]
+    assert latency == sorted(latency, reverse=True), "a higher price buys less latency"
+
+
+def test_numbers_are_those_of_a_policy_run_by_hand() -> None:
+    """With one exit to choose and known probabilities, token by token."""
+    measurement, guesses = made_up()
+    report = threshold_report(measurement, guesses, prices=(2.0,))
+    (row,) = report.prices
+    e = row.exit_layer
+    assert e is not None
+    q = guesses.probs[:, e - 1].astype(float)
+    started = (q >= 1 / 3).sum(axis=1)
+    hit = measurement.rank[:, e - 1] <= started
+    latency = 1 - hit.mean() * (LAYERS - e) / LAYERS
+    compute = 1 + (started - hit).mean() * (LAYERS - e) / LAYERS
+    assert row.latency.value == pytest.approx(latency, abs=0.02)
+    assert row.compute.value == pytest.approx(compute, abs=0.02)
+
+
+def test_at_no_price_nothing_is_started() -> None:
+    (row,) = threshold_report(*made_up(), prices=(0.0,)).prices
+    assert row.exit_layer is None
+    assert row.fixed_exit_layer is None
+    assert (row.latency.value, row.compute.value, row.gain.value) == pytest.approx((1, 1, 0))
+
+
+def test_bad_input_is_named() -> None:
+    measurement, guesses = made_up()
+    with pytest.raises(InvalidInputError, match="price"):
+        threshold_report(measurement, guesses, prices=(-1,))
+    with pytest.raises(InvalidInputError, match="got 4 prompts; measure at least 10"):
+        threshold_report(
+            make_measurement(prompts=4),
+            replace(guesses, ids=guesses.ids[:80], probs=guesses.probs[:80]),
+        )
+    with pytest.raises(InvalidInputError, match="guesses must be of the measured tokens"):
+        threshold_report(measurement, replace(guesses, ids=guesses.ids[:-1]))
