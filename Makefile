@@ -51,10 +51,12 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/python data/exits.py smollm2-135m
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
 	$(BIN)/ppdmodel fit data/smollm2-135m-trained --out data/smollm2-135m-trained.calibration.json
+	$(BIN)/python data/coverage.py
 	$(MAKE) data-validation
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m-trained.calibration.json --kind match-rate --out docs/images/match-rate-trained.svg
+	$(BIN)/ppdmodel plot data/smollm2-135m-trained --kind compare --out docs/images/compare.svg
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
 
 data-validation: $(STAMP) ## time, predict and run PPD again on this machine (half an hour); needs the exits of make data

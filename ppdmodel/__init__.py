@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import symbolic
     from .comparison import compare
+    from .counting import fit_table
     from .distribution import TotalLatency, total_latency
     from .estimation import estimate, estimate_from, required_p_correct
     from .fitting import fit
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
 #: its public names: importing it would hide that name behind the module.
 _NAMES = {
     "comparison": ("compare",),
+    "counting": ("fit_table",),
     "distribution": ("TotalLatency", "total_latency"),
     "estimation": ("estimate", "estimate_from", "required_p_correct"),
     "fitting": ("fit",),
@@ -125,6 +127,7 @@ __all__ = [
     "exchange_rate",
     "expected_total_latency",
     "fit",
+    "fit_table",
     "gated_compute",
     "gated_latency",
     "latency_per_token",

@@ -16,7 +16,7 @@ from .fitting import check_same_model
 from .formulas.contract import check
 from .optimization import FOLDS, Rule
 from .resample import METHOD, percentiles, prompt_weights
-from .results import Calibration, Comparison, Interval, Measurement, Method
+from .results import Calibration, Comparison, Interval, Measurement, Method, titled
 from .tallies import Family, gated, self_speculation, two_exits
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ def compare(
     if counts.timing is not None:
         costs = TimedCosts(counts.timing, counts.seed)
         methods += _timed(judge, counts, costs)
+    about = counts.provenance
     return Comparison(
+        title=titled(counts.model, about.get("measurement", about)),
         model=counts.model,
         layers=counts.layers,
         n_tokens=int(counts.tokens.sum()),

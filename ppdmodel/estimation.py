@@ -200,6 +200,11 @@ def _counts(source: Measurement | Calibration, exit_layer: int, k: int) -> tuple
     """Hits [prompts] at one exit and k, and tokens [prompts]."""
     if isinstance(source, Measurement):
         return source.hits_by_prompt_at(exit_layer, k), source.tokens_by_prompt()
+    if k <= source.k_max and not source.has(exit_layer, k):
+        raise InvalidInputError(
+            f"the calibration must hold the setting; got exit layer {exit_layer}, k = {k}; it has "
+            f"exit layers {source.exit_layers or 'all'} and k {source.ks or 'all'}"
+        )
     if k > source.k_max:
         raise InvalidInputError(
             f"k must not exceed what the calibration recorded; got {k}; it has 1 to {source.k_max}"

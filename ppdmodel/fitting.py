@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from .files import provenance
 from .likelihood import Cells, maximize
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Candidate, Interval, MatchCurve, Measurement, Timing
-from .surfaces import FAMILIES, Family, family_of
+from .surfaces import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from .results import Floats, Ints
@@ -21,7 +23,7 @@ FOLDS = 5
 
 
 def fit(
-    measurement: Measurement,
+    measurement: Measurement | Sequence[Measurement],
     *,
     timing: Timing | None = None,
     family: str | None = None,
@@ -45,7 +47,8 @@ def fit(
     errors: intervals and covariance come from refitting to resampled prompts.
 
     Args:
-        measurement: complete or not; at least 2 prompts and 2 layers.
+        measurement: complete or not; at least 2 prompts and 2 layers. Several of one model are
+            taken together, if no prompt is in two.
         timing: what the same model with the same kind of exits costs on one machine; the
             calibration then has seconds.
         family: a family's name, or None to choose among them.
@@ -55,40 +58,113 @@ def fit(
 
     Raises:
         InvalidInputError: a number is no positive integer, there are too few prompts or layers, no
-            such family, or the timing is of another model or kind of exit.
+            such family, or the measurements or the timing are of another model, text or exit.
     """
     positive_integer("k_max", k_max)
+    several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
+    first = _checked_together(several)
+    if timing is not None:
+        check_same_model(first, timing)
+    return calibrated(
+        Counts(
+            model=str(first.provenance["model"]),
+            layers=first.layers,
+            prompt_ids=tuple(name for one in several for name in one.prompt_ids),
+            tokens=np.concatenate([one.tokens_by_prompt() for one in several]),
+            hits=np.concatenate([one.hits_by_prompt(k_max) for one in several]),
+            exit_layers=None,
+            ks=None,
+            about=dict(first.provenance),
+        ),
+        timing=timing,
+        family=family,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+#: what must be the same for measurements that are fitted together
+TOGETHER = ("weights_sha256", "dtype", "exit_kind", "exits_sha256", "decoding", "temperature",
+            "top_p", "ranks")  # fmt: skip
+
+
+def _checked_together(measurements: Sequence[Measurement]) -> Measurement:
+    if not measurements:
+        raise InvalidInputError("a fit needs a measurement; got none; measure one")
+    first = measurements[0]
+    for other in measurements[1:]:
+        for name in TOGETHER:
+            mine, its = first.provenance.get(name), other.provenance.get(name)
+            if mine != its:
+                raise InvalidInputError(
+                    f"measurements that are fitted together must have one {name}; got {mine} and "
+                    f"{its}; fit them apart"
+                )
+    names = [name for one in measurements for name in one.prompt_ids]
+    twice = {name for name in names if names.count(name) > 1} if len(measurements) > 1 else set()
+    if twice:
+        raise InvalidInputError(
+            f"a prompt must be in one measurement only; got {min(twice)!r} twice; merge shards "
+            "with: ppdmodel merge"
+        )
+    return first
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Hits out of tokens, by prompt, of exit layers 1...layers and k = 1...; see `Calibration`."""
+
+    model: str
+    layers: int
+    prompt_ids: tuple[str, ...]
+    tokens: Ints
+    hits: Ints
+    exit_layers: tuple[int, ...] | None
+    ks: tuple[int, ...] | None
+    about: Mapping[str, Any]
+
+
+def calibrated(
+    counts: Counts,
+    *,
+    timing: Timing | None,
+    family: str | None,
+    resamples: int,
+    seed: int,
+) -> Calibration:
+    """Rates with intervals and the surface, from counts by prompt; see `fit`."""
     positive_integer("resamples", resamples)
     families = list(FAMILIES.values()) if family is None else [family_of(family)]
-    if timing is not None:
-        check_same_model(measurement, timing)
-    if measurement.layers < 2:
+    if counts.layers < 2:
         raise InvalidInputError(
-            f"a fit needs at least 2 layers; got {measurement.layers}; there is no exit before the "
+            f"a fit needs at least 2 layers; got {counts.layers}; there is no exit before the "
             "last layer"
         )
-    hits, tokens = measurement.hits_by_prompt(k_max), measurement.tokens_by_prompt()
+    hits, tokens = counts.hits, counts.tokens
     weights = prompt_weights(len(tokens), resamples, seed)
     low, high = percentiles(resampled_rates(hits, tokens, weights))
-    candidates = _compared(families, hits, tokens, seed)
-    chosen = family_of(candidates[0].family)
+    d, k_max = counts.layers, hits.shape[2]
+    exits = np.array([e for e in counts.exit_layers or range(1, d) if e < d])
+    ks = np.array(counts.ks or range(1, k_max + 1))
+    inner = hits[:, exits - 1][:, :, ks - 1].astype(float)
+    grids = {f.name: Cells.of(f, d, exits, ks) for f in families}
+    candidates = _compared(grids, inner, tokens, seed)
     return Calibration(
-        model=str(measurement.provenance["model"]),
-        layers=measurement.layers,
-        prompt_ids=measurement.prompt_ids,
+        model=counts.model,
+        layers=d,
+        prompt_ids=counts.prompt_ids,
         tokens=tokens,
         hits=hits,
         p_correct=hits.sum(axis=0) / tokens.sum(),
         ci_low=low,
         ci_high=high,
-        curve=_curve(chosen, hits, tokens, weights, candidates),
+        curve=_curve(grids[candidates[0].family], inner, tokens, weights, candidates),
         resamples=resamples,
         seed=seed,
-        provenance={
-            "measurement": dict(measurement.provenance),
-            "fit": provenance(("numpy", "scipy")),
-        },
+        provenance={"measurement": counts.about, "fit": provenance(("numpy", "scipy"))},
         timing=timing,
+        exit_layers=counts.exit_layers,
+        ks=counts.ks,
     )
 
 
@@ -124,46 +200,43 @@ def curve_values(curve: MatchCurve, relative_depth: Floats | float, k: Floats | 
     return value
 
 
-def _compared(families: list[Family], hits: Ints, tokens: Ints, seed: int) -> tuple[Candidate, ...]:
+def _compared(
+    grids: Mapping[str, Cells], inner: Floats, tokens: Ints, seed: int
+) -> tuple[Candidate, ...]:
     """The families, the one that predicts prompts it was not fitted to best first."""
-    prompts, layers, k_max = hits.shape
-    inner = hits[:, :-1].astype(float)
+    prompts = len(tokens)
     fold = np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)
-    scores = []
-    for family in families:
-        cells, score = Cells.of(family, layers, k_max), np.zeros(prompts)
-        start = None
+    scores = {}
+    for name, cells in grids.items():
+        score, start = np.zeros(prompts), None
         for number in range(fold.max() + 1):
             inside = fold != number
             start, _ = maximize(cells, inner[inside].sum(0), float(tokens[inside].sum()), start)
             for prompt in np.flatnonzero(~inside):
                 score[prompt] = cells.log_likelihood(start, inner[prompt], float(tokens[prompt]))
-        scores.append(score / (layers - 1) / k_max)
-    totals = [score.sum() for score in scores]
-    best = int(np.argmax(totals))
+        scores[name] = score / cells.x.size
+    best = max(scores.values(), key=lambda score: float(score.sum()))
+    total = float(tokens.sum())
     found = []
-    for place in np.argsort(totals)[::-1]:
-        behind = scores[best] - scores[place]
-        error = float(behind.std(ddof=1) * np.sqrt(prompts)) if prompts > 1 else 0.0
+    for name, score in scores.items():
+        behind = best - score
         found.append(
             Candidate(
-                family=families[place].name,
-                held_out=float(totals[place] / tokens.sum()),
-                behind=float(behind.sum() / tokens.sum()),
-                behind_se=error / float(tokens.sum()),
+                family=name,
+                held_out=float(score.sum()) / total,
+                behind=float(behind.sum()) / total,
+                behind_se=float(behind.std(ddof=1) * np.sqrt(prompts)) / total,
             )
         )
-    return tuple(found)
+    return tuple(sorted(found, key=lambda candidate: candidate.behind))
 
 
 def _curve(
-    family: Family, hits: Ints, tokens: Ints, weights: Ints, candidates: tuple[Candidate, ...]
+    cells: Cells, inner: Floats, tokens: Ints, weights: Ints, candidates: tuple[Candidate, ...]
 ) -> MatchCurve:
-    prompts, layers, k_max = hits.shape
-    cells = Cells.of(family, layers, k_max)
-    inner = hits[:, :-1].astype(float)
+    prompts, family = len(tokens), cells.family
     theta, converged = maximize(cells, inner.sum(axis=0), float(tokens.sum()))
-    resampled = (weights @ inner.reshape(prompts, -1)).reshape(-1, layers - 1, k_max)
+    resampled = (weights @ inner.reshape(prompts, -1)).reshape(-1, *cells.x.shape)
     totals = weights @ tokens
     draws = np.array(
         [maximize(cells, h, float(n), theta)[0] for h, n in zip(resampled, totals, strict=True)]
@@ -182,8 +255,8 @@ def _curve(
         converged=converged,
         rms_residual=float(np.sqrt(np.mean(residual**2))),
         largest_residual=float(residual[worst]),
-        largest_residual_layer=int(worst[0]) + 1,
-        largest_residual_k=int(worst[1]) + 1,
+        largest_residual_layer=round(float(cells.x[worst]) * cells.layers),
+        largest_residual_k=int(cells.k[worst]),
         covariance=tuple(tuple(row) for row in np.atleast_2d(covariance).tolist()),
         candidates=candidates,
     )

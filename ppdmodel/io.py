@@ -143,6 +143,9 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
     counts = {k: np.asarray(fields[k], dtype=np.int64) for k in ("tokens", "hits")}
     fields |= arrays | counts | {"curve": MatchCurve(**curve)}
     fields["prompt_ids"] = tuple(fields["prompt_ids"])
+    for name in ("exit_layers", "ks"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
     timing = fields.get("timing")
     if timing is not None:
         check_version(timing, path)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 if TYPE_CHECKING:
-    from .results import Floats
+    from .results import Floats, Ints
     from .surfaces import Family
 
 STEPS, HALVINGS, TOLERANCE = 40, 12, 1e-10
@@ -20,14 +20,15 @@ class Cells:
     """Where a surface is compared with counts: relative depths below 1, and k's; [layers, k]."""
 
     family: Family
+    layers: int
     x: Floats
     k: Floats
 
     @classmethod
-    def of(cls, family: Family, layers: int, k_max: int) -> Cells:
-        """All exit layers below the last, k = 1...k_max."""
-        x, k = np.meshgrid(np.arange(1, layers) / layers, np.arange(1.0, k_max + 1), indexing="ij")
-        return cls(family, x, k)
+    def of(cls, family: Family, layers: int, exit_layers: Ints, ks: Ints) -> Cells:
+        """Some exit layers below the last, and some k's."""
+        x, k = np.meshgrid(exit_layers / layers, ks.astype(float), indexing="ij")
+        return cls(family, layers, x, k)
 
     def rates(self, theta: Floats) -> Floats:
         """Match rates at every cell."""

@@ -64,6 +64,7 @@ def optimize(
             f"max_depth must be 1 with {costs.name}; got {max_depth}; count layers only (ideal)"
         )
     grid = costs.grid(calibration.layers, calibration.k_max, max_depth)
+    grid = grid.only(calibration.has(grid.exit_layer, grid.k))
     if max_units is not None:
         grid = grid.only(costs.units(grid) <= positive_integer("max_units", max_units))
     judged = Judged(grid, calibration, costs)

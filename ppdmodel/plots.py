@@ -18,7 +18,7 @@ from .costing import Grid, LayerCosts
 from .errors import InvalidInputError
 from .fitting import curve_values
 from .optimization import optimize
-from .results import Calibration, Comparison
+from .results import Calibration, Comparison, Method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -291,27 +291,39 @@ def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
                 elinewidth=1,
                 label=basis,
             )
-            for method, value in zip(methods, values, strict=True):
-                units = "" if method.units == 1 else f" ({method.units} units)"
-                ax.annotate(
-                    f"{method.name}{units}",
-                    (method.compute.value, value.value),
-                    xytext=(6, 3),
-                    textcoords="offset points",
-                    fontsize=7,
-                )
         ax.axhline(1, color="0.7", linewidth=0.8, zorder=0)
         ax.set(
             xlabel="compute per token, against plain decoding",
             ylabel="latency per token, against plain decoding",
-            title=f"{result.model}: the best of each method within {result.max_compute:g}× compute",
+            title=f"{result.title}: the best of each method within {result.max_compute:g}× compute",
         )
         low, high = ax.get_xlim()
         ax.set_xlim(low, high + 0.25 * (high - low))
-        ax.legend(loc="lower left", title="latency is")
+        _label_methods(ax, result.methods)
+        ax.legend(loc="center", title="latency is")
         text = f"n = {result.n_tokens} tokens of {result.n_prompts} prompts"
         ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)
         return _figure(ax)
+
+
+def _label_methods(ax: Axes, methods: Sequence[Method]) -> None:
+    """Name each point, on its left where another one is close on its right."""
+    (x_0, x_1), (y_0, y_1) = ax.get_xlim(), ax.get_ylim()
+    points = [(m.compute.value, (m.held_out or m.latency).value) for m in methods]
+    for method, (x, y) in zip(methods, points, strict=True):
+        crowded = any(
+            0 < (other - x) / (x_1 - x_0) < 0.25 and abs(height - y) / (y_1 - y_0) < 0.03
+            for other, height in points
+        )
+        units = "" if method.units == 1 else f" ({method.units} units)"
+        ax.annotate(
+            f"{method.name}{units}",
+            (x, y),
+            xytext=(-6 if crowded else 6, 3),
+            textcoords="offset points",
+            ha="right" if crowded else "left",
+            fontsize=7,
+        )
 
 
 def save(figure: Figure, out: Path) -> None:

@@ -28,7 +28,7 @@ def predicted_match_rate(calibration: Calibration, exit_layer: int, k: int) -> f
     Raises:
         InvalidInputError: the calibration has no such layer or k.
     """
-    if not 1 <= exit_layer <= calibration.layers or not 1 <= k <= calibration.k_max:
+    if not calibration.has(exit_layer, k):
         raise InvalidInputError(
             f"the calibration must hold the setting; got exit layer {exit_layer}, k = {k}; it has "
             f"layers 1 to {calibration.layers} and k to {calibration.k_max}"

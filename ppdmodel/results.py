@@ -355,7 +355,8 @@ class Calibration:
 
     `hits` has shape [prompts, layers, k_max] and counts the tokens of a prompt whose true token
     ranked k or better at a layer; `tokens` has shape [prompts]. `timing` says what the model costs
-    on one machine; None where only layers can be counted.
+    on one machine; None where only layers can be counted. `exit_layers` and `ks` are those that
+    were counted, None for all; others have the hits of the next smaller k, or none.
     """
 
     model: str
@@ -371,6 +372,16 @@ class Calibration:
     seed: int
     provenance: Mapping[str, Any]
     timing: Timing | None = None
+    exit_layers: tuple[int, ...] | None = None
+    ks: tuple[int, ...] | None = None
+
+    def has(self, exit_layer: Any, k: Any) -> Any:
+        """Whether settings, a number each or arrays, were measured."""
+        import numpy as np
+
+        layers = np.arange(1, self.layers + 1) if self.exit_layers is None else self.exit_layers
+        ks = np.arange(1, self.k_max + 1) if self.ks is None else self.ks
+        return np.isin(exit_layer, layers) & np.isin(k, ks)
 
     @property
     def k_max(self) -> int:
@@ -380,15 +391,19 @@ class Calibration:
     @property
     def title(self) -> str:
         """The model, with what sets its exits and its text apart from the ordinary."""
-        about = self.provenance.get("measurement", {})
-        parts = [self.model]
-        if about.get("exit_kind") == "trained":
-            parts.append("trained exits")
-        if about.get("decoding") == "sampled":
-            parts.append(f"sampled at temperature {about['temperature']:g}")
-        if about.get("ranks") == "coupled":
-            parts.append("coupled guesses")
-        return ", ".join(parts)
+        return titled(self.model, self.provenance.get("measurement", {}))
+
+
+def titled(model: str, about: Mapping[str, Any]) -> str:
+    """A model, with what sets its exits and its text apart, by a measurement's provenance."""
+    parts = [model]
+    if about.get("exit_kind") == "trained":
+        parts.append("trained exits")
+    if about.get("decoding") == "sampled":
+        parts.append(f"sampled at temperature {about['temperature']:g}")
+    if about.get("ranks") == "coupled":
+        parts.append("coupled guesses")
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -488,6 +503,7 @@ class Method:
 class Comparison(Frame):
     """The answer of `compare`: the best of each method within one budget."""
 
+    title: str
     model: str
     layers: int
     n_tokens: int

@@ -123,17 +123,16 @@ def carried_over(calibration: Calibration, timing: Timing) -> Calibration:
     """A model's match rates at another's layers, by relative depth, with an ideal timing.
 
     Each prompt's counts are interpolated between the measured layers at the same share of the
-    depth; below the first layer its own hold. That another model's exits guess as well as these is
-    an assumption.
+    depth; exits before the first one are left out. That another model's exits guess as well as
+    these is an assumption.
     """
     d, new = calibration.layers, timing.layers
-    hits = calibration.hits.astype(float)
-    if new != d:
-        places = np.arange(1, new + 1) * d / new
-        measured = np.arange(1, d + 1)
-        flat = hits.transpose(0, 2, 1).reshape(-1, d)
-        rows = np.array([np.interp(places, measured, row) for row in flat])
-        hits = rows.reshape(len(hits), -1, new).transpose(0, 2, 1)
+    measured = np.array([*(calibration.exit_layers or range(1, d)), d])
+    places = np.arange(1, new + 1) * d / new
+    flat = calibration.hits[:, measured - 1].transpose(0, 2, 1).reshape(-1, len(measured))
+    rows = np.array([np.interp(places, measured, row) for row in flat.astype(float)])
+    hits = rows.reshape(len(calibration.tokens), -1, new).transpose(0, 2, 1)
+    kept = tuple(e for e in range(1, new) if places[e - 1] >= measured[0])
     rates = resampled_rates(
         hits,
         calibration.tokens,
@@ -149,6 +148,7 @@ def carried_over(calibration: Calibration, timing: Timing) -> Calibration:
         ci_low=low,
         ci_high=high,
         timing=timing,
+        exit_layers=kept,
         provenance={
             **calibration.provenance,
             "rates_of": calibration.title,

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ppdmodel import Calibration, Measurement, fit, plots
+from ppdmodel import Calibration, Measurement, compare, fit, plots
 from ppdmodel.errors import InvalidInputError
+
+from .conftest import make_measurement
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,19 @@ def test_regime_draws_a_curve_a_name_and_where_nothing_is_saved() -> None:
     legend = ax.get_legend()
     assert legend is not None
     assert [t.get_text() for t in legend.get_texts()] == ["short", "long"]
+
+
+def test_comparison_has_a_point_and_a_name_for_each_method() -> None:
+    result = compare(make_measurement(), acceptance_rate=0.7)
+    figure = plots.comparison(result)
+    (ax,) = figure.axes
+    texts = " ".join(text.get_text() for text in ax.texts)
+    for method in result.methods:
+        assert method.name in texts
+    bases = {method.basis for method in result.methods}
+    legend = ax.get_legend()
+    assert legend is not None
+    assert {text.get_text() for text in legend.get_texts()} == bases
 
 
 def test_draws_on_given_axes(calibration: Calibration) -> None:

@@ -38,6 +38,7 @@ NAMES = [
     "exchange_rate",
     "expected_total_latency",
     "fit",
+    "fit_table",
     "gated_compute",
     "gated_latency",
     "latency_per_token",

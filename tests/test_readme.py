@@ -53,6 +53,8 @@ def test_the_commands_shown_work_on_the_committed_data(
         "fit",
         "optimize",
         "estimate",
+        "compare",
+        "replay",
         "plot",
         "train-exits",
         "measure",

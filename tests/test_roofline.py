@@ -122,7 +122,7 @@ def test_rates_are_carried_over_by_relative_depth() -> None:
         assert carried.p_correct[new - 1] == pytest.approx(calibration.p_correct[old - 1])
     between = carried.p_correct[43, 0]  # 44/80 of the depth is layer 16.5 of 30
     assert between == pytest.approx(calibration.p_correct[15:17, 0].mean())
-    assert (carried.p_correct[0] == carried.p_correct[1]).all(), "below the first layer it is flat"
+    assert carried.exit_layers == tuple(range(3, 80)), "none before the first measured layer"
     same = carried_over(calibration, roofline(shape("SmolLM2 135M"), device("H100 SXM")))
     assert np.array_equal(same.p_correct, calibration.p_correct)
 

@@ -30,7 +30,7 @@ def some_parameters(family: Family, seed: int) -> np.ndarray:
 
 @EACH
 def test_slopes_are_the_derivatives(family: Family) -> None:
-    cells = Cells.of(family, 8, 4)
+    cells = Cells.of(family, 8, np.arange(1, 8), np.arange(1, 5))
     mix = np.random.default_rng(0).normal(size=cells.x.shape)
     for seed in range(5):
         theta = some_parameters(family, seed)
@@ -59,7 +59,7 @@ def test_a_surface_rises_with_depth_and_k_and_ends_at_one(family: Family) -> Non
 @EACH
 def test_scoring_finds_the_greatest_likelihood(family: Family) -> None:
     """A quasi-Newton search from many places finds nothing better."""
-    cells = Cells.of(family, 12, 6)
+    cells = Cells.of(family, 12, np.arange(1, 12), np.arange(1, 7))
     rng = np.random.default_rng(3)
     tokens = 3000.0
     hits = rng.binomial(int(tokens), cells.rates(some_parameters(family, 9))).astype(float)

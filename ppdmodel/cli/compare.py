@@ -86,7 +86,7 @@ def render(result: Comparison) -> None:
     console = Console(highlight=False, markup=False)
     limit = "" if result.max_units is None else f" and {result.max_units} units"
     console.print(
-        f"{result.model}: {result.layers} layers, within {result.max_compute:g}× compute{limit}",
+        f"{result.title}: {result.layers} layers, within {result.max_compute:g}× compute{limit}",
         style="bold",
     )
     console.print(f"({result.n_tokens} tokens, {result.n_prompts} prompts)\n")

@@ -10,12 +10,26 @@ import typer
 
 from ..errors import InvalidInputError
 from ..results import Calibration, Measurement
-from .options import Json, note, print_json, whole
+from .options import Json, Layers, note, print_json, whole, whole_or_none
 
 
 def fit_command(
-    measurement: Annotated[Path, typer.Argument(metavar="DIR", help="A measurement folder.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Calibration to write.")],
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="DIR...", help="A measurement folder; several of one model are one."
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table",
+            metavar="CSV",
+            help="Instead: your own counts, exit_layer,k,hits,n,prompt_id; with --layers.",
+        ),
+    ] = None,
+    layers: Layers = None,
     k_max: Annotated[
         str, typer.Option("--k-max", metavar="K", help="Largest k to keep hits for.")
     ] = "32",
@@ -41,26 +55,49 @@ def fit_command(
     Example: ppdmodel fit results/full --out results/full.json
     """
     numbers = {"k_max": whole("k_max", k_max), "resamples": whole("resamples", resamples)}
+    d = whole_or_none("layers", layers)
+    from ..counting import fit_table
     from ..fitting import fit
-    from ..io import load_rates, load_timing, save
+    from ..io import load_timing, save
 
-    source = load_rates(measurement)
-    if not isinstance(source, Measurement):
+    folders = measurements or []
+    if (table is None) == (not folders):
         raise InvalidInputError(
-            f"fit must be given a measurement folder; got {measurement}; make one with: "
-            "ppdmodel measure"
+            f"fit needs counts; got {'none' if table is None else 'two kinds'}; give a measurement "
+            "folder, or --table"
         )
-    if not source.complete:
-        note(f"{measurement} is unfinished: {len(source.prompt_ids)} prompts of it are used")
     times = load_timing(timing) if timing else None
-    result = fit(
-        source.coupled() if coupled else source, timing=times, family=family, seed=seed, **numbers
-    )
+    if table is None:
+        if d is not None:
+            raise InvalidInputError(
+                f"layers must be left out for a measurement; got {d}; it has its own"
+            )
+        found = [_measurement(folder, coupled) for folder in folders]
+        result = fit(found, timing=times, family=family, seed=seed, **numbers)
+    else:
+        if d is None:
+            raise InvalidInputError("a table needs the model's layers; got none; give --layers D")
+        result = fit_table(
+            table, d, timing=times, family=family, seed=seed, resamples=numbers["resamples"]
+        )
     save(result, out)
     if as_json:
         print_json({"out": str(out), "model": result.model, "curve": asdict(result.curve)})
     else:
         render(result, out)
+
+
+def _measurement(folder: Path, coupled: bool) -> Measurement:
+    from ..io import load_rates
+
+    source = load_rates(folder)
+    if not isinstance(source, Measurement):
+        raise InvalidInputError(
+            f"fit must be given a measurement folder; got {folder}; make one with: ppdmodel measure"
+        )
+    if not source.complete:
+        note(f"{folder} is unfinished: {len(source.prompt_ids)} prompts of it are used")
+    return source.coupled() if coupled else source
 
 
 def render(result: Calibration, out: Path) -> None:

@@ -12,6 +12,8 @@ from ..errors import InvalidInputError
 from ..results import Calibration, Choice, Decision, Interval
 from .options import Json, print_json, whole, whole_or_none
 
+#: a break-even match rate below this is none
+SHOWN = 0.0005
 HARDWARE = "Without a measurement: ideal times"
 
 
@@ -228,7 +230,7 @@ def sentence(choice: Choice, decision: Decision) -> str:
         words += f"; it is the best in {100 * choice.chosen_share:.0f}% of the resamples"
     if choice.runner_up is not None:
         words += f", then layer {choice.runner_up.exit_layer} with k = {choice.runner_up.k}"
-    if timed(decision) and choice.break_even:
+    if timed(decision) and choice.break_even is not None and choice.break_even >= SHOWN:
         words += (
             f". It pays from p_correct = {choice.break_even:.3f}; measured "
             f"{setting.p_correct.value:.3f}"
@@ -265,7 +267,7 @@ def _beside_split(decision: Decision) -> str:
     found = [c.setting.normalized_latency.value for c in decision.choices if c.setting]
     milliseconds = 1e3 * split * decision.plain_latency_s
     words = (
-        f"\nThe same two units with every product split over both take {milliseconds:.1f} ms, "
+        f"\nThe same units with every product split over all of them take {milliseconds:.1f} ms, "
         f"{split:.3f} of plain decoding: "
     )
     if not found:

@@ -67,7 +67,7 @@ def test_fit_keeps_the_timing(
 
     shown = said(capsys, "optimize", out, "--max-compute", "3", "--price", "2")
     assert "ms per token" in shown
-    assert "with every product split over both" in shown
+    assert "with every product split over all of them" in shown
     ideal = said(capsys, "optimize", out, "--ideal")
     assert "layer times per token" in ideal
     decision = document(capsys, "optimize", out)
