@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := results
 STAMP := .venv/.installed
+# tests that need every core to themselves
+ALONE := tests/measure/test_pipeline.py tests/measure/test_validate.py
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
@@ -30,7 +32,8 @@ demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
 
 test: $(STAMP) ## run the tests
 	$(BIN)/ppdmodel models install smollm2-135m
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -q $(ALONE)
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import symbolic
     from .comparison import compare
     from .counting import fit_table
+    from .differing import differences
     from .distribution import TotalLatency, total_latency
     from .estimation import estimate, estimate_from, required_p_correct
     from .fitting import fit
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "comparison": ("compare",),
     "counting": ("fit_table",),
+    "differing": ("differences",),
     "distribution": ("TotalLatency", "total_latency"),
     "estimation": ("estimate", "estimate_from", "required_p_correct"),
     "fitting": ("fit",),
@@ -121,6 +123,7 @@ __all__ = [
     "correlated_compute",
     "correlated_latency",
     "correlated_total_latency",
+    "differences",
     "draft_tree",
     "estimate",
     "estimate_from",

@@ -20,6 +20,7 @@ from .errors import InvalidInputError
 from .framing import Frame
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Guesses, Interval, Measurement
+from .stopping import Candidates
 
 if TYPE_CHECKING:
     from .results import Floats, Ints
@@ -39,7 +40,8 @@ class Priced:
     Latency and compute are ratios to plain decoding. `gain` is what the rule takes off
     price x latency + compute, against the fixed setting, in plain decoding's layer executions.
     `exit_layer`, `fixed_exit_layer` and `fixed_k` are the choices of all prompts together; None is
-    plain decoding.
+    plain decoding. `several_` are those of the rule over `several_exits`, each with a threshold of
+    its own, and `several_gain` what that takes off further.
     """
 
     price: float
@@ -52,6 +54,11 @@ class Priced:
     fixed_latency: Interval
     fixed_compute: Interval
     gain: Interval
+    several_exits: tuple[int, ...]
+    several_thresholds: tuple[float, ...]
+    several_latency: Interval
+    several_compute: Interval
+    several_gain: Interval
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,7 @@ class _Table:
         self.most = guesses.ids.shape[2]
         probs = {e: guesses.probs[:, e - 1].astype(float) for e in self.exits}
         self.logits = {e: logit(np.clip(p, NEAREST, 1 - NEAREST)) for e, p in probs.items()}
+        self.candidates = Candidates(measurement, guesses, self.logits)
 
     def calibrated(self, prompts: np.ndarray) -> dict[int, tuple[float, float]]:
         """Scale and shift of each exit's logits, of the greatest likelihood on some prompts."""
@@ -206,15 +214,29 @@ class _Table:
             np.bincount(self.owner, weights=right, minlength=len(self.tokens)).astype(np.int64),
         )
 
-    def ratios(self, sums: _Sums | None, weights: Floats) -> tuple[Floats, Floats]:
+    def several(
+        self, price: float, fitted: Mapping[int, tuple[float, float]], prompts: np.ndarray
+    ) -> tuple[tuple[float, ...], tuple[_Sums, ...]]:
+        """The rule over several exits: its thresholds, solved on some prompts, and what it does."""
+        q = self.candidates.probabilities(fitted)
+        thresholds = self.candidates.thresholds(price, q, prompts)
+        started, right = self.candidates.started(q, thresholds)
+        sums = zip(self.candidates.exits, started, right, strict=True)
+        return thresholds, tuple(_Sums(e, n, hits) for e, n, hits in sums)
+
+    def ratios(
+        self, policy: _Sums | tuple[_Sums, ...] | None, weights: Floats
+    ) -> tuple[Floats, Floats]:
         """Latency and compute over plain decoding's, for weights [..., prompts]."""
         n = weights @ self.tokens
-        if sums is None:
+        if policy is None:
             return np.ones_like(n, dtype=float), np.ones_like(n, dtype=float)
-        p, started = (weights @ sums.right) / n, (weights @ sums.started) / n
-        d, e = self.layers, sums.exit_layer
-        latency = formulas.latency_per_token(p, d, e)
-        compute = formulas.multi_exit_compute([p], d, [e], [started])
+        parts = policy if isinstance(policy, tuple) else (policy,)
+        d, exits = self.layers, [part.exit_layer for part in parts]
+        rates = [(weights @ part.right) / n for part in parts]
+        started = [(weights @ part.started) / n for part in parts]
+        latency = formulas.multi_exit_latency(rates, d, exits)
+        compute = formulas.multi_exit_compute(rates, d, exits, started)
         return np.asarray(latency) / d, np.asarray(compute) / d
 
     def best(self, policies: Sequence[_Sums], price: float, prompts: np.ndarray) -> int | None:
@@ -264,12 +286,15 @@ def _priced(
     ks, fixed = zip(*table.fixed(), strict=True)
     total = table.tokens.sum()
     shares = [table.tokens[fold == n].sum() / total for n in range(FOLDS)]
-    points, draws = np.zeros((2, 2)), np.zeros((2, 2, len(weights)))
+    points, draws = np.zeros((3, 2)), np.zeros((3, 2, len(weights)))
     for n, share in zip(range(FOLDS), shares, strict=True):
         inside, outside = fold != n, fold == n
-        for policy, sums in enumerate((table.by_rule(price, fits[n]), fixed)):
+        policies: list[_Sums | tuple[_Sums, ...] | None] = []
+        for sums in (table.by_rule(price, fits[n]), fixed):
             place = table.best(sums, price, inside)
-            chosen = None if place is None else sums[place]
+            policies.append(None if place is None else sums[place])
+        policies.append(table.several(price, fits[n], inside)[1])
+        for policy, chosen in enumerate(policies):
             points[policy] += share * np.array(table.ratios(chosen, outside.astype(float)))
             mine = weights * outside
             drawn = mine @ table.tokens
@@ -279,8 +304,8 @@ def _priced(
     rule = table.best(table.by_rule(price, whole), price, everyone)
     other = table.best(fixed, price, everyone)
     worth = np.array([price, 1.0])
-    gain = worth @ (points[1] - points[0])
-    gain_draws = np.tensordot(worth, draws[1] - draws[0], axes=1)
+    costs, cost_draws = points @ worth, np.tensordot(draws, worth, axes=(1, 0))
+    thresholds, _ = table.several(price, whole, everyone)
 
     def interval(value: float, drawn: Floats) -> Interval:
         low, high = percentiles(drawn)
@@ -296,5 +321,10 @@ def _priced(
         fixed_k=None if other is None else ks[other],
         fixed_latency=interval(points[1, 0], draws[1, 0]),
         fixed_compute=interval(points[1, 1], draws[1, 1]),
-        gain=interval(gain, gain_draws),
+        gain=interval(costs[1] - costs[0], cost_draws[1] - cost_draws[0]),
+        several_exits=table.candidates.exits,
+        several_thresholds=thresholds,
+        several_latency=interval(points[2, 0], draws[2, 0]),
+        several_compute=interval(points[2, 1], draws[2, 1]),
+        several_gain=interval(costs[0] - costs[2], cost_draws[0] - cost_draws[2]),
     )

@@ -32,6 +32,7 @@ NAMES = [
     "correlated_compute",
     "correlated_latency",
     "correlated_total_latency",
+    "differences",
     "draft_tree",
     "estimate",
     "estimate_from",

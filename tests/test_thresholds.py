@@ -69,6 +69,10 @@ def test_the_rule_beats_every_fixed_setting(report: ThresholdReport) -> None:
         gain = row.price * (row.fixed_latency.value - row.latency.value)
         gain += row.fixed_compute.value - row.compute.value
         assert row.gain.value == pytest.approx(gain)
+        more = row.price * (row.latency.value - row.several_latency.value)
+        more += row.compute.value - row.several_compute.value
+        assert row.several_gain.value == pytest.approx(more)
+        assert len(row.several_thresholds) == len(row.several_exits) == 3
     assert max(row.gain.ci_low for row in report.prices) > 0.005
     latency = [row.latency.value for row in report.prices]
     assert latency == sorted(latency, reverse=True), "a higher price buys less latency"

@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from .compare import compare_command
 from .decode import decode_command
+from .differ import differ_command
 from .estimate import estimate_command
 from .fit import fit_command
 from .formulas import formulas_command
@@ -59,5 +60,6 @@ app.command("validate")(validate_command)
 app.command("fit")(fit_command)
 app.command("optimize")(optimize_command)
 app.command("compare")(compare_command)
+app.command("differ")(differ_command)
 app.command("replay")(replay_command)
 app.command("plot")(plot_command)

@@ -169,6 +169,14 @@ def render_prices(report: ThresholdReport) -> None:
                 _interval(row.gain, 3),
             )
         )
+    exits = ", ".join(map(str, report.prices[0].several_exits))
+    typer.echo(f"\nOver exits {exits}, each guess started at the first exit that lets it:")
+    line = "{:>5} {:>13} {:>22}  {}"
+    typer.echo(line.format("price", "time, compute", "gain over one exit", "q >="))
+    for row in report.prices:
+        least = ", ".join("–" if q == math.inf else f"{q:.2f}" for q in row.several_thresholds)
+        numbers = f"{row.several_latency.value:.3f}, {row.several_compute.value:.3f}"
+        typer.echo(line.format(f"{row.price:g}", numbers, _interval(row.several_gain, 3), least))
     before, after = (
         100 * max(getattr(exit_, name) for exit_ in report.reliability)
         for name in ("error_raw", "error")
@@ -182,8 +190,10 @@ def render_prices(report: ThresholdReport) -> None:
     typer.echo("\n" + fill(words, WIDTH))
     better = [row for row in report.prices if row.gain.ci_low > 0]
     worse = [row for row in report.prices if row.gain.ci_high < 0]
+    several = [row for row in report.prices if row.several_gain.ci_low > 0]
     total = len(report.prices)
-    typer.echo(
+    words = (
         f"The rule beats the best fixed setting at {len(better)} of {total} prices, and loses at "
-        f"{len(worse)}."
+        f"{len(worse)}; over several exits it beats that at one at {len(several)}."
     )
+    typer.echo(fill(words, WIDTH))

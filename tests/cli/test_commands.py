@@ -20,7 +20,17 @@ from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.surfaces import FAMILIES
 from tests.measure.test_packaged import fake_model
 
-COMMANDS = ("estimate", "models", "measure", "fit", "optimize", "compare", "replay", "plot")
+COMMANDS = (
+    "estimate",
+    "models",
+    "measure",
+    "fit",
+    "optimize",
+    "compare",
+    "differ",
+    "replay",
+    "plot",
+)
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,13 +209,15 @@ def die_in(environment: dict[str, str], folder: Path, nth: int) -> None:
     die_at(folder, nth)
 
 
-def deaths(words: list[str], folder: Path, **environment: str) -> Iterator[int]:
-    """Run a command again and again from nothing, killed at its first, second, ... change.
+def deaths(words: list[str], folder: Path, every: int = 2, **environment: str) -> Iterator[int]:
+    """Run a command again and again from nothing, killed at its first, third, ... change.
 
-    Yields the number of the change after each death, and ends when the command does.
+    At every one with EVERY_MOMENT=1 in the environment. Yields the number of the change after each
+    death, and ends when the command does.
     """
-    nth = 0
-    while alone(words, functools.partial(die_in, environment, folder, nth := nth + 1)) is None:
+    every = 1 if os.environ.get("EVERY_MOMENT") else every
+    nth = 1 - every
+    while alone(words, functools.partial(die_in, environment, folder, nth := nth + every)) is None:
         yield nth
 
 

@@ -131,7 +131,7 @@ def test_killed_at_any_change_of_a_file_it_ends_as_if_it_had_not_been(
         shutil.rmtree(out)
         moments += 1
     assert_same(out, whole)
-    assert moments > 20, "batches, guesses, tables, the summary and what is cleared away"
+    assert moments > 10, "batches, guesses, tables, the summary and what is cleared away"
 
 
 def test_killed_again_and_again_it_gets_there(
@@ -295,7 +295,7 @@ def test_killed_at_any_change_of_a_file_training_goes_on(
         shutil.rmtree(out)
         moments += 1
     assert about_exits(out) == about_exits(exits)
-    assert moments > 5
+    assert moments > 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gives up privileges as Linux has them")

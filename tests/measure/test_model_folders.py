@@ -600,7 +600,7 @@ def test_a_conversion_that_dies_leaves_nothing_that_is_taken_for_whole(
     complete, moments = snapshot(whole).keys(), 0
     shutil.rmtree(cache)
     words = measuring(gguf, prompts, tmp_path / "m")
-    for moment in deaths(words, cache, PPDMODEL_CACHE=str(cache.parent)):
+    for moment in deaths(words, cache, every=1, PPDMODEL_CACHE=str(cache.parent)):
         for folder in conversions(cache):
             assert snapshot(folder).keys() == complete, moment
         assert torch.equal(embedding(gguf), expected)
