@@ -60,6 +60,7 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m-trained.calibration.json --kind match-rate --out docs/images/match-rate-trained.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m-trained --kind compare --out docs/images/compare.svg
+	$(BIN)/ppdmodel plot data/smollm2-135m-trained --kind threshold --out docs/images/threshold.svg
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
 
 data-validation: $(STAMP) ## time, predict and run PPD again on this machine (half an hour); needs the exits of make data

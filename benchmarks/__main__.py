@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from . import decoding, demo, formulas, measuring, simulation, startup
+from . import deciding, decoding, demo, formulas, measuring, simulation, startup
 
 BENCHMARKS = {
     "startup": startup.main,
     "formulas": formulas.main,
     "simulation": simulation.main,
+    "deciding": deciding.main,
     "measuring": measuring.main,
     "decoding": decoding.main,
     "demo": demo.main,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .results import Floats
+    from .thresholds import ThresholdReport
 
 FORMATS = ("png", "svg", "pdf")
 DEFAULT_K = (1, 3, 5, 10)
@@ -303,6 +304,48 @@ def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
         ax.legend(loc="center", title="latency is")
         text = f"n = {result.n_tokens} tokens of {result.n_prompts} prompts"
         ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)
+        return _figure(ax)
+
+
+def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
+    """Latency against compute of the threshold rule and of the best fixed settings, by price."""
+    curves = (
+        ("five exits, a threshold each", "several_latency", "several_compute", "o-"),
+        ("one exit, a threshold", "latency", "compute", "s-"),
+        ("one exit, fixed k", "fixed_latency", "fixed_compute", "^-"),
+    )
+    with style():
+        ax = _axes(ax)
+        for number, (label, latency, compute, form) in enumerate(curves):
+            rows = sorted(report.prices, key=lambda row: row.price)
+            values = [getattr(row, latency) for row in rows]
+            ax.errorbar(
+                [getattr(row, compute).value for row in rows],
+                [v.value for v in values],
+                yerr=[[v.value - v.ci_low for v in values], [v.ci_high - v.value for v in values]],
+                fmt=form,
+                color=f"C{number}",
+                ms=4,
+                elinewidth=0.8,
+                label=label,
+            )
+        for row in report.prices:
+            ax.annotate(
+                f"price {row.price:g}",
+                (row.several_compute.value, row.several_latency.value),
+                xytext=(-5, -10),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7,
+            )
+        ax.set(
+            xlabel="compute per token, against plain decoding",
+            ylabel="latency per token, against plain decoding",
+            title=f"{report.title}: what is started at a price (held-out prompts)",
+        )
+        ax.legend()
+        text = f"n = {report.n_tokens} tokens of {report.n_prompts} prompts"
+        ax.text(0.01, 0.01, text, transform=ax.transAxes, va="bottom", fontsize=7)
         return _figure(ax)
 
 

@@ -383,6 +383,16 @@ class Calibration:
         ks = np.arange(1, self.k_max + 1) if self.ks is None else self.ks
         return np.isin(exit_layer, layers) & np.isin(k, ks)
 
+    def residuals(self) -> Floats:
+        """Measured match rates less those of the surface, [layers, k_max]; NaN: not counted."""
+        import numpy as np
+
+        from .fitting import curve_values
+
+        e, k = np.arange(1, self.layers + 1)[:, None], np.arange(1.0, self.k_max + 1)
+        found = self.p_correct - np.asarray(curve_values(self.curve, e / self.layers, k))
+        return np.where(self.has(e, k), found, np.nan)
+
     @property
     def k_max(self) -> int:
         """Largest k for which hits were counted."""

@@ -19,7 +19,7 @@ from .checks import real_number
 from .errors import InvalidInputError
 from .framing import Frame
 from .resample import METHOD, percentiles, prompt_weights
-from .results import Guesses, Interval, Measurement
+from .results import Guesses, Interval, Measurement, titled
 from .stopping import Candidates
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Reliability:
 class ThresholdReport(Frame):
     """The threshold rule on one measurement."""
 
+    title: str
     model: str
     layers: int
     n_tokens: int
@@ -139,6 +140,7 @@ def threshold_report(
     fits = {n: table.calibrated(fold != n) for n in range(FOLDS)}
     whole = table.calibrated(everyone)
     return ThresholdReport(
+        title=titled(str(measurement.provenance["model"]), measurement.provenance),
         model=str(measurement.provenance["model"]),
         layers=measurement.layers,
         n_tokens=measurement.n_tokens,

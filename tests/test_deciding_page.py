@@ -8,6 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from ppdmodel import (
+    Calibration,
+    Measurement,
+    load,
+    load_guesses,
+    optimize,
+    threshold_report,
+)
 from ppdmodel.cli import run
 from ppdmodel.shapes import shape
 
@@ -49,6 +57,27 @@ def test_every_command_prints_what_is_shown(
         assert run(command.split()[1:]) == 0
         printed = capsys.readouterr().out
         assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines(), command
+
+
+def test_what_is_said_of_several_exits() -> None:
+    """20% off for 20% more, beside 19% off for 91% more, on this page and in the README."""
+    name = ROOT / "data" / "smollm2-135m-trained"
+    measurement, calibration = load(name), load(f"{name}.calibration.json")
+    assert isinstance(measurement, Measurement)
+    assert isinstance(calibration, Calibration)
+    (row,) = threshold_report(measurement, load_guesses(name), prices=(8,)).prices
+    (choice,) = optimize(calibration, max_compute=2).choices
+    assert choice.setting is not None
+    pairs = (
+        (row.several_latency, row.several_compute),
+        (choice.setting.normalized_latency, choice.setting.normalized_compute),
+    )
+    saved, more = zip(*((1 - a.value, b.value - 1) for a, b in pairs), strict=True)
+    assert [round(100 * x) for x in (*saved, *more)] == [20, 19, 20, 91]
+    for page in (PAGE, (ROOT / "README.md").read_text("utf-8")):
+        words = " ".join(page.split())
+        assert "takes 20% off the latency for 20% more" in words
+        assert "the best fixed exit and k needs 91% more for 19%" in words
 
 
 def test_the_python_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

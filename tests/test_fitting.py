@@ -72,6 +72,17 @@ def test_rates_and_intervals_are_those_of_resampled_prompts(measurement: Measure
     assert again.curve == result.curve
 
 
+def test_residuals_are_measured_less_fitted(measurement: Measurement) -> None:
+    result = fit(measurement, k_max=4, resamples=5)
+    residuals = result.residuals()
+    assert residuals == pytest.approx(result.p_correct - surface_of(result.curve, 6, 4))
+    inner = residuals[:-1]
+    assert np.sqrt(np.mean(inner**2)) == pytest.approx(result.curve.rms_residual)
+    worst = np.unravel_index(np.abs(inner).argmax(), inner.shape)
+    assert result.curve.largest_residual_layer == worst[0] + 1
+    assert result.curve.largest_residual_k == worst[1] + 1
+
+
 def test_resampled_rates_by_hand() -> None:
     hits, tokens = np.array([[1], [4]]), np.array([2, 8])
     weights = np.array([[2, 0], [1, 1], [0, 2]])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ppdmodel import Calibration, Measurement, compare, fit, plots
+from ppdmodel import Calibration, Measurement, compare, fit, plots, threshold_report
 from ppdmodel.errors import InvalidInputError
 
 from .conftest import make_measurement
+from .test_thresholds import made_up
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,15 @@ def test_comparison_has_a_point_and_a_name_for_each_method() -> None:
     legend = ax.get_legend()
     assert legend is not None
     assert {text.get_text() for text in legend.get_texts()} == bases
+
+
+def test_thresholds_have_a_curve_per_policy_and_a_name_per_price() -> None:
+    report = threshold_report(*made_up(), prices=(1.0, 4.0))
+    (ax,) = plots.thresholds(report).axes
+    legend = ax.get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 3
+    assert {"price 1", "price 4"} <= {text.get_text() for text in ax.texts}
 
 
 def test_draws_on_given_axes(calibration: Calibration) -> None:

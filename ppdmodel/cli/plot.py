@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from ..results import Calibration, Comparison, Measurement
 from .options import Depth, Json, K, depth_value, print_json, whole
+
+if TYPE_CHECKING:
+    from ..thresholds import ThresholdReport
 
 
 class Kind(StrEnum):
@@ -21,6 +24,7 @@ class Kind(StrEnum):
     THEORY = "theory"
     PREDICTED = "predicted"
     COMPARE = "compare"
+    THRESHOLD = "threshold"
 
 
 def plot_command(
@@ -45,7 +49,8 @@ def plot_command(
     """Draw a figure: match-rate and trade-off of a RESULT, or the theory's trade-off curves.
 
     predicted, of one validation or more with commas, draws predicted against measured latency;
-    compare, of a measurement or a calibration, the best of each method at twice the compute.
+    compare, of a measurement or a calibration, the best of each method at twice the compute;
+    threshold, of a measurement, the threshold rule beside fixed settings.
 
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
@@ -68,6 +73,11 @@ def plot_command(
         from .. import plots
 
         figure = plots.comparison(compared)
+    elif kind is Kind.THRESHOLD:
+        report = _thresholds(result)
+        from .. import plots
+
+        figure = plots.thresholds(report)
     else:
         calibration = _calibration(result)
         from .. import plots
@@ -112,6 +122,19 @@ def _comparison(path: Path | None) -> Comparison:
 
     has_guesses = (path / GUESSES_FILE).is_file()
     return compare(load_rates(path), guesses=load_guesses(path) if has_guesses else None)
+
+
+def _thresholds(path: Path | None) -> ThresholdReport:
+    """The threshold rule on a measurement folder."""
+    from ..io import load_guesses, load_rates
+    from ..thresholds import threshold_report
+
+    source = None if path is None else load_rates(path)
+    if path is None or not isinstance(source, Measurement):
+        raise InvalidInputError(
+            f"this figure must have a measurement folder; got {path or 'none'}; give one"
+        )
+    return threshold_report(source, load_guesses(path))
 
 
 def _calibration(path: Path | None) -> Calibration:

@@ -149,7 +149,7 @@ def sentence(report: ReplayReport) -> str:
 
 def render_prices(report: ThresholdReport) -> None:
     """Print the threshold rule beside the best fixed setting at each price."""
-    typer.echo(f"{report.model}: {report.layers} layers, the threshold rule at a price")
+    typer.echo(f"{report.title}: {report.layers} layers, the threshold rule at a price")
     typer.echo(f"({report.n_tokens} tokens, {report.n_prompts} prompts)\n")
     line = "{:>5} {:>5} {:>5} {:>13} {:>8} {:>13} {:>22}"
     heads = ("price", "q >=", "exit", "time, compute", "fixed", "time, compute", "gain")
@@ -170,7 +170,7 @@ def render_prices(report: ThresholdReport) -> None:
             )
         )
     exits = ", ".join(map(str, report.prices[0].several_exits))
-    typer.echo(f"\nOver exits {exits}, each guess started at the first exit that lets it:")
+    typer.echo(f"\nOver exits {exits}, a guess starts at the first that lets it:")
     line = "{:>5} {:>13} {:>22}  {}"
     typer.echo(line.format("price", "time, compute", "gain over one exit", "q >="))
     for row in report.prices:
