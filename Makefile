@@ -8,7 +8,7 @@ ALONE := tests/measure/test_pipeline.py tests/measure/test_validate.py
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types ci bench data data-validation data-gemma figures clean
+.PHONY: help setup demo test lint types ci bench data data-validation data-gemma notebooks figures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ setup: $(STAMP) ## make .venv with everything
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python must be 3.11 or newer; got " + sys.version.split()[0] + "; run: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[measure,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[measure,notebooks,dev]'
 	@touch $@
 
 demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
@@ -42,7 +42,10 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
 
-ci: lint types test ## the gate: lint, types, tests
+notebooks: $(STAMP) ## run the notebooks from top to bottom
+	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=60 notebooks
+
+ci: lint types test notebooks ## the gate: lint, types, tests, notebooks
 
 bench: $(STAMP) ## time and memory of the main job, start-up, and the closed forms
 	$(BIN)/python -m benchmarks
