@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 LAYERS, TIMES, IDEAL_TIMES = "layers", "measured times", "ideal times"
 #: as many repetitions of a timing as it might have been are drawn
 TIMING_DRAWS = 20
+#: numbers that are worked out at a time
+BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,16 @@ class Grid:
         """Pick each setting's match rate from a table [..., layers, k_max]."""
         return table[..., self.exit_layer - 1, self.k - 1]
 
-    def depths(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Each depth and where it is: the formulas are fastest at one depth at a time."""
+    def blocks(self, draws: int) -> Iterator[tuple[int, Ints]]:
+        """Each depth and where it is, some settings at a time.
+
+        The formulas are fastest at one depth, on arrays that stay in cache.
+        """
+        size = max(BLOCK // max(draws, 1), 1)
         for depth in np.unique(self.depth):
-            yield int(depth), self.depth == depth
+            places = np.flatnonzero(self.depth == depth)
+            for start in range(0, len(places), size):
+                yield int(depth), places[start : start + size]
 
     def peak_units(self) -> Ints:
         """Most processes at once, of each setting."""
@@ -105,8 +114,8 @@ class LayerCosts:
     def latency(self, grid: Grid, p_correct: Floats) -> Floats:
         """Normalized latency of each setting, for match rates [..., settings]."""
         result = np.empty_like(p_correct)
-        for depth, at in grid.depths():
-            p, e = p_correct[..., at], grid.exit_layer[at]
+        for depth, at in grid.blocks(math.prod(p_correct.shape[:-1])):
+            p, e = p_correct[..., at], grid.exit_layer[at].astype(p_correct.dtype)
             result[..., at] = formulas.normalized_latency(p, grid.layers, e, depth)
         return result
 
@@ -115,8 +124,9 @@ class LayerCosts:
     def compute(self, grid: Grid, p_correct: Floats) -> Floats:
         """Normalized compute of each setting, for match rates [..., settings]."""
         result = np.empty_like(p_correct)
-        for depth, at in grid.depths():
-            p, e, k = p_correct[..., at], grid.exit_layer[at], grid.k[at]
+        for depth, at in grid.blocks(math.prod(p_correct.shape[:-1])):
+            p = p_correct[..., at]
+            e, k = (x[at].astype(p.dtype) for x in (grid.exit_layer, grid.k))
             result[..., at] = formulas.normalized_compute(p, grid.layers, e, k, depth)
         return result
 

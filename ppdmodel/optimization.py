@@ -142,7 +142,8 @@ class Judged:
         self.latency = costs.latency(grid, self.p_correct)
         self.compute = costs.compute(grid, self.p_correct)
         self.weights = prompt_weights(len(tokens), calibration.resamples, calibration.seed)
-        self.p_draws = grid.rates(resampled_rates(hits, tokens, self.weights))
+        drawn = resampled_rates(hits, tokens, self.weights)
+        self.p_draws = grid.rates(drawn.astype(np.float32))  # half the memory, and faster
         self.latency_draws = costs.drawn_latency(grid, self.p_draws)
         self.compute_draws = costs.compute(grid, self.p_draws)
 

@@ -160,8 +160,18 @@ class Simulation:
         return float(self.work_done[-1] / self.tokens)
 
 
+@dataclass(frozen=True)
+class Generation:
+    """One replayed text: its tokens, and its latency and compute per token."""
+
+    tokens: int
+    latency_per_token: float
+    compute_per_token: float
+    peak_units: int
+
+
 @dataclass(frozen=True, eq=False)
-class Replay:
+class Replay(Frame):
     """Recorded matches run through a policy's schedule, one simulation per generation."""
 
     policy: Policy
@@ -182,6 +192,12 @@ class Replay:
     def compute_per_token(self) -> float:
         """Layer executions of all generations over their tokens."""
         return sum(float(run.work_done[-1]) for run in self.generations) / self.n_tokens
+
+    def _rows(self) -> Sequence[Generation]:
+        return [
+            Generation(run.tokens, run.latency_per_token, run.compute_per_token, run.peak_units)
+            for run in self.generations
+        ]
 
     @property
     def match_rate(self) -> float | None:
@@ -350,7 +366,16 @@ class MatchCurve:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Rate:
+    """A measured match rate."""
+
+    exit_layer: int
+    k: int
+    p_correct: Interval
+
+
+@dataclass(frozen=True)
+class Calibration(Frame):
     """What the later commands need of a measurement: match rates with intervals, and their fit.
 
     `hits` has shape [prompts, layers, k_max] and counts the tokens of a prompt whose true token
@@ -382,6 +407,20 @@ class Calibration:
         layers = np.arange(1, self.layers + 1) if self.exit_layers is None else self.exit_layers
         ks = np.arange(1, self.k_max + 1) if self.ks is None else self.ks
         return np.isin(exit_layer, layers) & np.isin(k, ks)
+
+    def _rows(self) -> Sequence[Rate]:
+        import numpy as np
+
+        from .resample import METHOD
+
+        n = (int(self.tokens.sum()), len(self.tokens), METHOD)
+        p, low, high = (np.asarray(x).tolist() for x in (self.p_correct, self.ci_low, self.ci_high))
+        return [
+            Rate(e, k, Interval(p[e - 1][k - 1], low[e - 1][k - 1], high[e - 1][k - 1], *n))
+            for e in range(1, self.layers + 1)
+            for k in range(1, self.k_max + 1)
+            if self.has(e, k)
+        ]
 
     def residuals(self) -> Floats:
         """Measured match rates less those of the surface, [layers, k_max]; NaN: not counted."""

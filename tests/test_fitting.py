@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -114,3 +115,15 @@ def test_a_title_says_what_sets_a_calibration_apart(measurement: Measurement) ->
     assert (calibration.p_correct[:, 1] == 1).all()
     with pytest.raises(InvalidInputError, match="coupled guesses need sampled text"):
         measurement.coupled()
+
+
+def test_a_calibration_is_a_table_of_rates(measurement: Measurement) -> None:
+    result = fit(measurement, k_max=3, resamples=20)
+    frame = result.to_frame()
+    assert list(frame.columns) == [
+        "exit_layer", "k", "p_correct", "p_correct_low", "p_correct_high"
+    ]  # fmt: skip
+    assert len(frame) == 6 * 3
+    row = frame[(frame.exit_layer == 4) & (frame.k == 2)].iloc[0]
+    assert row.p_correct == result.p_correct[3, 1]
+    assert json.loads(result.to_json())["layers"] == 6

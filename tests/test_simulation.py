@@ -406,3 +406,11 @@ def test_bad_traces_are_named(measurement: Measurement) -> None:
         with pytest.raises(InvalidInputError) as caught:
             call()
         assert str(caught.value) == message
+
+
+def test_a_replay_is_a_table_of_texts(measurement: Measurement) -> None:
+    result = replay(measurement, Policy(4, k=2))
+    frame = result.to_frame()
+    assert len(frame) == len(result.generations)
+    mean = (frame.tokens * frame.latency_per_token).sum() / frame.tokens.sum()
+    assert mean == pytest.approx(result.latency_per_token)
