@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .formulas.contract import check
 from .optimization import FOLDS, Rule
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Calibration, Comparison, Interval, Measurement, Method, titled
-from .tallies import Family, gated, self_speculation, two_exits
+from .tallies import Family, gated, self_speculation, two_exits, with_messages
 
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Timing
@@ -27,6 +28,8 @@ K_MAX, RESAMPLES = 32, 1000
 
 #: drafted tokens per round of speculative decoding that are tried
 MOST_DRAFTED = 16
+#: units over which one process of a hybrid is split, at most
+MOST_SPLIT = 8
 MEASURED, FITTED, IDEAL = "measured", "fitted", "ideal"
 GIVEN = "given, not measured"
 
@@ -41,6 +44,7 @@ def compare(
     acceptance_rate: float | None = None,
     draft_time: float = 0.1,
     efficiency: float = 1.0,
+    link_time: float = 0.0,
 ) -> Comparison:
     """Put the best of each method within one compute budget on one table.
 
@@ -59,7 +63,10 @@ def compare(
         max_units: most processes held at once; None for any number.
         acceptance_rate: alpha of speculative decoding with a draft model; None leaves it out.
         draft_time: c, a step of that draft over one of the model, in time and in operations.
-        efficiency: eta of splitting every layer over several units: the speed-up over their number.
+        efficiency: eta of splitting every layer over several units: the speed-up over their number,
+            without the link.
+        link_time: a small message between units, in layer times: a match of PPD waits for one,
+            split layers for two all-reduces a layer by recursive doubling.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or the timing of another model.
@@ -72,13 +79,14 @@ def compare(
         positive_integer("max_units", max_units)
     if not 0 < real_number("efficiency", efficiency, 0, "give a share") <= 1:
         raise InvalidInputError(f"efficiency must lie in (0, 1]; got {efficiency}; 1 is perfect")
+    link = float(real_number("link_time", link_time, 0, "give it in layer times"))
     counts = _Counts.of(source, timing)
     judge = _Judge(counts, Rule(max_compute=float(max_compute)), max_units)
     methods = [_given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
-    found = [judge.best(_ppd(counts, LayerCosts()), MEASURED)]
+    found = [judge.best(_ppd(counts, LayerCosts(), link_time=link), MEASURED)]
     left_out: list[str] = []
     if isinstance(source, Measurement):
-        found += [judge.best(family, MEASURED) for family in _recorded(source, guesses)]
+        found += [judge.best(family, MEASURED) for family in _recorded(source, guesses, link)]
     else:
         left_out.append(
             "gated and two-exit PPD and self-speculation: they need the recorded tokens; give the "
@@ -87,7 +95,8 @@ def compare(
     methods += [method for method in found if method is not None]
     if acceptance_rate is not None:
         methods += _speculative(counts.layers, acceptance_rate, draft_time, max_compute)
-    methods += _split(counts.layers, methods, efficiency, max_units)
+    ppd = next((m for m in methods if m.name == "PPD" and m.units > 1), None)
+    methods += _split(counts, judge.rule, ppd, _Link(efficiency, link), max_units)
     if counts.timing is not None:
         costs = TimedCosts(counts.timing, counts.seed)
         methods += _timed(judge, counts, costs)
@@ -106,10 +115,10 @@ def compare(
     )
 
 
-def _recorded(source: Measurement, guesses: Guesses | None) -> list[Family]:
-    families = [gated(source), self_speculation(source)]
+def _recorded(source: Measurement, guesses: Guesses | None, link: float) -> list[Family]:
+    families = [gated(source, link), self_speculation(source)]
     if source.layers >= 4:
-        families.insert(1, two_exits(source, guesses))
+        families.insert(1, two_exits(source, guesses, link))
     return families
 
 
@@ -150,7 +159,9 @@ class _Counts:
         )
 
 
-def _ppd(counts: _Counts, costs: Costs, name: str = "PPD", note: str = "") -> Family:
+def _ppd(
+    counts: _Counts, costs: Costs, name: str = "PPD", note: str = "", link_time: float = 0.0
+) -> Family:
     """PPD at one exit and depth 1, every setting."""
     grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
     hits = counts.hits[:, grid.exit_layer - 1, grid.k - 1]
@@ -161,7 +172,10 @@ def _ppd(counts: _Counts, costs: Costs, name: str = "PPD", note: str = "") -> Fa
         some, latency = grid.only(at), costs.latency
         if len(weights) > 1:
             latency = costs.drawn_latency
-        return latency(some, p), costs.compute(some, p)
+        found = latency(some, p)
+        if link_time:
+            found = with_messages(found, p, link_time, counts.layers)
+        return found, costs.compute(some, p)
 
     return Family(
         name,
@@ -282,37 +296,69 @@ def _speculative(
     ]
 
 
+@dataclass(frozen=True)
+class _Link:
+    """What splitting layers over units reaches."""
+
+    efficiency: float
+    link_time: float
+
+    def latency(self, layers: int, units: int) -> float:
+        """Over plain decoding's: two all-reduces a layer, ceil(log2 N) messages each."""
+        messages = math.ceil(math.log2(units))
+        time = formulas.tensor_parallel_linked_latency(
+            layers, units, 1, messages * self.link_time, 0, self.efficiency
+        )
+        return float(time) / layers
+
+    @property
+    def words(self) -> str:
+        """Its numbers."""
+        link = f", link {self.link_time:g}" if self.link_time else ""
+        return f"efficiency {self.efficiency:g}{link}"
+
+
 def _split(
-    layers: int, so_far: Sequence[Method], efficiency: float, max_units: int | None
+    counts: _Counts, rule: Rule, ppd: Method | None, link: _Link, max_units: int | None
 ) -> list[Method]:
     """Every layer split over the units that PPD holds, and PPD of processes that are split."""
-    ppd = next((m for m in so_far if m.name == "PPD" and m.units > 1), None)
     units = ppd.units if ppd is not None else min(max_units or 2, 2)
     if units < 2:
         return []
-    label = f"efficiency {efficiency:g}"
-    latency = float(formulas.tensor_parallel_latency(layers, units, efficiency)) / layers
+    latency = link.latency(counts.layers, units)
     found = [
         _given(
-            "split layers", f"{units} units, {label}", latency, 1.0, units, IDEAL,
-            "tensor parallel; two all-reduces a layer are in the efficiency",
+            "split layers", f"{units} units, {link.words}", latency, 1.0, units, IDEAL,
+            "tensor parallel",
         )
     ]  # fmt: skip
-    if ppd is not None and (max_units is None or 2 * ppd.units <= max_units):
-        factor = float(formulas.tensor_parallel_latency(1, 2, efficiency))
+    return found + _hybrid(counts, rule, link, max_units)
+
+
+def _hybrid(counts: _Counts, rule: Rule, link: _Link, max_units: int | None) -> list[Method]:
+    """PPD whose processes are each split over n units, with the best n within the units."""
+    each = range(2, min(max_units // 2, MOST_SPLIT) + 1) if max_units else (2,)
+    found = []
+    for n in each:
+        ppd = _Judge(counts, rule, max_units and max_units // n).best(
+            _ppd(counts, LayerCosts(), link_time=link.link_time), MEASURED
+        )
+        if ppd is None or ppd.units == 1:
+            continue
+        factor = link.latency(counts.layers, n)
         found.append(
             Method(
                 "PPD, split layers",
-                f"{ppd.setting}, 2 units each, {label}",
+                f"{ppd.setting}, {n} units each, {link.words}",
                 ppd.latency.scaled(factor),
                 ppd.held_out and ppd.held_out.scaled(factor),
                 ppd.compute,
-                2 * ppd.units,
+                n * ppd.units,
                 IDEAL,
-                "each process tensor parallel over two units",
+                f"each process tensor parallel over {n} units",
             )
         )
-    return found
+    return sorted(found, key=lambda method: method.latency.value)[:1]
 
 
 def _timed(judge: _Judge, counts: _Counts, costs: TimedCosts) -> list[Method]:

@@ -103,7 +103,13 @@ def self_speculation(measurement: Measurement) -> Family:
     )
 
 
-def gated(measurement: Measurement) -> Family:
+def with_messages(latency: Floats, match_rate: Floats, link_time: float, layers: int) -> Floats:
+    """A normalized latency whose matches wait for one message each; at most plain decoding's."""
+    waited: Floats = np.minimum(latency + match_rate * link_time / layers, 1.0)
+    return waited
+
+
+def gated(measurement: Measurement, link_time: float = 0.0) -> Family:
     """PPD with one exit, only where the exit's top probability passes a gate."""
     layers, tokens = measurement.layers, measurement.tokens_by_prompt()
     ks, gates = np.array(GATED_K), np.array(GATES)
@@ -120,9 +126,10 @@ def gated(measurement: Measurement) -> Family:
         n = (weights @ tokens)[:, None]
         open_ = weights @ passed[:, e[at], g[at]]
         p = (weights @ right[:, at]) / np.maximum(open_, 1)
-        latency = formulas.gated_latency(p, layers, exit_layer[at], open_ / n)
-        compute = formulas.gated_compute(p, layers, exit_layer[at], open_ / n, k[at])
-        return latency / layers, compute / layers
+        share = open_ / n
+        latency = formulas.gated_latency(p, layers, exit_layer[at], share) / layers
+        compute = formulas.gated_compute(p, layers, exit_layer[at], share, k[at])
+        return with_messages(latency, p * share, link_time, layers), compute / layers
 
     return Family(
         "PPD, gated",
@@ -133,7 +140,7 @@ def gated(measurement: Measurement) -> Family:
     )
 
 
-def two_exits(measurement: Measurement, guesses: Guesses | None) -> Family:
+def two_exits(measurement: Measurement, guesses: Guesses | None, link_time: float = 0.0) -> Family:
     """PPD with two exits in the second half: the later one starts what it guesses anew."""
     layers, tokens = measurement.layers, measurement.tokens_by_prompt()
     first = -(-layers // 2)
@@ -154,7 +161,8 @@ def two_exits(measurement: Measurement, guesses: Guesses | None) -> Family:
         exits = [e_1[at], e_2[at]]
         latency = formulas.multi_exit_latency(rates, layers, exits)
         compute = formulas.multi_exit_compute(rates, layers, exits, started)
-        return np.asarray(latency) / layers, np.asarray(compute) / layers
+        waited = with_messages(np.asarray(latency) / layers, sum(rates), link_time, layers)
+        return waited, np.asarray(compute) / layers
 
     return Family(
         "PPD, two exits",

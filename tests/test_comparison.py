@@ -190,6 +190,36 @@ def test_units_limit_every_method(measurement: Measurement) -> None:
     assert [m.name for m in alone.methods] == ["plain decoding", "self-speculation"]
 
 
+def test_a_hybrid_takes_the_best_split_of_its_units(measurement: Measurement) -> None:
+    result = compare(measurement, max_compute=9, max_units=12, efficiency=0.9)
+    best = named(result, "PPD, split layers")
+    by_hand = []
+    for n in range(2, 7):
+        inner = compare(measurement, max_compute=9, max_units=12 // n)
+        by_hand.append(named(inner, "PPD").latency.value / (n * 0.9))
+    assert best.latency.value == pytest.approx(min(by_hand))
+    assert best.units <= 12
+
+
+def test_a_link_delays_matches_by_one_message_and_split_layers_by_two_a_layer(
+    measurement: Measurement,
+) -> None:
+    near, far = (compare(measurement, max_units=2, link_time=x) for x in (0.0, 0.25))
+    split = named(far, "split layers").latency.value - named(near, "split layers").latency.value
+    assert split == pytest.approx((2 * 8 + 1) * 0.25 / 8)
+    d = measurement.layers
+    p = (measurement.rank <= 1).mean(axis=0)
+    linked = [float(ppd.ppd_linked_latency(p[e - 1], d, e, 0.25, 1.0)) / d for e in range(4, 8)]
+    mine = named(far, "PPD")
+    e = int(mine.setting.split(",")[0].removeprefix("exit "))
+    if e >= 4:
+        assert mine.latency.value == pytest.approx(linked[e - 4])
+    assert mine.latency.value <= min(linked) + 1e-12
+    for name in ("PPD, gated", "PPD, two exits"):
+        a, b = (compare(measurement, max_units=4, link_time=x) for x in (0.0, 0.25))
+        assert named(b, name).latency.value > named(a, name).latency.value
+
+
 def test_held_out_shows_selection_bias(measurement: Measurement) -> None:
     """Where no setting is truly better, the chosen one does worse on other prompts."""
     seen, held_out = [], []
@@ -244,6 +274,7 @@ def test_answers_travel(measurement: Measurement) -> None:
     [
         ({"max_compute": 0.9}, "max_compute must be at least 1"),
         ({"max_units": 0}, "max_units must be a positive integer"),
+        ({"link_time": -1.0}, "link_time"),
         ({"efficiency": 1.5}, r"efficiency must lie in \(0, 1\]"),
         ({"acceptance_rate": 1.5}, "acceptance_rate must lie in"),
     ],

@@ -39,6 +39,12 @@ def compare_command(
         float,
         typer.Option("--efficiency", metavar="N", help="Of splitting layers over units; 1: ideal."),
     ] = 1.0,
+    link_time: Annotated[
+        float,
+        typer.Option(
+            "--link-time", metavar="L", help="A small message between units, in layer times."
+        ),
+    ] = 0.0,
     timing: Annotated[
         Path | None,
         typer.Option("--timing", metavar="FILE", help="Times of the same model: adds seconds."),
@@ -72,6 +78,7 @@ def compare_command(
         acceptance_rate=acceptance_rate,
         draft_time=draft_time,
         efficiency=efficiency,
+        link_time=link_time,
     )
     if as_json:
         typer.echo(result.to_json())
