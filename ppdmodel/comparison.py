@@ -134,6 +134,8 @@ class _Counts:
     seed: int
     provenance: Mapping[str, Any]
     timing: Timing | None
+    exit_layers: tuple[int, ...] | None = None
+    ks: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, source: Measurement | Calibration, timing: Timing | None) -> _Counts:
@@ -164,6 +166,10 @@ def _ppd(
 ) -> Family:
     """PPD at one exit and depth 1, every setting."""
     grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
+    if counts.exit_layers is not None:
+        grid = grid.only(np.isin(grid.exit_layer, counts.exit_layers))
+    if counts.ks is not None:
+        grid = grid.only(np.isin(grid.k, counts.ks))
     hits = counts.hits[:, grid.exit_layer - 1, grid.k - 1]
     tokens = counts.tokens
 
@@ -255,9 +261,10 @@ class _Judge:
             best = self._chosen(family, places, self.everyone * (1 - outside))
             for i, weights in enumerate((self.everyone * outside, self.weights * outside)):
                 n = weights @ self.tokens
-                ratio, some = np.ones(len(weights)), n > 0
-                if best is not None and some.any():
-                    ratio[some] = family.evaluate(weights[some], best)[0][:, 0]
+                safe = np.where((n > 0)[:, None], weights, outside)  # a fold that was not drawn
+                ratio: Floats = np.ones(len(weights))
+                if best is not None:
+                    ratio = family.evaluate(safe, best)[0][:, 0]
                 sums[i], counts[i] = sums[i] + n * ratio, counts[i] + n
         value, draws = (s / n for s, n in zip(sums, counts, strict=True))
         return self.interval(float(value[0]), draws)
@@ -369,7 +376,7 @@ def _timed(judge: _Judge, counts: _Counts, costs: TimedCosts) -> list[Method]:
     split = Interval(measured.value, measured.ci_low, measured.ci_high, 0, 0, about)
     split = split.scaled(1 / costs.plain_s)
     one = Interval(1.0, 1.0, 1.0, 0, 0, GIVEN)
-    units = costs.timing.units
+    units = costs.n_units
     found = []
     ppd = judge.best(_ppd(counts, costs, "PPD, timed", note), FITTED)
     if ppd is not None:

@@ -156,9 +156,14 @@ class TimedCosts:
         ks = tuple(k for k in sorted(self.timing.by_k) if k <= k_max)
         return Grid.of(layers, ks)
 
+    @property
+    def n_units(self) -> int:
+        """Devices: one runs the main process, one the batch; more where each is split."""
+        return 2 * int(self.timing.provenance.get("units_per_process", 1))
+
     def units(self, grid: Grid) -> Ints:
-        """Two devices: one runs the main process, one the batch."""
-        return np.full(grid.size, 2)
+        """The same two for every setting, or as many as both are split over."""
+        return np.full(grid.size, self.n_units)
 
     def latency(self, grid: Grid, p_correct: Floats) -> Floats:
         """PPD's time per token over plain decoding's, for match rates [..., settings]."""

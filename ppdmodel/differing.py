@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import norm, t
 
 from .checks import positive_integer
 from .errors import InvalidInputError
@@ -18,15 +20,16 @@ if TYPE_CHECKING:
     from .results import Floats
 
 DEFAULT_DEPTHS, DEFAULT_K = (0.25, 0.5, 0.75, 0.9), (1, 5)
-RESAMPLES = 2000
+RESAMPLES, SHUFFLES = 2000, 999
 
 
 @dataclass(frozen=True)
 class Difference:
     """One group's match rate less the first group's, at one relative depth and k.
 
-    `difference` has a pointwise 95% interval; `differs` says that it is outside an interval that
-    holds for all depths, k and groups of the table at once.
+    `difference` has a pointwise 95% interval, too short for groups of a few prompts. `differs`
+    holds for all depths, k and groups of the table at once: of categories by shuffling them among
+    the prompts, else by the bootstrap's largest deviation, widened for the number of prompts.
     """
 
     name: str
@@ -107,7 +110,7 @@ def differences(
             f"a comparison needs two groups; got {len(groups)}; give more measurements, or "
             "compare categories"
         )
-    return _compared(groups, relative_depths, ks, seed)
+    return _compared(groups, relative_depths, ks, seed, shuffled=by_category)
 
 
 def _categories(
@@ -142,7 +145,12 @@ def _group(
 
 
 def _compared(
-    groups: Sequence[_Group], depths: Sequence[float], ks: Sequence[int], seed: int
+    groups: Sequence[_Group],
+    depths: Sequence[float],
+    ks: Sequence[int],
+    seed: int,
+    *,
+    shuffled: bool,
 ) -> Differences:
     first, others = groups[0], groups[1:]
     base, drawn = _rates(first, first.prompt_ids, np.random.default_rng([seed, 0]))
@@ -154,11 +162,20 @@ def _compared(
         paired.append(same)
         values.append(mine - base)
         draws.append(my_draws - drawn)
-    limit = _simultaneous(np.array(values), np.array(draws))
+    deviations = np.array(
+        [
+            _deviation(group.hits, group.tokens) if shuffled else draw.std(axis=0)
+            for group, draw in zip(others, draws, strict=True)
+        ]
+    )
+    if shuffled:
+        limit = _of_shuffled(first, others, np.random.default_rng([seed, 1]))
+    else:
+        fewest = min(len(group.prompt_ids) for group in groups)
+        limit = _simultaneous(np.array(values), np.array(draws)) * _widening(fewest)
     rows = []
-    for group, value, draw in zip(others, values, draws, strict=True):
+    for group, value, draw, spread in zip(others, values, draws, deviations, strict=True):
         low, high = percentiles(draw)
-        spread = draw.std(axis=0)
         for i, depth in enumerate(depths):
             for j, k in enumerate(ks):
                 n = (int(group.tokens.sum()), len(group.prompt_ids))
@@ -199,4 +216,39 @@ def _simultaneous(values: Floats, draws: Floats) -> float:
     spread = draws.std(axis=1, keepdims=True)
     safe = np.where(spread > 0, spread, np.inf)
     largest = np.abs((draws - values[:, None]) / safe).max(axis=(0, 2, 3))
+    return float(np.quantile(largest, LEVEL))
+
+
+def _widening(prompts: int) -> float:
+    """For few prompts: their deviation is underestimated, and its estimate varies."""
+    quantile = 0.5 + LEVEL / 2
+    return float(
+        t.ppf(quantile, prompts - 1) / norm.ppf(quantile) * (prompts / (prompts - 1)) ** 0.5
+    )
+
+
+def _deviation(hits: Floats, tokens: Floats) -> Floats:
+    """Standard error of a ratio of sums over prompts, [depths, ks]; tiny at least."""
+    n, rate = len(tokens), hits.sum(0) / tokens.sum()
+    squares = ((hits - rate * tokens[:, None, None]) ** 2).sum(0)
+    found: Floats = np.sqrt(squares * n / (n - 1)) / tokens.sum()
+    return np.maximum(found, 1e-12)
+
+
+def _of_shuffled(first: _Group, others: Sequence[_Group], rng: np.random.Generator) -> float:
+    """The deviations that the largest difference hardly ever exceeds when categories mean nothing.
+
+    Were all prompts alike, any assignment of them to the categories would be as likely.
+    """
+    sizes = np.cumsum([0, *(len(group.prompt_ids) for group in others)])
+    base = first.hits.sum(0) / first.tokens.sum()
+    largest = []
+    for _ in range(SHUFFLES):
+        order = rng.permutation(len(first.prompt_ids))
+        found = 0.0
+        for start, end in pairwise(sizes):
+            hits, tokens = first.hits[order[start:end]], first.tokens[order[start:end]]
+            off = np.abs(hits.sum(0) / tokens.sum() - base) / _deviation(hits, tokens)
+            found = max(found, float(off.max()))
+        largest.append(found)
     return float(np.quantile(largest, LEVEL))

@@ -93,7 +93,7 @@ def _score(cells: Cells, hits: Floats, tokens: float, start: Floats) -> tuple[Fl
         if not free.any():
             return theta, True
         part = information[np.ix_(free, free)]
-        ridge = 1e-9 * np.trace(part) / len(part)
+        ridge = 1e-9 * np.trace(part) / len(part) + np.finfo(float).eps
         step = np.zeros_like(theta)
         step[free] = np.linalg.solve(part + ridge * np.eye(len(part)), gradient[free])
         gain = float(gradient @ step)

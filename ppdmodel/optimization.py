@@ -181,9 +181,9 @@ def _choice(judged: Judged, rule: Rule) -> Choice:
     share = None if drawn is None else float(np.mean(drawn == best))
     if best < 0:
         return Choice(rule.max_compute, rule.price, None, None, share, None)
-    others = judged.latency.copy()
-    others[best] = np.inf
-    second = int(rule.best(others, judged.compute))
+    others, theirs = judged.latency.copy(), judged.compute.copy()
+    others[best] = theirs[best] = np.inf
+    second = int(rule.best(others, theirs))
     grid = judged.grid
     return Choice(
         max_compute=rule.max_compute,

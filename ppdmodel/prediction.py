@@ -81,7 +81,15 @@ def predicted_latency_s(
     times = schedule_times(timing, exit_layer, k)
     for name, factor in (corrections or {}).items():
         times[name] *= factor
-    return calibrated_early_latency(p_correct, timing.layers, exit_layer, **times)
+    unfinished = None if _never_varies(timing) else 0.5
+    return calibrated_early_latency(
+        p_correct, timing.layers, exit_layer, **times, unfinished=unfinished
+    )
+
+
+def _never_varies(timing: Timing) -> bool:
+    """Whether layers always take the same time, as ideal ones do: see `calibrated_latency`."""
+    return bool(timing.provenance.get("basis") == "ideal")
 
 
 def predicted_plain_latency_s(timing: Timing) -> float:
@@ -106,4 +114,11 @@ def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -
     times = schedule_times(timing, exit_layer, k)
     for name in ("layer_time", "token_time", "promotion_delay"):
         del times[name]
-    return calibrated_compute(p_correct, timing.layers, exit_layer, k, **times)
+    unfinished = 0.5
+    if _never_varies(timing):
+        rest = (timing.layers - exit_layer) * times["busy_layer_time"] + times["head_time"]
+        left = max(rest - times["start_delay"] - times["exit_time"], 0.0)
+        unfinished = (-left / times["batch_layer_time"]) % 1
+    return calibrated_compute(
+        p_correct, timing.layers, exit_layer, k, **times, unfinished=unfinished
+    )

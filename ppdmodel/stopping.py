@@ -1,8 +1,7 @@
 """The threshold rule over several exits: start a guess now, or wait for a better look at it.
 
 What starting is worth adds up over the candidates of a token, so each is a stopping problem of its
-own. It is solved backwards on recorded tokens: what waiting brought there, averaged over candidates
-of about the same probability, is what waiting is worth.
+own. It is solved backwards on recorded tokens, for a threshold at each exit.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 #: exits of the policy, evenly over the second half of the layers
 EXITS = 5
-#: candidates of about equal probability, in groups of equally many
-GROUPS = 25
 
 
 class Candidates:
@@ -59,20 +56,24 @@ class Candidates:
         return found
 
     def thresholds(self, price: float, q: Floats, prompts: np.ndarray) -> tuple[float, ...]:
-        """From which probability to start at each exit, solved on some prompts."""
+        """From which probability to start at each exit, solved on some prompts.
+
+        Backwards from the last exit: of all thresholds the one that would have brought most on
+        those prompts, each candidate below it waiting for what the later exits' thresholds bring.
+        """
         inside = prompts[self.owner[self.row]]
         q, true = q[inside], self.true[inside]
         waited = np.zeros(len(q))
         found = []
         for j in reversed(range(len(self.exits))):
             length = self.layers - self.exits[j]
-            seen = q[:, j] > 0  # NaN is not
-            worth = length * ((price + 1) * q[seen, j] - 1)
-            least = _crossing(
-                q[seen, j], worth - np.maximum(_smoothed(q[seen, j], waited[seen]), 0)
-            )
+            seen = np.flatnonzero(q[:, j] > 0)  # NaN is not
+            order = seen[np.argsort(-q[seen, j], kind="stable")]
+            worth = length * ((price + 1) * true[order] - 1)
+            gained = np.concatenate([[0.0], np.cumsum(worth - waited[order])])
+            least = _least(q[order, j], gained)
             found.append(least)
-            starts = np.flatnonzero(seen)[q[seen, j] >= least]
+            starts = order[q[order, j] >= least]
             waited[starts] = length * ((price + 1) * true[starts] - 1)
         return tuple(reversed(found))
 
@@ -89,19 +90,12 @@ class Candidates:
         return found[0], found[1]
 
 
-def _smoothed(q: Floats, values: Floats) -> Floats:
-    """The mean of values over candidates of about the same probability."""
-    order = np.argsort(q, kind="stable")
-    result = np.empty(len(q))
-    for group in np.array_split(order, min(GROUPS, max(len(order), 1))):
-        if len(group):
-            result[group] = values[group].mean()
-    return result
+def _least(q: Floats, gained: Floats) -> float:
+    """The probability, q falling, down to which starting has gained most; infinite if it never has.
 
-
-def _crossing(q: Floats, gain: Floats) -> float:
-    """The least probability from which on starting is better than waiting; infinite if none."""
-    order = np.argsort(q, kind="stable")
-    worse = np.flatnonzero(gain[order] < 0)
-    place = 0 if not len(worse) else int(worse[-1]) + 1
-    return float(q[order[place]]) if place < len(order) else np.inf
+    Candidates of one probability start together.
+    """
+    ends = np.flatnonzero(np.append(q[1:] < q[:-1], True)) if len(q) else np.array([], dtype=int)
+    if not len(ends) or gained[ends + 1].max() <= 0:
+        return np.inf
+    return float(q[ends[gained[ends + 1].argmax()]])

@@ -110,17 +110,17 @@ def with_messages(latency: Floats, match_rate: Floats, link_time: float, layers:
 
 
 def gated(measurement: Measurement, link_time: float = 0.0) -> Family:
-    """PPD with one exit, only where the exit's top probability passes a gate."""
+    """PPD with one exit in the second half, only where its top probability passes a gate."""
     layers, tokens = measurement.layers, measurement.tokens_by_prompt()
     ks, gates = np.array(GATED_K), np.array(GATES)
-    passing = measurement.top_prob[:, :-1, None] >= gates
-    passed = by_prompt(measurement, passing)  # [prompts, layers - 1, gates]
-    right = np.stack(
-        [by_prompt(measurement, passing & (measurement.rank[:, :-1, None] <= k)) for k in ks], -1
-    )
+    first = -(-layers // 2)  # before it a latency needs more than counts
+    passing = measurement.top_prob[:, first - 1 : -1, None] >= gates
+    passed = by_prompt(measurement, passing)  # [prompts, exits, gates]
+    rank = measurement.rank[:, first - 1 : -1, None]
+    right = np.stack([by_prompt(measurement, passing & (rank <= k)) for k in ks], -1)
     e, g, j = (axis.ravel() for axis in np.indices(right.shape[1:]))
     right = right.reshape(len(tokens), -1)
-    exit_layer, k = e + 1, ks[j]
+    exit_layer, k = e + first, ks[j]
 
     def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         n = (weights @ tokens)[:, None]

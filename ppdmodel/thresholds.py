@@ -133,6 +133,11 @@ def threshold_report(
             f"policies are judged on prompts that they have not seen; got {prompts} prompts; "
             f"measure at least {2 * FOLDS}"
         )
+    if measurement.layers < 2:
+        raise InvalidInputError(
+            f"an exit must lie below the last layer; got {measurement.layers} layers; measure a "
+            "deeper model"
+        )
     table = _Table(measurement, guesses)
     fold = np.random.default_rng(seed).permutation(prompts) % FOLDS
     weights = prompt_weights(prompts, RESAMPLES, seed)

@@ -107,6 +107,7 @@ def test_a_gate_by_hand(measurement: Measurement) -> None:
     family, weights = gated(measurement), weights_of(measurement)
     latency, compute = all_of(family, weights)
     d, tokens = measurement.layers, measurement.tokens_by_prompt()
+    assert not any(name.startswith("exit 3,") for name in family.settings), "the second half"
     for e, k, gate in ((4, 2, 0.3), (6, 1, 0.8), (5, 8, 0.5)):
         place = family.settings.index(f"exit {e}, k = {k}, gate {gate:g}")
         opens = measurement.top_prob[:, e - 1] >= gate

@@ -59,6 +59,18 @@ def test_decisions_are_among_what_was_counted(measurement: Measurement, tmp_path
             estimate_from(again, e, k)
 
 
+@pytest.mark.parametrize("hits", [0, 9])
+@pytest.mark.parametrize("ks", [(1,), (1, 4)])
+def test_all_misses_or_all_hits_can_be_fitted(
+    tmp_path: Path, hits: int, ks: tuple[int, ...]
+) -> None:
+    rows = [f"{e},{k},{hits},9,{p}" for e in (2, 4) for k in ks for p in "abc"]
+    path = tmp_path / "t.csv"
+    path.write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+    calibration = fit_table(path, 6, resamples=10)
+    assert (calibration.p_correct[1, 0], calibration.p_correct[3, 0]) == (hits / 9, hits / 9)
+
+
 ROW = "3,1,2,9,a\n"
 
 

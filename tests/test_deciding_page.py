@@ -6,17 +6,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ppdmodel import (
-    Calibration,
     Measurement,
+    compare,
     load,
     load_guesses,
-    optimize,
     threshold_report,
 )
 from ppdmodel.cli import run
+from ppdmodel.results import Timing
 from ppdmodel.shapes import shape
 
 ROOT = Path(__file__).parents[1]
@@ -60,24 +61,29 @@ def test_every_command_prints_what_is_shown(
 
 
 def test_what_is_said_of_several_exits() -> None:
-    """20% off for 20% more, beside 19% off for 91% more, on this page and in the README."""
+    """What the rule and fixed settings take off at equal compute, here and in the README."""
     name = ROOT / "data" / "smollm2-135m-trained"
-    measurement, calibration = load(name), load(f"{name}.calibration.json")
+    measurement, timing = load(name), load(f"{name}.timing.json")
     assert isinstance(measurement, Measurement)
-    assert isinstance(calibration, Calibration)
-    (row,) = threshold_report(measurement, load_guesses(name), prices=(8,)).prices
-    (choice,) = optimize(calibration, max_compute=2).choices
-    assert choice.setting is not None
-    pairs = (
-        (row.several_latency, row.several_compute),
-        (choice.setting.normalized_latency, choice.setting.normalized_compute),
-    )
-    saved, more = zip(*((1 - a.value, b.value - 1) for a, b in pairs), strict=True)
-    assert [round(100 * x) for x in (*saved, *more)] == [20, 19, 20, 91]
-    for page in (PAGE, (ROOT / "README.md").read_text("utf-8")):
-        words = " ".join(page.split())
-        assert "takes 20% off the latency for 20% more" in words
-        assert "the best fixed exit and k needs 91% more for 19%" in words
+    assert isinstance(timing, Timing)
+    guesses = load_guesses(name)
+    (row,) = threshold_report(measurement, guesses, prices=(4,)).prices
+    compared = compare(measurement, guesses=guesses, max_compute=1.2)
+    fixed = {method.name: 1 - method.latency.value for method in compared.methods}
+    saved, more = 1 - row.several_latency.value, row.several_compute.value - 1
+    assert (round(100 * saved), round(100 * more)) == (21, 20)
+    assert round(100 * fixed["PPD"]) == 13
+    assert round(100 * fixed["PPD, two exits"]) == 17
+    words = " ".join(PAGE.split())
+    assert "takes 21% off the latency for 20% more layer executions" in words
+    assert "one exit with a fixed k takes 13% off, and two exits with fixed k take 17%" in words
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert "takes 21% off the latency for 20% more layer executions; at that compute" in readme
+    assert "one exit with a fixed k takes 13% off" in readme
+    exit_time = np.median([timing.by_k[3]["exit_time_s"][n].value for n in range(4)])
+    assert f"{exit_time / timing.terms['layer_time_s'].value:.1f}" == "5.4"
+    big = shape("Llama 2 70B")
+    assert f"{big.head_weights / big.layer_weights:.1f} of a layer" in PAGE
 
 
 def test_the_python_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,17 @@ def test_categories_are_beside_all() -> None:
     assert by_name["b"].differs
 
 
+def test_categories_that_mean_nothing_hardly_ever_differ() -> None:
+    """Even of three prompts each: the limit comes from shuffling, not from a normal tail."""
+    false = 0
+    for seed in range(40):
+        base = noisy(seed, prompts=21)
+        categories = tuple("abcdefg"[n % 7] for n in range(21))
+        result = differences([replace(base, categories=categories)], by_category=True)
+        false += any(row.differs for row in result.rows)
+    assert false <= 6, "5% of 40, and no more than chance allows"
+
+
 def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = noisy(0)
     with pytest.raises(InvalidInputError, match="needs two groups; got 1"):

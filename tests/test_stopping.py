@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import logit
 
-from ppdmodel import threshold
+from ppdmodel import load, load_guesses, threshold
+from ppdmodel.results import Measurement
 from ppdmodel.stopping import Candidates
+from ppdmodel.thresholds import _Table
 from tests.test_thresholds import LAYERS, made_up
 
+DATA = Path(__file__).parents[1] / "data"
 UNCHANGED = dict.fromkeys(range(3, 6), (1.0, 0.0))
 
 
@@ -37,7 +42,7 @@ def test_where_the_next_exit_knows_all_the_threshold_is_exact() -> None:
     for price in (0.5, 2.0, 8.0):
         exact = 10 / (10 * (price + 1) - price * 6)
         now, later = candidates.thresholds(price, q, everyone)
-        assert now == pytest.approx(exact, abs=0.04)
+        assert now == pytest.approx(exact, abs=0.02)
         assert now > threshold(price), "waiting is worth something"
         assert later == 1
 
@@ -47,10 +52,33 @@ def test_at_the_last_exit_it_is_the_threshold_of_one() -> None:
     q = candidates.probabilities(UNCHANGED)
     everyone = np.ones(len(candidates.tokens), dtype=bool)
     for price in (1.0, 4.0):
+        candidates.true = np.random.default_rng(1).random(len(q)) < np.nanmax(q, axis=1)
+        q[:, :-1] = np.nan  # seen at the last exit only
+        candidates.true = np.random.default_rng(1).random(len(q)) < q[:, -1]
         thresholds = candidates.thresholds(price, q, everyone)
-        assert len(thresholds) == len(candidates.exits)
-        assert thresholds[-1] == pytest.approx(threshold(price), abs=0.01)
-        assert all(t >= threshold(price) - 0.01 for t in thresholds)
+        assert thresholds[:-1] == (np.inf, np.inf)
+        assert thresholds[-1] == pytest.approx(threshold(price), abs=0.06)
+
+
+def test_on_real_tokens_it_beats_one_threshold_for_all_exits() -> None:
+    """On prompts that it has not seen: the second half by thresholds of the first."""
+    name = "smollm2-135m-trained"
+    measurement = load(DATA / name)
+    assert isinstance(measurement, Measurement)
+    table = _Table(measurement, load_guesses(DATA / name))
+    half = np.arange(len(measurement.prompt_ids)) % 2 == 0
+    fitted = table.calibrated(half)
+    q = table.candidates.probabilities(fitted)
+    d, exits = measurement.layers, np.array(table.candidates.exits)[:, None]
+    for price in (3.0, 8.0):
+        costs = []
+        for least in (
+            table.candidates.thresholds(price, q, half),
+            (threshold(price),) * len(exits),
+        ):
+            started, right = (x[:, ~half] for x in table.candidates.started(q, least))
+            costs.append(((d - exits) * (started - (price + 1) * right)).sum())
+        assert costs[0] < costs[1]
 
 
 def test_each_guess_is_started_once_by_hand() -> None:
