@@ -18,7 +18,7 @@ from .formulas.contract import check
 from .optimization import FOLDS, Rule
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Calibration, Comparison, Interval, Measurement, Method, titled
-from .tallies import Family, gated, self_speculation, two_exits, with_messages
+from .tallies import Family, check_guesses, gated, self_speculation, two_exits, with_messages
 
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Timing
@@ -116,6 +116,8 @@ def compare(
 
 
 def _recorded(source: Measurement, guesses: Guesses | None, link: float) -> list[Family]:
+    if guesses is not None:
+        check_guesses(source, guesses)
     families = [gated(source, link), self_speculation(source)]
     if source.layers >= 4:
         families.insert(1, two_exits(source, guesses, link))

@@ -11,7 +11,7 @@ import numpy as np
 
 from .checks import positive_integer
 from .errors import InvalidInputError
-from .fitting import Counts, calibrated
+from .fitting import MOST_K, Counts, calibrated
 from .results import Calibration, Timing
 
 COLUMNS = ("exit_layer", "k", "hits", "n", "prompt_id")
@@ -110,10 +110,10 @@ def _read(path: Path, layers: int) -> tuple[dict[tuple[int, int], dict[str, int]
             for line, row in enumerate(reader, start=2):
                 e, k, hits, n = (_count(path, line, name, row[name]) for name in COLUMNS[:4])
                 prompt = row["prompt_id"] or ""
-                if not (1 <= e <= layers and k >= 1 and n >= 1 and hits <= n):
+                if not (1 <= e <= layers and 1 <= k <= MOST_K and 1 <= n < 2**53 and hits <= n):
                     raise InvalidInputError(
-                        f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k >= 1, "
-                        f"n >= 1, hits <= n; got {e}, {k}, {n}, {hits}"
+                        f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k from 1 to "
+                        f"{MOST_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
                     )
                 if totals.setdefault(prompt, n) != n:
                     raise InvalidInputError(

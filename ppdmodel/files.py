@@ -38,6 +38,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         RunFailedError: the file system refused (a full disk, a read-only folder).
     """
+    if path.exists() and not path.is_file():
+        raise RunFailedError(
+            f"{path} must be a file; got a folder or a device; choose another name"
+        )
     part = path.with_name(f".{path.name}.part-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

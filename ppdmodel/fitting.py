@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .results import Floats, Ints
 
 FOLDS = 5
+#: guesses for which hits are counted, at most
+MOST_K = 1000
 
 
 def fit(
@@ -61,6 +63,8 @@ def fit(
             such family, or the measurements or the timing are of another model, text or exit.
     """
     positive_integer("k_max", k_max)
+    if k_max > MOST_K:
+        raise InvalidInputError(f"k_max must be at most {MOST_K}; got {k_max}; give fewer guesses")
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     first = _checked_together(several)
     if timing is not None:
@@ -134,6 +138,8 @@ def calibrated(
 ) -> Calibration:
     """Rates with intervals and the surface, from counts by prompt; see `fit`."""
     positive_integer("resamples", resamples)
+    if seed < 0:
+        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
     families = list(FAMILIES.values()) if family is None else [family_of(family)]
     if counts.layers < 2:
         raise InvalidInputError(

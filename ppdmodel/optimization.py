@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGETS = (1.5, 2.0, 3.0)
 FOLDS = 5
+MOST_PRICE = 1e6
 
 
 def optimize(
@@ -101,7 +102,7 @@ class Rule:
     def best(self, latency: Floats, compute: Floats) -> Ints:
         """Index of the best along the last axis; -1 where plain decoding is as good."""
         if self.price is None:
-            within = True if self.max_compute is None else compute <= self.max_compute
+            within = True if self.max_compute is None else compute <= min(self.max_compute, 1e30)
             allowed = np.where(within & (latency < 1), latency, np.inf)
             limit = math.inf
         else:
@@ -124,8 +125,16 @@ def _rules(
                 f"max_compute must be at least 1; got {budget}; 2 allows twice the layers"
             )
     for value in prices:
-        real_number("price", value, 0, "give layer executions per layer time")
+        check_price(value)
     return [Rule(max_compute=float(b)) for b in budgets] + [Rule(price=float(p)) for p in prices]
+
+
+def check_price(value: float) -> None:
+    """Raise `InvalidInputError` unless a price is a number from 0 to a million."""
+    if real_number("price", value, 0, "give layer executions per layer time") > MOST_PRICE:
+        raise InvalidInputError(
+            f"price must be at most {MOST_PRICE:g}; got {value:g}; at most latency alone counts"
+        )
 
 
 def _several(value: float | Sequence[float]) -> list[float]:

@@ -23,6 +23,7 @@ from .results import Calibration, Timed, Timing
 from .shapes import Device, ModelShape
 
 #: numbers of guesses that get a time
+MOST_LAYERS = 1000
 DEFAULT_K = (1, 2, 3, 4, 5, 8, 16, 32)
 
 
@@ -196,14 +197,20 @@ def shape_from_config(path: str | Path) -> ModelShape:
 
     heads = size("num_attention_heads")
     kv_heads = size("num_key_value_heads", "num_attention_heads")
-    width = size("hidden_size")
+    width, layers = size("hidden_size"), size("num_hidden_layers")
+    if heads % kv_heads or layers > MOST_LAYERS:
+        raise InvalidInputError(
+            f"a config must have whole groups of heads and at most {MOST_LAYERS} layers; got "
+            f"{heads} heads for {kv_heads} and {layers} layers in {path}; use a real model's"
+        )
+    head_width = config.get("head_dim")
     return ModelShape(
-        layers=size("num_hidden_layers"),
+        layers=layers,
         width=width,
         inner=size("intermediate_size"),
         heads=heads,
         kv_heads=kv_heads,
         vocabulary=size("vocab_size"),
         source=str(config.get("_name_or_path") or path),
-        head_width=config.get("head_dim"),
+        head_width=None if head_width is None else positive_integer("head_dim", head_width),
     )

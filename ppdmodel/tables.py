@@ -263,8 +263,10 @@ class TableFile:
             column, each = table.column(label), about["guesses"]
             if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != each:
                 raise self._damaged(TypeError(f"{label} is {column.type}, not lists of {each}"))
-            values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            return values.reshape(-1, each)
+            values = column.combine_chunks().flatten()
+            if values.null_count or len(values) != each * len(column):
+                raise self._damaged(TypeError(f"{label} lacks values"))
+            return values.to_numpy(zero_copy_only=False).reshape(-1, each)
 
         def stacked(name: str, dtype: Any) -> Any:
             labels = rank_columns(about["layers"], name)
@@ -308,7 +310,13 @@ def singles(about: Mapping[str, Any], name: str, prompts: set[str]) -> tuple[Any
 
 
 def _column(table: Any, name: str, dtype: Any) -> Any:
-    return table.column(name).to_numpy().astype(dtype, copy=False)
+    """One column of whole numbers or of reals, none missing; else as if it was not there."""
+    column = table.column(name)
+    whole = np.issubdtype(dtype, np.integer)
+    is_right = pa.types.is_integer if whole else pa.types.is_floating
+    if column.null_count or not is_right(column.type):
+        raise KeyError(name)
+    return column.to_numpy().astype(dtype, copy=False)
 
 
 def read_tokens(path: Path) -> Measurement:

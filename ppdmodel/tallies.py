@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import formulas
+from .errors import InvalidInputError
 
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Measurement
@@ -46,6 +47,27 @@ class Family:
     units: Ints
     evaluate: Evaluate
     note: str = ""
+
+
+def check_guesses(measurement: Measurement, guesses: Guesses) -> None:
+    """Refuse guesses that are not of the measured tokens.
+
+    Raises:
+        InvalidInputError: their numbers differ, or the true tokens are not where they ranked.
+    """
+    rank, ids = measurement.rank, guesses.ids
+    if ids.shape[:2] != rank.shape:
+        raise InvalidInputError(
+            f"the guesses must be of the measured tokens; got {ids.shape[:2]} tokens and layers, "
+            f"not {rank.shape}; measure again"
+        )
+    row, layer = np.nonzero(rank <= ids.shape[2])
+    found = ids[row, layer, rank[row, layer] - 1] == measurement.token_id[row]
+    if len(found) and found.mean() < 0.99:  # equal logits may stand in either order
+        raise InvalidInputError(
+            f"the guesses must be of the measured tokens; got {1 - found.mean():.0%} that are not "
+            "where the tokens ranked; use the guesses of this very measurement"
+        )
 
 
 def by_prompt(measurement: Measurement, flags: np.ndarray) -> Ints:

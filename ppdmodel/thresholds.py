@@ -15,12 +15,13 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from . import formulas
-from .checks import real_number
 from .errors import InvalidInputError
 from .framing import Frame
+from .optimization import check_price
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Guesses, Interval, Measurement, titled
 from .stopping import Candidates
+from .tallies import check_guesses
 
 if TYPE_CHECKING:
     from .results import Floats, Ints
@@ -121,18 +122,14 @@ def threshold_report(
         theory/07-decisions.md, equation (7.6).
     """
     for price in prices:
-        real_number("price", price, 0, "give layer executions per layer time")
-    if guesses.ids.shape[:2] != measurement.rank.shape:
-        raise InvalidInputError(
-            f"the guesses must be of the measured tokens; got {guesses.ids.shape[:2]} tokens and "
-            f"layers, not {measurement.rank.shape}; measure again"
-        )
+        check_price(price)
     prompts = len(measurement.prompt_ids)
     if prompts < 2 * FOLDS:
         raise InvalidInputError(
             f"policies are judged on prompts that they have not seen; got {prompts} prompts; "
             f"measure at least {2 * FOLDS}"
         )
+    check_guesses(measurement, guesses)
     if measurement.layers < 2:
         raise InvalidInputError(
             f"an exit must lie below the last layer; got {measurement.layers} layers; measure a "

@@ -35,14 +35,17 @@ def made_up(temperature: float = 1.0, seed: int = 0) -> tuple[Measurement, Guess
     odds = true[..., :8] / (1 - true[..., :8])
     sharp = odds ** (1 / temperature)
     base = make_measurement(prompts=PROMPTS, tokens=TOKENS, layers=LAYERS)
-    measurement = replace(base, rank=rank)
+    measurement = replace(base, rank=rank, token_id=np.full(n, 100))
+    ids = np.tile(np.arange(8), (n, LAYERS, 1))
+    row, layer = np.nonzero(rank <= 8)
+    ids[row, layer, rank[row, layer] - 1] = 100  # the true token stands where it ranks
     guesses = Guesses(
         prompt_ids=base.prompt_ids,
         prompt_index=base.prompt_index,
         turn=base.turn,
         position=base.position,
         vocabulary=1000,
-        ids=np.tile(np.arange(8), (n, LAYERS, 1)),
+        ids=ids,
         probs=(sharp / (1 + sharp)).astype(np.float32),
     )
     return measurement, guesses
@@ -110,5 +113,7 @@ def test_bad_input_is_named() -> None:
             make_measurement(prompts=4),
             replace(guesses, ids=guesses.ids[:80], probs=guesses.probs[:80]),
         )
+    with pytest.raises(InvalidInputError, match="that are not where the tokens ranked"):
+        threshold_report(measurement, replace(guesses, ids=guesses.ids % 100))
     with pytest.raises(InvalidInputError, match="guesses must be of the measured tokens"):
         threshold_report(measurement, replace(guesses, ids=guesses.ids[:-1]))

@@ -140,7 +140,7 @@ def sentence(result: Comparison) -> str:
     counted = [m for m in in_layers if m.name.startswith("PPD") and m.basis == "measured"]
     ppd = counted[0] if counted else None
     if ppd is not None and ppd is not first:
-        words += f"; the best PPD ({_named(ppd)}) takes {latency(ppd):.3f}"
+        words += f"; the best PPD that is measured ({_named(ppd)}) takes {latency(ppd):.3f}"
     timed = [m for m in ordered if "timed" in m.name]
     if timed:
         fastest = timed[0]

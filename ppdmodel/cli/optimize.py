@@ -14,6 +14,8 @@ from .options import Json, print_json, whole, whole_or_none
 
 #: a break-even match rate below this is none
 SHOWN = 0.0005
+#: share of the resamples from which a negative answer is one
+SURE = 0.5
 HARDWARE = "Without a measurement: ideal times"
 
 
@@ -160,9 +162,10 @@ def render(decision: Decision, title: str) -> None:
     for choice in decision.choices:
         table.add_row(_rule(choice), *_cells(choice))
     console.print(table)
+    measured = timed(decision) and decision.costs != "ideal times"
     console.print(
         "\nLatency and compute are ratios to plain decoding; intervals are 95%, by resampling "
-        f"prompts{' and repetitions of the timing' if timed(decision) else ''}. Held out: the "
+        f"prompts{' and repetitions of the timing' if measured else ''}. Held out: the "
         "latency of settings chosen on four fifths of the prompts, on the rest.\n"
     )
     for choice in decision.choices:
@@ -210,10 +213,15 @@ def sentence(choice: Choice, decision: Decision) -> str:
         if choice.max_compute is not None
         else f"At {choice.price:g} layer executions per layer time saved"
     )
+    if setting is None and not decision.settings:
+        return f"{at}, no setting of PPD fits within the units."
     if setting is None:
+        share = choice.chosen_share
         words = f"{at}, PPD does not pay: no setting is better than plain decoding"
-        if choice.chosen_share is not None:
-            words += f" ({100 * choice.chosen_share:.0f}% of the resamples say the same)"
+        if share is not None and share < SURE:
+            words = f"{at}, it is open whether PPD pays: no setting is better here"
+        if share is not None:
+            words += f" ({100 * share:.0f}% of the resamples say the same)"
         return words + "."
     latency = setting.normalized_latency
     saved, least, most = (100 * (1 - x) for x in (latency.value, latency.ci_high, latency.ci_low))
@@ -229,7 +237,10 @@ def sentence(choice: Choice, decision: Decision) -> str:
     if choice.chosen_share is not None:
         words += f"; it is the best in {100 * choice.chosen_share:.0f}% of the resamples"
     if choice.runner_up is not None:
-        words += f", then layer {choice.runner_up.exit_layer} with k = {choice.runner_up.k}"
+        second = choice.runner_up
+        words += f", then layer {second.exit_layer} with k = {second.k}"
+        if second.depth != setting.depth:
+            words += f" and depth {second.depth}"
     if timed(decision) and choice.break_even is not None and choice.break_even >= SHOWN:
         words += (
             f". It pays from p_correct = {choice.break_even:.3f}; measured "
@@ -264,7 +275,7 @@ def _beside_split(decision: Decision) -> str:
     split = decision.split_latency
     assert split is not None
     assert decision.plain_latency_s is not None
-    found = [c.setting.normalized_latency.value for c in decision.choices if c.setting]
+    found = [c.setting.normalized_latency for c in decision.choices if c.setting]
     milliseconds = 1e3 * split * decision.plain_latency_s
     words = (
         f"\nThe same units with every product split over all of them take {milliseconds:.1f} ms, "
@@ -272,4 +283,7 @@ def _beside_split(decision: Decision) -> str:
     )
     if not found:
         return words + ("splitting pays." if split < 1 else "neither pays here.")
-    return words + ("PPD is faster." if min(found) < split else "splitting is faster.")
+    best = min(found, key=lambda latency: latency.value)
+    if best.ci_low <= split <= best.ci_high:
+        return words + "the interval does not tell them apart."
+    return words + ("PPD is faster." if best.value < split else "splitting is faster.")
