@@ -254,7 +254,7 @@ def test_files_of_any_system_say_the_same(
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     data = bom + newline.join([rows[0], "", *rows[1:]]).encode()
     path = tmp_path / ("p.jsonl.gz" if zipped else "p.jsonl")
-    path.write_bytes(gzip.compress(data) if zipped else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if zipped else data)
     found = read_prompts(path)
     assert [prompt.text for prompt in found] == texts
     assert [prompt.id for prompt in found] == ["line-1", "line-3", "line-4", "line-5"]
@@ -291,10 +291,10 @@ def test_plain_text_is_split_at_blank_lines(tmp_path: Path, bom: bytes, newline:
     ("data", "words"),
     [
         (b"not gzip", "must be readable UTF-8 text"),
-        (gzip.compress(b'{"text": "a"}\n' * 99)[:-12], "must be readable UTF-8 text"),
-        (gzip.compress(b"\xff"), "must be readable UTF-8 text"),
-        (gzip.compress(b""), "which is empty"),
-        (gzip.compress(b"hello"), "must be JSON; got"),
+        (gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-12], "must be readable UTF-8 text"),
+        (gzip.compress(b"\xff", mtime=0), "must be readable UTF-8 text"),
+        (gzip.compress(b"", mtime=0), "which is empty"),
+        (gzip.compress(b"hello", mtime=0), "must be JSON; got"),
     ],
 )
 def test_damaged_archives_are_named(tmp_path: Path, data: bytes, words: str) -> None:
@@ -486,7 +486,7 @@ def test_half_a_character_is_named(
 @pytest.mark.parametrize("name", ["notes.txt.gz", "NOTES.TXT"])
 def test_plain_text_by_any_name(tmp_path: Path, name: str) -> None:
     data = b"first\n\nsecond\n"
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith("gz") else data)
     assert [prompt.text for prompt in read_prompts(tmp_path / name)] == ["first", "second"]
 
 
