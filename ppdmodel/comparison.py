@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from .formulas.contract import check
 from .optimization import FOLDS, Rule
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Calibration, Comparison, Interval, Measurement, Method, titled
-from .tallies import Family, check_guesses, gated, self_speculation, two_exits, with_messages
+from .tallies import Family, check_guesses, gated, self_speculation, two_exits
 
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Timing
@@ -118,10 +118,8 @@ def compare(
 def _recorded(source: Measurement, guesses: Guesses | None, link: float) -> list[Family]:
     if guesses is not None:
         check_guesses(source, guesses)
-    families = [gated(source, link), self_speculation(source)]
-    if source.layers >= 4:
-        families.insert(1, two_exits(source, guesses, link))
-    return families
+    families = (gated(source, link), two_exits(source, guesses, link), self_speculation(source))
+    return [family for family in families if family is not None]
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class _Counts:
 def _ppd(
     counts: _Counts, costs: Costs, name: str = "PPD", note: str = "", link_time: float = 0.0
 ) -> Family:
-    """PPD at one exit and depth 1, every setting."""
+    """PPD at one exit and depth 1, every setting; a message delays what an exit starts."""
     grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
     if counts.exit_layers is not None:
         grid = grid.only(np.isin(grid.exit_layer, counts.exit_layers))
@@ -174,16 +172,14 @@ def _ppd(
         grid = grid.only(np.isin(grid.k, counts.ks))
     hits = counts.hits[:, grid.exit_layer - 1, grid.k - 1]
     tokens = counts.tokens
+    started = replace(grid, exit_layer=np.minimum(grid.exit_layer + link_time, grid.layers))
 
     def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         p = (weights @ hits[:, at]) / (weights @ tokens)[:, None]
-        some, latency = grid.only(at), costs.latency
+        some, latency = started.only(at) if link_time else grid.only(at), costs.latency
         if len(weights) > 1:
             latency = costs.drawn_latency
-        found = latency(some, p)
-        if link_time:
-            found = with_messages(found, p, link_time, counts.layers)
-        return found, costs.compute(some, p)
+        return latency(some, p), costs.compute(some, p)
 
     return Family(
         name,

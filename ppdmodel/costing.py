@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from . import formulas
-from .prediction import predicted_compute, predicted_latency_s, predicted_plain_latency_s
+from .estimation import least_p_correct
+from .prediction import (
+    predicted_compute,
+    predicted_latency_s,
+    predicted_plain_compute,
+    predicted_plain_latency_s,
+)
 from .results import Calibration, Timing
 from .validation import resampled_timing
 
@@ -147,9 +153,7 @@ class TimedCosts:
         rng = np.random.default_rng(seed)
         self.draws = [resampled_timing(timing, rng) for _ in range(TIMING_DRAWS)]
         self.plain_s = predicted_plain_latency_s(timing)
-        terms = timing.terms
-        heads = terms["head_time_s"].value / terms["layer_time_s"].value
-        self.plain_compute = timing.layers + heads
+        self.plain_compute = predicted_plain_compute(timing)
 
     def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:  # noqa: ARG002
         """Every exit layer below the last and every k that was timed and recorded, at depth 1."""
@@ -192,15 +196,7 @@ class TimedCosts:
             seconds = predicted_latency_s(self.timing, p, exit_layer, k)
             return float(seconds) < self.plain_s
 
-        if not pays(1.0):
-            return None
-        low, high = 0.0, 1.0
-        if pays(low):
-            return low
-        while high - low > 1e-9:
-            middle = (low + high) / 2
-            low, high = (low, middle) if pays(middle) else (middle, high)
-        return high
+        return least_p_correct(pays)
 
 
 def _ratios(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:

@@ -157,6 +157,11 @@ def required_p_correct(
         latency = formulas.latency_per_token(p, layers, exit_layer, depth) + overhead
         return bool(latency <= layers / target_speedup)
 
+    return least_p_correct(reached)
+
+
+def least_p_correct(reached: Callable[[float], bool]) -> float | None:
+    """The least match rate from which on something holds, to 12 digits; None if it never does."""
     if reached(0.0):
         return 0.0
     if not reached(1.0):

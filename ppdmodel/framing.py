@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from html import escape
@@ -12,11 +13,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Frame:
+class Frame(ABC):
     """A frozen dataclass with rows that belong in a table."""
 
+    @abstractmethod
     def _rows(self) -> Sequence[Any]:
-        raise NotImplementedError
+        """Dataclasses of one kind, a row each."""
 
     def to_json(self) -> str:
         """One JSON document; what is undefined or infinite is null."""

@@ -11,7 +11,9 @@ from .errors import InvalidInputError
 from .formulas import (
     calibrated_compute,
     calibrated_early_latency,
+    calibrated_plain_compute,
     calibrated_plain_latency,
+    calibrated_unfinished,
 )
 from .results import Calibration, Timing
 
@@ -105,6 +107,16 @@ def predicted_plain_latency_s(timing: Timing) -> float:
     )
 
 
+def predicted_plain_compute(timing: Timing) -> float:
+    """Layer executions per token of plain decoding, its head included, equation (10.9)."""
+    terms = timing.terms
+    return float(
+        calibrated_plain_compute(
+            timing.layers, terms["layer_time_s"].value, terms["head_time_s"].value
+        )
+    )
+
+
 def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -> Any:
     """Layer executions per token, heads included, equation (10.5).
 
@@ -114,11 +126,9 @@ def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -
     times = schedule_times(timing, exit_layer, k)
     for name in ("layer_time", "token_time", "promotion_delay"):
         del times[name]
-    unfinished = 0.5
+    unfinished: Any = 0.5
     if _never_varies(timing):
-        rest = (timing.layers - exit_layer) * times["busy_layer_time"] + times["head_time"]
-        left = max(rest - times["start_delay"] - times["exit_time"], 0.0)
-        unfinished = (-left / times["batch_layer_time"]) % 1
+        unfinished = calibrated_unfinished(timing.layers, exit_layer, **times)
     return calibrated_compute(
         p_correct, timing.layers, exit_layer, k, **times, unfinished=unfinished
     )

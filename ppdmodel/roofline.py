@@ -22,8 +22,8 @@ from .resample import percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Timed, Timing
 from .shapes import Device, ModelShape
 
-#: numbers of guesses that get a time
 MOST_LAYERS = 1000
+#: numbers of guesses that get a time
 DEFAULT_K = (1, 2, 3, 4, 5, 8, 16, 32)
 
 

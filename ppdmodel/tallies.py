@@ -6,6 +6,7 @@ the compute of every setting, as ratios to plain decoding in layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -125,14 +126,11 @@ def self_speculation(measurement: Measurement) -> Family:
     )
 
 
-def with_messages(latency: Floats, match_rate: Floats, link_time: float, layers: int) -> Floats:
-    """A normalized latency whose matches wait for one message each; at most plain decoding's."""
-    waited: Floats = np.minimum(latency + match_rate * link_time / layers, 1.0)
-    return waited
-
-
 def gated(measurement: Measurement, link_time: float = 0.0) -> Family:
-    """PPD with one exit in the second half, only where its top probability passes a gate."""
+    """PPD with one exit in the second half, only where its top probability passes a gate.
+
+    Guesses that wait for a message are started as if their exit lay so much later.
+    """
     layers, tokens = measurement.layers, measurement.tokens_by_prompt()
     ks, gates = np.array(GATED_K), np.array(GATES)
     first = -(-layers // 2)  # before it a latency needs more than counts
@@ -143,15 +141,16 @@ def gated(measurement: Measurement, link_time: float = 0.0) -> Family:
     e, g, j = (axis.ravel() for axis in np.indices(right.shape[1:]))
     right = right.reshape(len(tokens), -1)
     exit_layer, k = e + first, ks[j]
+    started = np.minimum(exit_layer + link_time, layers)
 
     def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         n = (weights @ tokens)[:, None]
         open_ = weights @ passed[:, e[at], g[at]]
         p = (weights @ right[:, at]) / np.maximum(open_, 1)
         share = open_ / n
-        latency = formulas.gated_latency(p, layers, exit_layer[at], share) / layers
-        compute = formulas.gated_compute(p, layers, exit_layer[at], share, k[at])
-        return with_messages(latency, p * share, link_time, layers), compute / layers
+        latency = formulas.gated_latency(p, layers, started[at], share)
+        compute = formulas.gated_compute(p, layers, started[at], share, k[at])
+        return latency / layers, compute / layers
 
     return Family(
         "PPD, gated",
@@ -162,16 +161,23 @@ def gated(measurement: Measurement, link_time: float = 0.0) -> Family:
     )
 
 
-def two_exits(measurement: Measurement, guesses: Guesses | None, link_time: float = 0.0) -> Family:
-    """PPD with two exits in the second half: the later one starts what it guesses anew."""
+def two_exits(
+    measurement: Measurement, guesses: Guesses | None, link_time: float = 0.0
+) -> Family | None:
+    """PPD with two exits in the second half: the later one starts what it guesses anew.
+
+    Messages count as in `gated`; exits whose guesses would come after the verdict are left out.
+    """
     layers, tokens = measurement.layers, measurement.tokens_by_prompt()
     first = -(-layers // 2)
     settings, counts = [], []
     k_pairs = [(a, b) for a in PAIR_K for b in PAIR_K]
     for early in range(first, layers - 1):
-        for late in range(early + 1, layers):
+        for late in range(early + 1, math.ceil(layers - link_time)):
             counts.append(_pair_counts(measurement, guesses, early, late, k_pairs))
             settings += [(early, late, a, b) for a, b in k_pairs]
+    if not counts:
+        return None
     q_early, q_late, new = (np.concatenate(part, axis=1) for part in zip(*counts, strict=True))
     table = np.array(settings)
     e_1, e_2, k_1 = table[:, 0], table[:, 1], table[:, 2]
@@ -180,11 +186,10 @@ def two_exits(measurement: Measurement, guesses: Guesses | None, link_time: floa
         n = (weights @ tokens)[:, None]
         rates = [(weights @ counted[:, at]) / n for counted in (q_early, q_late)]
         started = [k_1[at], (weights @ new[:, at]) / n]
-        exits = [e_1[at], e_2[at]]
+        exits = [e_1[at] + link_time, e_2[at] + link_time]
         latency = formulas.multi_exit_latency(rates, layers, exits)
         compute = formulas.multi_exit_compute(rates, layers, exits, started)
-        waited = with_messages(np.asarray(latency) / layers, sum(rates), link_time, layers)
-        return waited, np.asarray(compute) / layers
+        return np.asarray(latency) / layers, np.asarray(compute) / layers
 
     return Family(
         "PPD, two exits",

@@ -124,7 +124,7 @@ def test_a_gate_by_hand(measurement: Measurement) -> None:
 @pytest.mark.parametrize("with_guesses", [True, False])
 def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None:
     guesses = made_guesses(measurement) if with_guesses else None
-    family, weights = two_exits(measurement, guesses), weights_of(measurement)
+    family, weights = pairs(measurement, guesses), weights_of(measurement)
     latency, compute = all_of(family, weights)
     d, tokens = measurement.layers, measurement.tokens_by_prompt()
     for early, late, a, b in ((4, 6, 2, 3), (5, 7, 1, 1), (4, 5, 5, 5)):
@@ -145,6 +145,12 @@ def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None
             assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
 
 
+def pairs(measurement: Measurement, guesses: Guesses | None = None) -> Family:
+    family = two_exits(measurement, guesses)
+    assert family is not None
+    return family
+
+
 def named(result: Comparison, name: str) -> Method:
     return next(method for method in result.methods if method.name == name)
 
@@ -152,7 +158,7 @@ def named(result: Comparison, name: str) -> Method:
 def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
     result = compare(measurement, max_compute=1.8, acceptance_rate=0.8, draft_time=0.05)
     weights = np.ones((1, len(measurement.prompt_ids)), dtype=np.int64)
-    for family in (gated(measurement), self_speculation(measurement), two_exits(measurement, None)):
+    for family in (gated(measurement), self_speculation(measurement), pairs(measurement)):
         latency, compute = (x[0] for x in all_of(family, weights))
         within = latency[(compute <= 1.8) & (latency < 1)]
         method = named(result, family.name)

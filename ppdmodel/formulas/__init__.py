@@ -5,8 +5,10 @@ from .calibrated import (
     calibrated_busy_time,
     calibrated_compute,
     calibrated_latency,
+    calibrated_plain_compute,
     calibrated_plain_latency,
     calibrated_speedup,
+    calibrated_unfinished,
 )
 from .correlation import (
     correlated_compute,
@@ -74,8 +76,10 @@ __all__ = [
     "calibrated_compute",
     "calibrated_early_latency",
     "calibrated_latency",
+    "calibrated_plain_compute",
     "calibrated_plain_latency",
     "calibrated_speedup",
+    "calibrated_unfinished",
     "compute_per_token",
     "correlated_compute",
     "correlated_latency",

@@ -339,3 +339,69 @@ def calibrated_busy_time(
     missed = token_time + exit_layer * layer_time + rest
     kept = p_correct * (token_time + begun * layer_time)
     return missed + exit_time + _in_time(ahead) * (begun * batch_layer_time - kept)
+
+
+@closed_form
+def calibrated_unfinished(
+    layers: Operand,
+    exit_layer: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    head_time: Operand = 0,
+    exit_time: Operand = 0,
+    start_delay: Operand = 0,
+) -> Operand:
+    r"""Share of a batch layer that is left at a verdict, for times that never vary.
+
+    $\phi = \lceil n \rceil - n$ with $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$.
+
+    Args:
+        layers: d, and the rest: as `calibrated_latency`.
+        exit_layer: e.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        head_time: h.
+        exit_time: x.
+        start_delay: s.
+
+    Returns:
+        The argument `unfinished` of the others, in [0, 1).
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.8).
+
+    >>> round(calibrated_unfinished(30, 20, 1.0, 1.5, head_time=6, exit_time=6), 4)
+    0.3333
+    """
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
+    return ops.ceil(ahead) - ahead
+
+
+@closed_form
+def calibrated_plain_compute(
+    layers: Operand, layer_time: Operand, plain_head_time: Operand = 0
+) -> Operand:
+    r"""Layer executions per token of plain decoding, its head included: $C_0 = d + h_0 / \tau$.
+
+    Args:
+        layers: d, decoder layers; positive.
+        layer_time: tau, one layer; positive.
+        plain_head_time: h_0, final norm, head and choice of the token; >= 0.
+
+    Returns:
+        Layer executions per token, on the scale of `calibrated_compute`.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.9).
+
+    >>> calibrated_plain_compute(30, 1.0, plain_head_time=6)
+    36.0
+    """
+    return layers + plain_head_time / layer_time

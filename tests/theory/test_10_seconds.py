@@ -17,8 +17,10 @@ from ppdmodel import (
     calibrated_compute,
     calibrated_early_latency,
     calibrated_latency,
+    calibrated_plain_compute,
     calibrated_plain_latency,
     calibrated_speedup,
+    calibrated_unfinished,
     latency_per_token,
     speedup,
     symbolic,
@@ -82,6 +84,20 @@ def test_each_step_is_that_of_the_schedule(seed: int) -> None:
         assert set(seen.executed[1:]) == {compute - heads}
         spent = {after - before for before, after in itertools.pairwise(seen.busy)}
         assert spent == {calibrated_busy_time(int(match), **busy, unfinished=left)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_layers_that_never_vary(seed: int) -> None:
+    """(10.8) from the layers that the schedule begins; (10.9) from one that never guesses."""
+    terms = drawn(random.Random(seed))
+    unwanted = ("layer_time", "token_time", "promotion_delay")
+    (begun,) = set(run(terms, [False] * 4).begun)
+    assert calibrated_unfinished(**terms.named(*unwanted)) == begun - ahead(terms)
+    alone = calibrated_compute(
+        0, terms.layers, terms.layers, 1, terms.layer_time, terms.layer_time, terms.head_time,
+        start_delay=terms.head_time, unfinished=0,
+    )  # fmt: skip
+    assert calibrated_plain_compute(terms.layers, terms.layer_time, terms.head_time) == alone
 
 
 @pytest.mark.parametrize("seed", range(5))
