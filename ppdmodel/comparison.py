@@ -12,10 +12,11 @@ import numpy as np
 from . import formulas
 from .checks import positive_integer, real_number
 from .costing import Costs, LayerCosts, TimedCosts
+from .crossfit import cross_fitted
 from .errors import InvalidInputError
 from .fitting import check_same_model
 from .formulas.contract import check
-from .optimization import FOLDS, Rule
+from .optimization import Rule
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Calibration, Comparison, Interval, Measurement, Method, titled
 from .tallies import Family, check_guesses, gated, self_speculation, two_exits
@@ -198,7 +199,7 @@ class _Judge:
         prompts = len(self.tokens)
         self.everyone = np.ones((1, prompts), dtype=np.int64)
         self.weights = prompt_weights(prompts, counts.resamples, counts.seed)
-        self.fold = np.random.default_rng(counts.seed).permutation(prompts) % FOLDS
+        self.seed = counts.seed
 
     def best(self, family: Family, basis: str) -> Method | None:
         """The best setting; None where the family has nothing within the units."""
@@ -246,26 +247,18 @@ class _Judge:
         return Interval(value, float(low), float(high), *n, METHOD)
 
     def _held_out(self, family: Family, places: Ints) -> Interval | None:
-        """Of each fold's prompts the latency of what the other folds chose, over all folds.
+        """Of each fold's prompts the latency of what the other folds chose, over all folds."""
 
-        The interval resamples the prompts of each fold, the choices kept.
-        """
-        if len(self.tokens) < 2 * FOLDS:
-            return None
-        sums: list[Any] = [0.0, 0.0]
-        counts: list[Any] = [0, 0]
-        for number in range(FOLDS):
-            outside = (self.fold == number).astype(np.int64)
-            best = self._chosen(family, places, self.everyone * (1 - outside))
-            for i, weights in enumerate((self.everyone * outside, self.weights * outside)):
-                n = weights @ self.tokens
-                safe = np.where((n > 0)[:, None], weights, outside)  # a fold that was not drawn
-                ratio: Floats = np.ones(len(weights))
-                if best is not None:
-                    ratio = family.evaluate(safe, best)[0][:, 0]
-                sums[i], counts[i] = sums[i] + n * ratio, counts[i] + n
-        value, draws = (s / n for s, n in zip(sums, counts, strict=True))
-        return self.interval(float(value[0]), draws)
+        def choose(_: int, inside: np.ndarray) -> Ints | None:
+            return self._chosen(family, places, inside[None].astype(np.int64))
+
+        def judge(best: Ints | None, weights: Ints) -> Floats:
+            if best is None:
+                return np.ones(len(weights))
+            return family.evaluate(weights, best)[0][:, 0]
+
+        found = cross_fitted(self.tokens, self.weights, self.seed, choose, judge)
+        return None if found is None else self.interval(float(found[0]), found[1])
 
 
 def _given(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .checks import positive_integer, real_number
 from .costing import Costs, TimedCosts, costs_of_calibration
+from .crossfit import cross_fitted
 from .errors import InvalidInputError
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Choice, Decision, Interval, Setting
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .results import Floats, Ints
 
 DEFAULT_BUDGETS = (1.5, 2.0, 3.0)
-FOLDS = 5
 MOST_PRICE = 1e6
 
 
@@ -208,37 +208,22 @@ def _choice(judged: Judged, rule: Rule) -> Choice:
 def _held_out(judged: Judged, rule: Rule) -> Interval | None:
     """Latency of settings chosen on some prompts, on the others; None with too few prompts."""
     calibration, grid, costs = judged.calibration, judged.grid, judged.costs
-    prompts = len(calibration.tokens)
-    if prompts < 2 * FOLDS:
-        return None
-    fold = np.random.default_rng(calibration.seed).permutation(prompts) % FOLDS
-    everyone = np.ones((1, prompts), dtype=np.int64)
-    sums: list[Any] = [0.0, 0.0]
-    counts: list[Any] = [0.0, 0.0]
-    for number in range(FOLDS):
-        outside = (fold == number).astype(np.int64)
-        seen = resampled_rates(calibration.hits, calibration.tokens, everyone * (1 - outside))
-        p = grid.rates(seen)
+    hits, tokens = calibration.hits, calibration.tokens
+
+    def choose(_: int, inside: np.ndarray) -> Grid:
+        p = grid.rates(resampled_rates(hits, tokens, inside[None].astype(np.int64)))
         best = int(rule.best(costs.latency(grid, p), costs.compute(grid, p))[0])
-        for i, weights in enumerate((everyone, judged.weights)):
-            tokens, latency = _latency_on(judged, best, weights * outside)
-            sums[i] = sums[i] + tokens * latency
-            counts[i] = counts[i] + tokens
-    value, draws = (np.asarray(s) / np.asarray(c) for s, c in zip(sums, counts, strict=True))
-    return judged.interval(float(value[0]), draws)
+        return grid.only(np.arange(grid.size) == best)
 
+    def judge(one: Grid, weights: Ints) -> Floats:
+        if not one.size:  # plain decoding
+            return np.ones(len(weights))
+        rates = one.rates(resampled_rates(hits, tokens, weights))
+        latency = costs.latency if len(weights) == 1 else costs.drawn_latency
+        return latency(one, rates)[:, 0]
 
-def _latency_on(judged: Judged, index: int, weights: Ints) -> tuple[Ints, Floats]:
-    """Tokens and latency of one setting (-1: plain decoding) on weighted prompts, per resample."""
-    tokens = weights @ judged.calibration.tokens
-    one = judged.grid.only(np.arange(judged.grid.size) == index)
-    if not one.size:
-        return tokens, np.ones(len(weights))
-    hits = weights @ judged.calibration.hits[:, one.exit_layer[0] - 1, one.k[0] - 1]
-    rates = (hits / np.maximum(tokens, 1))[:, None]
-    costs = judged.costs
-    of_rates = costs.latency if len(weights) == 1 else costs.drawn_latency
-    return tokens, of_rates(one, rates)[:, 0]
+    found = cross_fitted(tokens, judged.weights, calibration.seed, choose, judge)
+    return None if found is None else judged.interval(float(found[0]), found[1])
 
 
 def _frontier(latency: Floats, compute: Floats) -> list[int]:

@@ -27,6 +27,26 @@ MOST_LAYERS = 1000
 DEFAULT_K = (1, 2, 3, 4, 5, 8, 16, 32)
 
 
+def ideal_times(
+    shape: ModelShape, device: Device, *, rows: int = 1, bytes_per_weight: float = 2
+) -> tuple[float, float]:
+    """Least seconds of a layer and of the head for a batch of some rows, equation (12.1).
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    >>> from ppdmodel.shapes import device, shape
+    >>> layer, head = ideal_times(shape("Llama 2 7B"), device("H100 SXM"))
+    >>> round(1e6 * layer, 1), round(1e6 * head, 1)
+    (120.8, 78.3)
+    """
+    layer, head = (
+        float(roofline_time(w, rows, bytes_per_weight, device.bytes_per_s, device.flops_per_s))
+        for w in (shape.layer_weights, shape.head_weights)
+    )
+    return layer, head
+
+
 def roofline(
     shape: ModelShape,
     device: Device,
@@ -53,20 +73,16 @@ def roofline(
     Raises:
         InvalidInputError: an argument is outside its domain.
 
-    >>> from ppdmodel.shapes import device, shape
-    >>> times = roofline(shape("Llama 2 7B"), device("H100 SXM"))
-    >>> round(1e6 * times.terms["layer_time_s"].value, 1)
-    120.8
     """
     positive_integer("units_per_process", units_per_process)
     link = float(real_number("link_time_s", link_time_s, 0, "give seconds"))
     sizes = sorted({positive_integer("k", k) for k in ks})
 
-    def seconds(weights: int, rows: int) -> float:
-        one = roofline_time(weights, rows, bytes_per_weight, device.bytes_per_s, device.flops_per_s)
-        return float(one) / units_per_process
+    def seconds(rows: int) -> tuple[float, float]:
+        layer, head = ideal_times(shape, device, rows=rows, bytes_per_weight=bytes_per_weight)
+        return layer / units_per_process, head / units_per_process
 
-    layer, head = seconds(shape.layer_weights, 1), seconds(shape.head_weights, 1)
+    layer, head = seconds(1)
     plain = {
         "layer_time_s": layer,
         "head_time_s": head,
@@ -87,7 +103,7 @@ def roofline(
         k: {
             f"{name}_s": (_exact(same.get(name, 0.0)),)
             if name != "batch_layer_time"
-            else (_exact(seconds(shape.layer_weights, k)),)
+            else (_exact(seconds(k)[0]),)
             for name in SCHEDULE
         }
         for k in sizes

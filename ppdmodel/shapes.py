@@ -1,7 +1,4 @@
-"""Sizes of some decoders and speeds of devices, with sources, and the least time of a layer.
-
-The times are ideal: a layer reads its weights once from memory, and nothing else takes any time.
-"""
+"""Sizes of some decoders and speeds of devices, with sources."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from .checks import real_number
 from .errors import InvalidInputError
 
 
@@ -39,28 +35,6 @@ class ModelShape:
     def head_weights(self) -> int:
         """Of the matrix that makes logits."""
         return self.vocabulary * self.width
-
-    def layer_time_s(self, bytes_per_s: float, bytes_per_weight: float = 2) -> float:
-        """Seconds to read a layer's weights from a memory.
-
-        Raises:
-            InvalidInputError: an argument is not a positive number.
-
-        >>> round(1e6 * shape("Llama 2 7B").layer_time_s(memory("H100 SXM")), 1)
-        120.8
-        """
-        return _seconds(self.layer_weights, bytes_per_s, bytes_per_weight)
-
-    def head_time_s(self, bytes_per_s: float, bytes_per_weight: float = 2) -> float:
-        """Seconds to read the head's weights from a memory.
-
-        Raises:
-            InvalidInputError: an argument is not a positive number.
-
-        >>> round(1e6 * shape("Llama 2 7B").head_time_s(memory("H100 SXM")), 1)
-        78.3
-        """
-        return _seconds(self.head_weights, bytes_per_s, bytes_per_weight)
 
 
 @dataclass(frozen=True)
@@ -96,11 +70,6 @@ def device(name: str) -> Device:
     return Device(**_entry("devices", name))
 
 
-def memory(name: str) -> float:
-    """Bytes per second of one device that `shapes.json` holds; raises like `device`."""
-    return device(name).bytes_per_s
-
-
 def published_decoding() -> tuple[dict[str, Any], ...]:
     """Decoding speeds that others measured: model, device, units, bytes per weight, source."""
     return tuple(dict(row) for row in _document()["published_decoding"])
@@ -123,10 +92,3 @@ def _entry(kind: str, name: str) -> Any:
 @cache
 def _document() -> Any:
     return json.loads((resources.files("ppdmodel") / "shapes.json").read_text("utf-8"))
-
-
-def _seconds(weights: int, bytes_per_s: float, bytes_per_weight: float) -> float:
-    for name, value in (("bytes_per_s", bytes_per_s), ("bytes_per_weight", bytes_per_weight)):
-        if real_number(name, value, 0, "give a size") == 0:
-            raise InvalidInputError(f"{name} must be positive; got 0; give a size")
-    return weights * bytes_per_weight / bytes_per_s

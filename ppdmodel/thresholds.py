@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from . import formulas
+from .crossfit import FOLDS, cross_fitted, folds
 from .errors import InvalidInputError
 from .framing import Frame
 from .optimization import check_price
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .results import Floats, Ints
 
 DEFAULT_PRICES = (0.5, 1.0, 2.0, 4.0, 8.0)
-FOLDS, RESAMPLES = 5, 2000
+RESAMPLES = 2000
 #: bins of equal size in which probabilities are compared with what came true
 BINS = 10
 #: recorded in two bytes, a probability may be 0 or 1
@@ -136,7 +137,7 @@ def threshold_report(
             "deeper model"
         )
     table = _Table(measurement, guesses)
-    fold = np.random.default_rng(seed).permutation(prompts) % FOLDS
+    fold = folds(prompts, seed)
     weights = prompt_weights(prompts, RESAMPLES, seed)
     everyone = np.ones(prompts, dtype=bool)
     fits = {n: table.calibrated(fold != n) for n in range(FOLDS)}
@@ -147,7 +148,7 @@ def threshold_report(
         layers=measurement.layers,
         n_tokens=measurement.n_tokens,
         n_prompts=prompts,
-        prices=tuple(_priced(table, float(p), fold, fits, whole, weights) for p in prices),
+        prices=tuple(_priced(table, float(p), fits, whole, weights, seed) for p in prices),
         reliability=table.reliability(fold, fits, whole),
         provenance=measurement.provenance,
     )
@@ -160,6 +161,12 @@ class _Sums:
     exit_layer: int
     started: Ints
     right: Ints
+
+
+#: what is done: at one exit, at several, or plain decoding
+_Policy: TypeAlias = "_Sums | tuple[_Sums, ...] | None"
+#: scale and shift of each exit's logits
+Fits: TypeAlias = Mapping[int, tuple[float, float]]
 
 
 class _Table:
@@ -194,7 +201,7 @@ class _Table:
             found[e] = (float(best.x[0]), float(best.x[1]))
         return found
 
-    def by_rule(self, price: float, fitted: Mapping[int, tuple[float, float]]) -> list[_Sums]:
+    def by_rule(self, price: float, fitted: Fits) -> list[_Sums]:
         """The threshold rule at every exit: as q falls with the guess, it starts the first few."""
         found, least = [], logit(np.clip(formulas.threshold(price), NEAREST, 1 - NEAREST))
         for e, (scale, shift) in fitted.items():
@@ -219,7 +226,7 @@ class _Table:
         )
 
     def several(
-        self, price: float, fitted: Mapping[int, tuple[float, float]], prompts: np.ndarray
+        self, price: float, fitted: Fits, prompts: np.ndarray
     ) -> tuple[tuple[float, ...], tuple[_Sums, ...]]:
         """The rule over several exits: its thresholds, solved on some prompts, and what it does."""
         q = self.candidates.probabilities(fitted)
@@ -228,9 +235,7 @@ class _Table:
         sums = zip(self.candidates.exits, started, right, strict=True)
         return thresholds, tuple(_Sums(e, n, hits) for e, n, hits in sums)
 
-    def ratios(
-        self, policy: _Sums | tuple[_Sums, ...] | None, weights: Floats
-    ) -> tuple[Floats, Floats]:
+    def ratios(self, policy: _Policy, weights: Floats) -> tuple[Floats, Floats]:
         """Latency and compute over plain decoding's, for weights [..., prompts]."""
         n = weights @ self.tokens
         if policy is None:
@@ -256,8 +261,8 @@ class _Table:
     def reliability(
         self,
         fold: Ints,
-        fits: Mapping[int, Mapping[int, tuple[float, float]]],
-        whole: Mapping[int, tuple[float, float]],
+        fits: Mapping[int, Fits],
+        whole: Fits,
     ) -> tuple[Reliability, ...]:
         """Each exit's candidates, those of each fold by the calibration of the others."""
         found = []
@@ -279,56 +284,51 @@ def _bin_error(q: Floats, true: np.ndarray) -> float:
 
 
 def _priced(
-    table: _Table,
-    price: float,
-    fold: Ints,
-    fits: Mapping[int, Mapping[int, tuple[float, float]]],
-    whole: Mapping[int, tuple[float, float]],
-    weights: Ints,
+    table: _Table, price: float, fits: Mapping[int, Fits], whole: Fits, weights: Ints, seed: int
 ) -> Priced:
-    everyone = np.ones(len(fold), dtype=bool)
+    everyone = np.ones(len(table.tokens), dtype=bool)
     ks, fixed = zip(*table.fixed(), strict=True)
-    total = table.tokens.sum()
-    shares = [table.tokens[fold == n].sum() / total for n in range(FOLDS)]
-    points, draws = np.zeros((3, 2)), np.zeros((3, 2, len(weights)))
-    for n, share in zip(range(FOLDS), shares, strict=True):
-        inside, outside = fold != n, fold == n
-        policies: list[_Sums | tuple[_Sums, ...] | None] = []
-        for sums in (table.by_rule(price, fits[n]), fixed):
+
+    def choose(number: int, inside: np.ndarray) -> list[_Policy]:
+        policies: list[_Policy] = []
+        for sums in (table.by_rule(price, fits[number]), fixed):
             place = table.best(sums, price, inside)
             policies.append(None if place is None else sums[place])
-        policies.append(table.several(price, fits[n], inside)[1])
-        for policy, chosen in enumerate(policies):
-            points[policy] += share * np.array(table.ratios(chosen, outside.astype(float)))
-            mine = weights * outside
-            drawn = mine @ table.tokens
-            safe = np.where(drawn[:, None] > 0, mine, outside)  # a fold that was not drawn at all
-            ratios = np.array(table.ratios(chosen, safe.astype(float)))
-            draws[policy] += drawn / (weights @ table.tokens) * ratios
+        return [*policies, table.several(price, fits[number], inside)[1]]
+
+    def judge(policies: list[_Policy], rows: Ints) -> Floats:
+        found = [table.ratios(policy, rows.astype(float)) for policy in policies]
+        return np.array(found).transpose(2, 0, 1)  # [rows, policies, latency and compute]
+
+    judged = cross_fitted(table.tokens, weights, seed, choose, judge)
+    assert judged is not None
+    points, draws = judged
     rule = table.best(table.by_rule(price, whole), price, everyone)
     other = table.best(fixed, price, everyone)
     worth = np.array([price, 1.0])
-    costs, cost_draws = points @ worth, np.tensordot(draws, worth, axes=(1, 0))
+    costs, cost_draws = points @ worth, draws @ worth
     thresholds, _ = table.several(price, whole, everyone)
 
     def interval(value: float, drawn: Floats) -> Interval:
         low, high = percentiles(drawn)
-        return Interval(float(value), float(low), float(high), int(total), len(fold), METHOD)
+        return Interval(
+            float(value), float(low), float(high), int(table.tokens.sum()), len(everyone), METHOD
+        )
 
     return Priced(
         price=price,
         threshold=float(formulas.threshold(price)),
         exit_layer=None if rule is None else table.exits[rule],
-        latency=interval(points[0, 0], draws[0, 0]),
-        compute=interval(points[0, 1], draws[0, 1]),
+        latency=interval(points[0, 0], draws[:, 0, 0]),
+        compute=interval(points[0, 1], draws[:, 0, 1]),
         fixed_exit_layer=None if other is None else fixed[other].exit_layer,
         fixed_k=None if other is None else ks[other],
-        fixed_latency=interval(points[1, 0], draws[1, 0]),
-        fixed_compute=interval(points[1, 1], draws[1, 1]),
-        gain=interval(costs[1] - costs[0], cost_draws[1] - cost_draws[0]),
+        fixed_latency=interval(points[1, 0], draws[:, 1, 0]),
+        fixed_compute=interval(points[1, 1], draws[:, 1, 1]),
+        gain=interval(costs[1] - costs[0], cost_draws[:, 1] - cost_draws[:, 0]),
         several_exits=table.candidates.exits,
         several_thresholds=thresholds,
-        several_latency=interval(points[2, 0], draws[2, 0]),
-        several_compute=interval(points[2, 1], draws[2, 1]),
-        several_gain=interval(costs[0] - costs[2], cost_draws[0] - cost_draws[2]),
+        several_latency=interval(points[2, 0], draws[:, 2, 0]),
+        several_compute=interval(points[2, 1], draws[:, 2, 1]),
+        several_gain=interval(costs[0] - costs[2], cost_draws[:, 0] - cost_draws[:, 2]),
     )

@@ -12,8 +12,8 @@ from ppdmodel import optimize
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.prediction import predicted_latency_s, predicted_plain_latency_s
 from ppdmodel.results import Timing
-from ppdmodel.roofline import carried_over, roofline, shape_from_config
-from ppdmodel.shapes import device, published_decoding, shape
+from ppdmodel.roofline import carried_over, ideal_times, roofline, shape_from_config
+from ppdmodel.shapes import Device, device, published_decoding, shape
 
 from .test_validation import a_calibration
 
@@ -45,6 +45,16 @@ def test_small_batches_wait_for_memory_and_large_ones_for_arithmetic() -> None:
     assert predicted_plain_latency_s(timing) == pytest.approx(80 * of_batch[1] + head)
     halves = roofline(shape("Llama 2 70B"), device("H100 SXM"), units_per_process=2)
     assert predicted_plain_latency_s(halves) == pytest.approx((80 * of_batch[1] + head) / 2)
+
+
+def test_times_go_with_the_bytes() -> None:
+    model, slow = shape("Llama 2 7B"), Device(1e12, 1e15, "made up")
+    assert ideal_times(model, slow)[0] == model.layer_weights * 2 / 1e12
+    assert ideal_times(model, slow, bytes_per_weight=0.5)[1] == model.head_weights / 2 / 1e12
+    with pytest.raises(
+        InvalidInputError, match="bytes_per_second must be a positive number; got 0"
+    ):
+        ideal_times(model, Device(0, 1e15, "made up"))
 
 
 def test_a_link_costs_ppd_one_message_and_splitting_two_a_layer() -> None:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 import ppdmodel as ppd
 from ppdmodel.plots import regime, save, style
-from ppdmodel.shapes import memory, models, shape
+from ppdmodel.roofline import ideal_times
+from ppdmodel.shapes import device, models, shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,12 +232,12 @@ def methods() -> Figure:
 def regimes() -> Figure:
     """The link time above which PPD beats splitting over two and over four units."""
     figure, panels = axes(7.8, 3.1, columns=2)
-    p, speed = np.linspace(0, 1, 201), memory("H100 SXM")
+    p, speed = np.linspace(0, 1, 201), device("H100 SXM")
     for ax, (units, messages) in zip(panels, ((2, 1), (4, 2)), strict=True):
         starts, ends = {}, {}
         for name in models():
             model = shape(name)
-            layer, head = model.layer_time_s(speed), model.head_time_s(speed)
+            layer, head = ideal_times(model, speed)
             starts[name] = ppd.link_break_even(
                 p, model.layers, model.layers / 2, units, layer, head, head, 1, messages
             )

@@ -22,7 +22,8 @@ from ppdmodel import (
     symbolic,
     tensor_parallel_linked_latency,
 )
-from ppdmodel.shapes import memory, models, shape
+from ppdmodel.roofline import ideal_times
+from ppdmodel.shapes import device, models, shape
 
 from .. import linked_reference as reference
 from ..linked_reference import Model
@@ -206,8 +207,8 @@ def test_the_exit_of_the_map_is_the_earliest_that_it_may_be() -> None:
 
 def boundary(name: str, p: float, units: int) -> float:
     """In microseconds, for the map's assumptions."""
-    model, speed = shape(name), memory("H100 SXM")
-    layer, head = (1e6 * t for t in (model.layer_time_s(speed), model.head_time_s(speed)))
+    model = shape(name)
+    layer, head = (1e6 * t for t in ideal_times(model, device("H100 SXM")))
     messages = math.ceil(math.log2(units))
     return float(
         link_break_even(p, model.layers, model.layers // 2, units, layer, head, head, 1, messages)
@@ -215,10 +216,9 @@ def boundary(name: str, p: float, units: int) -> float:
 
 
 def test_the_table_of_the_page() -> None:
-    speed = memory("H100 SXM")
     for name in models():
         model = shape(name)
-        layer, head = (1e6 * t for t in (model.layer_time_s(speed), model.head_time_s(speed)))
+        layer, head = (1e6 * t for t in ideal_times(model, device("H100 SXM")))
         numbers = [layer, head, *(boundary(name, p, 2) for p in (0.5, 0.7, 0.9, 0))]
         numbers += [boundary(name, p, 4) for p in (0.5, 0.7, 0.9)]
         saves = model.layers / 2 * layer
@@ -233,7 +233,7 @@ def test_the_words_of_the_page() -> None:
     size = 2 * shape("Llama 2 70B").layer_weights * 80 / 1e9
     assert f"are {size:.0f} GB in 16 bits" in PAGE
     for name in models():
-        saves = 1e6 * shape(name).layers / 2 * shape(name).layer_time_s(memory("H100 SXM"))
+        saves = 1e6 * shape(name).layers / 2 * ideal_times(shape(name), device("H100 SXM"))[0]
         assert 100 < saves / boundary(name, 0.7, 2) < 1000
         assert boundary(name, 0.5, 4) < boundary(name, 0.5, 2)
         assert boundary(name, 0.9, 4) > boundary(name, 0.9, 2)
@@ -242,4 +242,4 @@ def test_the_words_of_the_page() -> None:
 def test_the_map_is_drawn_for_the_memory_that_the_page_names() -> None:
     found = re.search(r"at the ([\d.]+) TB/s", PAGE)
     assert found is not None
-    assert float(found[1]) * 1e12 == memory("H100 SXM")
+    assert float(found[1]) * 1e12 == device("H100 SXM").bytes_per_s
