@@ -57,7 +57,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise `RunFailedError` before the work, if what it makes could not be written to `path`."""
+    """Raise before the work, if what it makes could not be written to `path`.
+
+    Raises:
+        InvalidInputError: it is a folder or a device.
+        RunFailedError: the file system refused.
+    """
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"{path} must be a file; got a folder or device; choose another")
     existed = path.parent.is_dir()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -259,18 +259,18 @@ class TableFile:
         """A row group, or all of them, as guesses."""
         table, about = self._read(group), self.about
 
-        def listed(label: str) -> Any:
-            column, each = table.column(label), about["guesses"]
-            if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != each:
-                raise self._damaged(TypeError(f"{label} is {column.type}, not lists of {each}"))
-            values = column.combine_chunks().flatten()
-            if values.null_count or len(values) != each * len(column):
-                raise self._damaged(TypeError(f"{label} lacks values"))
-            return values.to_numpy(zero_copy_only=False).reshape(-1, each)
+        def listed(label: str, dtype: Any) -> Any:
+            kind, each = table.schema.field(label).type, about["guesses"]
+            if not pa.types.is_fixed_size_list(kind) or kind.list_size != each:
+                raise self._damaged(TypeError(f"{label} is {kind}, not lists of {each}"))
+            values = table.column(label).combine_chunks().flatten()
+            if not _is_of(values, dtype) or len(values) != each * len(table):
+                raise self._damaged(TypeError(f"{label} has {kind}, or lacks values"))
+            return values.to_numpy(zero_copy_only=False).reshape(-1, each).astype(dtype)
 
         def stacked(name: str, dtype: Any) -> Any:
             labels = rank_columns(about["layers"], name)
-            return np.stack([listed(label) for label in labels], 1).astype(dtype)
+            return np.stack([listed(label, dtype) for label in labels], 1)
 
         try:
             ids = stacked("ids", np.int32)
@@ -312,11 +312,16 @@ def singles(about: Mapping[str, Any], name: str, prompts: set[str]) -> tuple[Any
 def _column(table: Any, name: str, dtype: Any) -> Any:
     """One column of whole numbers or of reals, none missing; else as if it was not there."""
     column = table.column(name)
-    whole = np.issubdtype(dtype, np.integer)
-    is_right = pa.types.is_integer if whole else pa.types.is_floating
-    if column.null_count or not is_right(column.type):
+    if not _is_of(column, dtype):
         raise KeyError(name)
     return column.to_numpy().astype(dtype, copy=False)
+
+
+def _is_of(values: Any, dtype: Any) -> bool:
+    """Whether values are whole numbers, or reals, as a type is, and none is missing."""
+    whole = np.issubdtype(dtype, np.integer)
+    is_right = pa.types.is_integer if whole else pa.types.is_floating
+    return bool(is_right(values.type)) and not values.null_count
 
 
 def read_tokens(path: Path) -> Measurement:

@@ -51,9 +51,7 @@ def test_times_go_with_the_bytes() -> None:
     model, slow = shape("Llama 2 7B"), Device(1e12, 1e15, "made up")
     assert ideal_times(model, slow)[0] == model.layer_weights * 2 / 1e12
     assert ideal_times(model, slow, bytes_per_weight=0.5)[1] == model.head_weights / 2 / 1e12
-    with pytest.raises(
-        InvalidInputError, match="bytes_per_second must be a positive number; got 0"
-    ):
+    with pytest.raises(InvalidInputError, match="bytes_per_second must be a positive"):
         ideal_times(model, Device(0, 1e15, "made up"))
 
 

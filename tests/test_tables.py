@@ -206,7 +206,7 @@ def test_tables_of_the_older_format_are_read(tmp_path: Path) -> None:
     assert_equal(read_tokens(tmp_path / "newer" / "tokens.parquet"), found)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_named_or_harmless(data: st.DataObject) -> None:
     """Any few bytes changed, in any place: the package's own error, if any."""

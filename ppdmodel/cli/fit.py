@@ -57,6 +57,7 @@ def fit_command(
     numbers = {"k_max": whole("k_max", k_max), "resamples": whole("resamples", resamples)}
     d = whole_or_none("layers", layers)
     from ..counting import fit_table
+    from ..files import check_writable
     from ..fitting import fit
     from ..io import load_timing, save
 
@@ -66,6 +67,7 @@ def fit_command(
             f"fit needs counts; got {'none' if table is None else 'two kinds'}; give a measurement "
             "folder, or --table"
         )
+    check_writable(out)
     times = load_timing(timing) if timing else None
     if table is None:
         if d is not None:

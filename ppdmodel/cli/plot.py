@@ -55,6 +55,9 @@ def plot_command(
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
     d, guesses, in_flight = whole("layers", layers), whole("k", k), depth_value(depth)
+    from ..files import check_writable
+
+    check_writable(out)
     if kind is Kind.THEORY:
         if result is not None:
             raise InvalidInputError(

@@ -127,6 +127,11 @@ def test_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ["fit", "FOLDER", "--out", "OUT", "--timing", "TIMING"],
             "the timing must be of the measured",
         ),
+        (["fit", "FOLDER", "--out", "FOLDER"], "must be a file; got a folder or device"),
+        (["fit", "FOLDER", "--out", "/dev/full"], "must be a file; got a folder or device"),
+        (["fit", "FOLDER", "--out", "OUT", "--seed", "-1"], "seed must be 0 or more"),
+        (["fit", "FOLDER", "--out", "OUT", "--k-max", "100000"], "k_max must be at most 1000"),
+        (["plot", "FOLDER", "--kind", "compare", "--out", "FOLDER"], "must be a file"),
         (["optimize", "FOLDER"], "optimize must be given a calibration"),
     ],
 )
