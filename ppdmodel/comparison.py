@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import formulas
+from .answers import Comparison, Method
 from .checks import positive_integer, real_number
 from .costing import Costs, LayerCosts, TimedCosts
 from .crossfit import cross_fitted
@@ -18,7 +19,7 @@ from .fitting import check_same_model
 from .formulas.contract import check
 from .optimization import Rule
 from .resample import METHOD, percentiles, prompt_weights
-from .results import Calibration, Comparison, Interval, Measurement, Method, titled
+from .results import Calibration, Interval, Measurement, titled
 from .tallies import Family, check_guesses, gated, self_speculation, two_exits
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .answers import Choice, Decision, Setting
 from .checks import positive_integer, real_number
 from .costing import Costs, TimedCosts, costs_of_calibration
 from .crossfit import cross_fitted
 from .errors import InvalidInputError
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
-from .results import Calibration, Choice, Decision, Interval, Setting
+from .results import Calibration, Interval
 
 if TYPE_CHECKING:
     from .costing import Grid

@@ -13,12 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from . import formulas
+from .answers import Comparison, Method
 from .checks import check_schedule
 from .costing import Grid, LayerCosts
 from .errors import InvalidInputError
 from .fitting import curve_values
 from .optimization import optimize
-from .results import Calibration, Comparison, Method
+from .results import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -343,6 +344,7 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
             ylabel="latency per token, against plain decoding",
             title=f"{report.title}: what is started at a price (held-out prompts)",
         )
+        ax.margins(x=0.1)
         ax.legend()
         text = f"n = {report.n_tokens} tokens of {report.n_prompts} prompts"
         ax.text(0.01, 0.01, text, transform=ax.transAxes, va="bottom", fontsize=7)

@@ -11,8 +11,9 @@ import pytest
 
 import ppdmodel as ppd
 from ppdmodel import compare, fit
+from ppdmodel.answers import Comparison, Method
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results import Comparison, Guesses, Measurement, Method
+from ppdmodel.results import Guesses, Measurement
 from ppdmodel.tallies import (
     DRAFTED,
     Family,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..results import Comparison, Interval, Measurement, Method
+from ..answers import Comparison, Method
+from ..results import Interval, Measurement
 from .options import Json, note, whole_or_none
 
 ROW = "{:<21}{:<21} {:>8} {:>8} {:>6}  {:<8}"

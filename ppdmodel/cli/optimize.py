@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..answers import Choice, Decision
 from ..errors import InvalidInputError
-from ..results import Calibration, Choice, Decision, Interval
+from ..results import Calibration, Interval
 from .options import Json, print_json, whole, whole_or_none
 
 #: a break-even match rate below this is none

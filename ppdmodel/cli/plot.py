@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..answers import Comparison
 from ..errors import InvalidInputError
-from ..results import Calibration, Comparison, Measurement
+from ..results import Calibration, Measurement
 from .options import Depth, Json, K, depth_value, print_json, whole
 
 if TYPE_CHECKING:
