@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit
 
+from .formulas import start_worth
+
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Measurement
 
@@ -62,19 +64,18 @@ class Candidates:
         those prompts, each candidate below it waiting for what the later exits' thresholds bring.
         """
         inside = prompts[self.owner[self.row]]
-        q, true = q[inside], self.true[inside]
+        q, true = q[inside], self.true[inside].astype(float)
         waited = np.zeros(len(q))
         found = []
         for j in reversed(range(len(self.exits))):
-            length = self.layers - self.exits[j]
             seen = np.flatnonzero(q[:, j] > 0)  # NaN is not
             order = seen[np.argsort(-q[seen, j], kind="stable")]
-            worth = length * ((price + 1) * true[order] - 1)
-            gained = np.concatenate([[0.0], np.cumsum(worth - waited[order])])
+            worth = np.asarray(start_worth(true, self.layers, self.exits[j], price))
+            gained = np.concatenate([[0.0], np.cumsum((worth - waited)[order])])
             least = _least(q[order, j], gained)
             found.append(least)
             starts = order[q[order, j] >= least]
-            waited[starts] = length * ((price + 1) * true[starts] - 1)
+            waited[starts] = worth[starts]
         return tuple(reversed(found))
 
     def started(self, q: Floats, thresholds: tuple[float, ...]) -> tuple[Ints, Ints]:

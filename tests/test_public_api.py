@@ -74,6 +74,7 @@ NAMES = [
     "speculative_latency",
     "speculative_tokens_per_round",
     "speedup",
+    "start_worth",
     "symbolic",
     "tensor_parallel_compute",
     "tensor_parallel_latency",

@@ -21,6 +21,7 @@ from .decision import (
     best_relative_exit,
     break_even,
     exchange_rate,
+    start_worth,
     threshold,
 )
 from .gated import gated_compute, gated_latency
@@ -110,6 +111,7 @@ __all__ = [
     "speculative_latency",
     "speculative_tokens_per_round",
     "speedup",
+    "start_worth",
     "tensor_parallel_compute",
     "tensor_parallel_latency",
     "tensor_parallel_linked_latency",

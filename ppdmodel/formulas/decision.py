@@ -138,3 +138,32 @@ def threshold(price: Operand) -> Operand:
     0.25
     """
     return 1 / (1 + price)
+
+
+@closed_form
+def start_worth(
+    p_correct: Operand, layers: Operand, exit_layer: Operand, price: Operand
+) -> Operand:
+    r"""What starting one guess takes off price times latency plus compute, on average.
+
+    $G = (d-e)\,\bigl[(\pi + 1)\,p - 1\bigr]$: at depth 1 and e >= d/2; 0 at the threshold (7.6).
+
+    Args:
+        p_correct: p, probability of that one guess, or 1 and 0 for what came true; in [0, 1].
+        layers: d, decoder layers; positive.
+        exit_layer: e, where it is started; 0 < e <= d.
+        price: pi, the most extra layer executions that one layer time saved is worth; >= 0.
+
+    Returns:
+        Layer executions; negative where the guess is not worth its price.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/07-decisions.md, equation (7.7).
+
+    >>> start_worth(0.5, 40, 20, price=3)
+    20.0
+    """
+    return (layers - exit_layer) * ((price + 1) * p_correct - 1)

@@ -10,6 +10,7 @@ import pytest
 import sympy
 
 from ppdmodel import best_exit, exchange_rate, latency_per_token, symbolic, threshold
+from ppdmodel.catalogue import Expr
 
 from .latex import parsed, tagged_equations
 
@@ -120,3 +121,19 @@ def test_the_threshold_is_where_the_price_of_one_guess_is_met() -> None:
     """At q = 1/(1+pi) a single guess costs exactly pi per layer saved: k/p - 1 with k = 1."""
     for price in (0.2, 1.0, 7.0):
         assert exchange_rate(threshold(price), 1) == pytest.approx(price)
+
+
+def test_what_a_start_is_worth() -> None:
+    """(7.7): one guess more, of chance p, against the closed forms of depth 1 and e >= d/2."""
+    price, others = symbolic.SYMBOLS["price"], sympy.Symbol("others", nonnegative=True)
+
+    def cost(rate: Expr, guesses: Expr) -> Expr:
+        late = {sympy.Max(0, d - 2 * e): sympy.Integer(0), sympy.Min(e, d - e): d - e}
+        latency = symbolic.expr("latency_per_token", depth=1).xreplace(late)
+        compute = symbolic.expr("compute_per_token", depth=1).xreplace(late)
+        return (price * latency + compute).subs({p: rate, k: guesses}, simultaneous=True)
+
+    gained = cost(others, k) - cost(others + p, k + 1)
+    worth = symbolic.expr("start_worth")
+    assert sympy.simplify(gained - worth) == 0
+    assert sympy.simplify(worth.subs(p, symbolic.expr("threshold"))) == 0
