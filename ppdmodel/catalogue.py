@@ -33,6 +33,8 @@ SYMBOLS: dict[str, Expr] = {
     "depth": _symbol("D", **_COUNT),
     "overhead": _symbol("o"),
     "tokens": _symbol("ell", **_COUNT),
+    "matches": _symbol("h", nonnegative=True),
+    "groups": _symbol("w", nonnegative=True),
     "autocorrelation": _symbol("rho", real=True),
     "share": _symbol("s"),
     "exponent": _symbol("a"),

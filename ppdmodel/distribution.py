@@ -11,6 +11,7 @@ from scipy.special import gammaln
 
 from .checks import positive_integer, real_number
 from .errors import InvalidInputError, RunFailedError
+from .formulas import generation_time
 from .formulas.contract import check, check_autocorrelation, check_order, is_unknown
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ def total_latency(
     check_autocorrelation(rho, p)
     trials = positive_integer("tokens", tokens) - 1
     size = math.inf if depth is None else 1 + positive_integer("depth", depth, _UNLIMITED)
-    wait = max(d - size * e, 0.0)
-    hits, groups, probabilities = _counts(trials, p, int(size) if wait > 0 else None, rho)
-    times = d * (trials + 1) - (d - e) * hits + wait * groups
+    grouped = int(size) if size * e < d else None
+    hits, groups, probabilities = _counts(trials, p, grouped, rho)
+    times = generation_time(d, e, trials + 1, hits, groups, depth)
     support, where = np.unique(times, return_inverse=True)
     weights = np.bincount(where, probabilities, minlength=len(support))
     possible = weights > 0

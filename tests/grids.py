@@ -20,6 +20,8 @@ def arguments(name: str, rng: random.Random) -> dict[str, Any]:
         "depth": rng.randint(1, 4),
         "overhead": rng.uniform(0, 5),
         "tokens": rng.randint(1, 12),
+        "matches": rng.randint(0, 11),
+        "groups": rng.randint(0, 5),
         "autocorrelation": rng.uniform(0.99 * lowest, 0.95),
         "share": rng.random(),
         "exponent": rng.uniform(0.2, 6),

@@ -44,6 +44,7 @@ NAMES = [
     "fit_table",
     "gated_compute",
     "gated_latency",
+    "generation_time",
     "latency_per_token",
     "link_break_even",
     "load",

@@ -25,7 +25,7 @@ from .decision import (
     threshold,
 )
 from .gated import gated_compute, gated_latency
-from .generation import expected_total_latency
+from .generation import expected_total_latency, generation_time
 from .linked import (
     link_break_even,
     ppd_linked_latency,
@@ -90,6 +90,7 @@ __all__ = [
     "expected_total_latency",
     "gated_compute",
     "gated_latency",
+    "generation_time",
     "latency_per_token",
     "link_break_even",
     "mean_units",

@@ -57,6 +57,8 @@ DOMAINS: dict[str, Domain] = {
     "depth": _whole(1, "use None for unlimited"),
     "overhead": _at_least(0, "give it in layer units"),
     "tokens": _whole(1, "give 1 or more"),
+    "matches": _at_least(0, "count the tokens after the first that a guess held"),
+    "groups": _at_least(0, "count the matches that complete D+1 of their run"),
     "autocorrelation": (
         "lie in [-1, 1)",
         lambda r: (r >= -1) & (r < 1),

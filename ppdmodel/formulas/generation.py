@@ -1,4 +1,4 @@
-"""Closed forms of a generation of a given number of tokens by PPD with independent matches."""
+"""Closed forms of a generation of a given number of tokens by PPD."""
 
 from __future__ import annotations
 
@@ -47,3 +47,40 @@ def expected_total_latency(
         ops.floor((tokens - 1) / size),
     )
     return layers * tokens - (tokens - 1) * p_correct * (layers - exit_layer) + wait * groups
+
+
+@closed_form
+def generation_time(
+    layers: Operand,
+    exit_layer: Operand,
+    tokens: Operand,
+    matches: Operand,
+    groups: Operand,
+    depth: Operand = 1,
+) -> Operand:
+    r"""Time of one generation whose matches are counted, in layer times.
+
+    $T_\ell = d\ell - (d-e)\,h + g\,w$, $g = \max(d - (D+1)e, 0)$, in whatever order they came.
+
+    Args:
+        layers: d, decoder layers; positive.
+        exit_layer: e, exit layer; 0 < e <= d.
+        tokens: l, tokens that were generated; a whole number >= 1.
+        matches: h, tokens after the first that some guess held; 0 ... l - 1.
+        groups: w, matches that are number D+1, 2(D+1), ... of their run; 0 ... h/(D+1).
+        depth: D; a whole number >= 1, or None for unlimited.
+
+    Returns:
+        Layer times from the start of the first token to the end of the last.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/04-finite-generations.md, equation (4.2).
+
+    >>> generation_time(40, 20, tokens=101, matches=70, groups=0)
+    2640
+    """
+    wait = ops.maximum(layers - (depth + 1) * exit_layer, 0)
+    return layers * tokens - (layers - exit_layer) * matches + wait * groups

@@ -43,13 +43,12 @@ def test_the_distribution_counts_runs_and_rests(case: tuple[int, int, int]) -> N
     """(4.2) and (4.3): the number of sequences with h hits and w whole groups."""
     d, e, depth = case
     size, trials = depth + 1, 8
-    wait = max(d - size * e, 0)
     counted: Counter[tuple[int, int]] = Counter()
     for matches in itertools.product([True, False], repeat=trials):
         runs = [len(list(g)) for hit, g in itertools.groupby(matches) if hit]
         groups = sum(n // size for n in runs)
         counted[sum(matches), groups] += 1
-        total = d * (trials + 1) - (d - e) * sum(matches) + wait * groups
+        total = formulas.generation_time(d, e, trials + 1, sum(matches), groups, depth)
         assert recursion(list(matches), d, e, depth)[-1] == total
     x = sympy.Symbol("x")
     for (hits, groups), number in counted.items():
