@@ -65,6 +65,7 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel plot data/smollm2-135m-trained --kind compare --out docs/images/compare.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m-trained --kind threshold --out docs/images/threshold.svg
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
+	$(BIN)/ppdmodel plot --kind timeline --layers 8 --exit-layer 4 --k 2 --out docs/images/timeline.svg
 
 data-validation: $(STAMP) ## time, predict and run PPD again on this machine (half an hour); needs the exits of make data
 	$(BIN)/ppdmodel time --exits $(EXITS) --k 1,3,5 --out data/smollm2-135m-trained.timing.json

@@ -39,10 +39,11 @@ def style() -> Any:
         return mpl.rc_context(mpl.rc_params_from_file(path, use_default_template=False))
 
 
-def _axes(ax: Axes | None) -> Axes:
+def axes_of(ax: Axes | None, figsize: tuple[float, float] | None = None) -> Axes:
+    """The axes that were given, or those of a new figure."""
     if ax is not None:
         return ax
-    figure = Figure()
+    figure = Figure(figsize=figsize)
     FigureCanvasAgg(figure)
     return figure.subplots()
 
@@ -61,7 +62,7 @@ def match_rate(
                 f"k must lie in 1...{calibration.k_max}, what the calibration recorded; got {value}"
             )
     with style():
-        ax = _axes(ax)
+        ax = axes_of(ax)
         layers = np.arange(1, calibration.layers + 1)
         fine = np.linspace(1, calibration.layers, 200)
         for number, value in enumerate(k):
@@ -82,7 +83,7 @@ def match_rate(
         )
         ax.legend(loc="upper left")
         _count(ax, calibration)
-        return _figure(ax)
+        return figure_of(ax)
 
 
 def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None = None) -> Figure:
@@ -91,7 +92,7 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
     grid = Grid.of(calibration.layers, calibration.k_max, max_depth)
     p_correct, costs = grid.rates(calibration.p_correct), LayerCosts()
     with style():
-        ax = _axes(ax)
+        ax = axes_of(ax)
         points = ax.scatter(
             costs.compute(grid, p_correct),
             costs.latency(grid, p_correct),
@@ -102,7 +103,7 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
             linewidths=0,
             rasterized=True,
         )
-        _figure(ax).colorbar(points, ax=ax, label="exit layer", pad=0.01)
+        figure_of(ax).colorbar(points, ax=ax, label="exit layer", pad=0.01)
         best = decision.frontier
         compute = [setting.normalized_compute.value for setting in best]
         latency = [setting.normalized_latency for setting in best]
@@ -134,7 +135,7 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
         _plain_log_ticks(ax)
         ax.legend(loc="lower left")
         _count(ax, calibration)
-        return _figure(ax)
+        return figure_of(ax)
 
 
 def theory(
@@ -151,7 +152,7 @@ def theory(
     """
     check_schedule(layers, layers, k, depth)
     with style():
-        ax = _axes(ax)
+        ax = axes_of(ax)
         exits = np.arange(1, layers + 1)
         for p in p_correct:
             color = mpl.colormaps["viridis"](0.95 * (1 - p))
@@ -171,7 +172,7 @@ def theory(
             ax.set_xscale("log")
             _plain_log_ticks(ax)
         ax.legend(title="p_correct", ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _figure(ax)
+        return figure_of(ax)
 
 
 def regime(
@@ -195,7 +196,7 @@ def regime(
         ax: axes to draw on.
     """
     with style():
-        ax = _axes(ax)
+        ax = axes_of(ax)
         for number, (name, start) in enumerate(starts_s.items()):
             color, first = f"C{number}", np.clip(start, *limits_s)
             last = min(max(ends_s[name], limits_s[0]), limits_s[1])
@@ -214,7 +215,7 @@ def regime(
         )
         _name_seconds(ax)
         ax.legend(title="PPD wins from", loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _figure(ax)
+        return figure_of(ax)
 
 
 def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Figure:
@@ -225,7 +226,7 @@ def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -
         ax: where to draw; None makes a figure.
     """
     with style():
-        ax = _axes(ax)
+        ax = axes_of(ax)
         low, high = _draw_reports(ax, reports)
         for share, form in ((0.0, "-"), (0.03, ":"), (-0.03, ":")):
             line = [end * (1 + share) for end in (low, high)]
@@ -237,7 +238,7 @@ def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -
             title="Real PPD, predicted and measured (dotted: 3%)",
         )
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _figure(ax)
+        return figure_of(ax)
 
 
 def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -274,7 +275,7 @@ BASES = {"measured": ("C0", "o"), "fitted": ("C2", "D"), "ideal": ("C7", "s")}
 def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
     """Latency against compute of the best of each method, with 95% intervals and its basis."""
     with style():
-        ax = _axes(ax)
+        ax = axes_of(ax)
         for basis, (color, marker) in BASES.items():
             methods = [m for m in result.methods if m.basis == basis]
             if not methods:
@@ -305,7 +306,7 @@ def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
         ax.legend(loc="center", title="latency is")
         text = f"n = {result.n_tokens} tokens of {result.n_prompts} prompts"
         ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)
-        return _figure(ax)
+        return figure_of(ax)
 
 
 def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
@@ -316,7 +317,7 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
         ("one exit, fixed k", "fixed_latency", "fixed_compute", "^-"),
     )
     with style():
-        ax = _axes(ax)
+        ax = axes_of(ax)
         for number, (label, latency, compute, form) in enumerate(curves):
             rows = sorted(report.prices, key=lambda row: row.price)
             values = [getattr(row, latency) for row in rows]
@@ -348,7 +349,7 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
         ax.legend()
         text = f"n = {report.n_tokens} tokens of {report.n_prompts} prompts"
         ax.text(0.01, 0.01, text, transform=ax.transAxes, va="bottom", fontsize=7)
-        return _figure(ax)
+        return figure_of(ax)
 
 
 def _label_methods(ax: Axes, methods: Sequence[Method]) -> None:
@@ -423,7 +424,8 @@ def _count(ax: Axes, calibration: Calibration) -> None:
     ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)
 
 
-def _figure(ax: Axes) -> Figure:
+def figure_of(ax: Axes) -> Figure:
+    """The figure that the axes are on."""
     figure = ax.figure
     assert isinstance(figure, Figure)
     return figure

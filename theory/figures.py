@@ -14,12 +14,12 @@ import ppdmodel as ppd
 from ppdmodel.plots import regime, save, style
 from ppdmodel.roofline import ideal_times
 from ppdmodel.shapes import device, models, shape
+from ppdmodel.timelines import timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FOLDER = Path(__file__).parent / "images"
-RIGHT, WRONG, PLAIN = "C0", "0.75", "0.3"
 
 
 def axes(width: float = 6.2, height: float = 3.4, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -31,40 +31,7 @@ def axes(width: float = 6.2, height: float = 3.4, columns: int = 1) -> tuple[Fig
 
 def pipeline() -> Figure:
     """Which process runs when: six tokens, the fourth and the sixth after a miss."""
-    layers, exit_layer, k = 12, 6, 2
-    run = ppd.replay(
-        [True, True, False, True, False],
-        ppd.Policy(exit_layer, k),
-        layers=layers,
-        record=True,
-    ).generations[0]
-    assert run.processes is not None
-    figure, (ax,) = axes(6.6, 3.2)
-    lane: dict[int, int] = {}
-    for record in sorted(run.processes, key=lambda r: (r.token, not r.verified, r.started)):
-        for _ in range(record.count):
-            place = lane[record.token] = lane.get(record.token, -1) + 1
-            y = -(record.token * 3.4 + place)
-            color = RIGHT if record.verified else WRONG
-            end = record.ended
-            ax.barh(y, end - record.started, left=record.started, height=0.8, color=color)
-            if record.verified:
-                ax.plot([record.started + exit_layer] * 2, [y - 0.4, y + 0.4], "k-", lw=1)
-            if not record.verified:
-                ax.plot(end, y, "x", color="0.35", ms=4)
-    for token in range(run.tokens):
-        ax.text(-1, -(token * 3.4) - 0.7, f"token {token + 1}", ha="right", va="center", fontsize=8)
-    plain = layers * run.tokens
-    ax.axvline(plain, color=PLAIN, ls=":", lw=1)
-    ax.text(plain - 0.4, 0.4, "plain decoding ends", ha="right", va="center", fontsize=7.5)
-    ax.barh(0, 0, color=RIGHT, label="right: runs all layers")
-    ax.barh(0, 0, color=WRONG, label="wrong guess: dropped (×)")
-    ax.plot([], [], "k-", lw=1, label=f"layer {exit_layer}: guesses are read")
-    ax.legend(loc="center right", fontsize=7.5)
-    ax.set(yticks=[], xlabel="time, in layer times", xlim=(-9, plain + 1))
-    ax.grid(False, axis="y")
-    ax.spines["left"].set_visible(False)
-    return figure
+    return timeline([True, True, False, True, False], layers=12, exit_layer=6, k=2)
 
 
 def latency() -> Figure:

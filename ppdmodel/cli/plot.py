@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from ..answers import Comparison
 from ..errors import InvalidInputError
 from ..results import Calibration, Measurement
-from .options import Depth, Json, K, depth_value, print_json, whole
+from .options import Depth, ExitLayer, Json, K, depth_value, print_json, whole
 
 if TYPE_CHECKING:
     from ..thresholds import ThresholdReport
@@ -26,6 +27,7 @@ class Kind(StrEnum):
     PREDICTED = "predicted"
     COMPARE = "compare"
     THRESHOLD = "threshold"
+    TIMELINE = "timeline"
 
 
 def plot_command(
@@ -36,22 +38,28 @@ def plot_command(
         Path | None,
         typer.Argument(
             metavar="[RESULT]",
-            help="A calibration, a measurement or a validation; none for theory.",
+            help="A calibration, a measurement or a validation; none for theory and timeline.",
         ),
     ] = None,
     kind: Annotated[Kind, typer.Option("--kind", help="Which figure.")] = Kind.MATCH_RATE,
     layers: Annotated[
-        str, typer.Option("--layers", metavar="D", help="Layers, for theory.")
+        str, typer.Option("--layers", metavar="D", help="Layers, for theory and timeline.")
     ] = "40",
     k: K = "1",
     depth: Depth = "1",
+    exit_layer: ExitLayer = None,
+    matches: Annotated[
+        str,
+        typer.Option("--matches", metavar="M,M,...", help="Timeline: 1 match or 0 miss, by token."),
+    ] = "1,0,1,1",
     as_json: Json = False,
 ) -> None:
     """Draw a figure: match-rate and trade-off of a RESULT, or the theory's trade-off curves.
 
     predicted, of one validation or more with commas, draws predicted against measured latency;
     compare, of a measurement or a calibration, the best of each method at twice the compute;
-    threshold, of a measurement, the threshold rule beside fixed settings.
+    threshold, of a measurement, the threshold rule beside fixed settings;
+    timeline, of no RESULT, which process runs which layers of which token.
 
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
@@ -59,14 +67,20 @@ def plot_command(
     from ..files import check_writable
 
     check_writable(out)
+    if kind in (Kind.THEORY, Kind.TIMELINE) and result is not None:
+        raise InvalidInputError(
+            f"the {kind.value} figure must have no RESULT; got {result}; leave it out"
+        )
     if kind is Kind.THEORY:
-        if result is not None:
-            raise InvalidInputError(
-                f"the theory figure must have no RESULT; got {result}; leave it out"
-            )
         from .. import plots
 
         figure = plots.theory(layers=d, k=guesses, depth=in_flight)
+    elif kind is Kind.TIMELINE:
+        e = math.ceil(d / 2) if exit_layer is None else whole("exit_layer", exit_layer)
+        hits = _matches(matches)
+        from .. import plots, timelines
+
+        figure = timelines.timeline(hits, layers=d, exit_layer=e, k=guesses, depth=in_flight)
     elif kind is Kind.PREDICTED:
         reports = _reports(result)
         from .. import plots
@@ -93,6 +107,17 @@ def plot_command(
         print_json({"out": str(out), "kind": kind.value})
     else:
         typer.echo(str(out))
+
+
+def _matches(text: str) -> list[bool]:
+    """Which tokens after the first are matches."""
+    hits = [part.strip() for part in text.split(",")]
+    if not set(hits) <= {"0", "1"}:
+        raise InvalidInputError(
+            f"matches must be 1 (match) or 0 (miss) for each token after the first; got {text}; "
+            "give for example 1,0,1,1"
+        )
+    return [hit == "1" for hit in hits]
 
 
 def _reports(path: Path | None) -> list[dict[str, Any]]:
