@@ -8,7 +8,7 @@ ALONE := tests/measure/test_pipeline.py tests/measure/test_validate.py
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types ci bench data data-validation data-gemma notebooks figures clean
+.PHONY: help setup demo test lint types ci bench data data-validation data-gemma notebooks docs figures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ setup: $(STAMP) ## make .venv with everything
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python must be 3.11 or newer; got " + sys.version.split()[0] + "; run: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[measure,notebooks,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[measure,notebooks,docs,dev]'
 	@touch $@
 
 demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
@@ -45,7 +45,11 @@ types: $(STAMP) ## mypy, strict
 notebooks: $(STAMP) ## run the notebooks from top to bottom
 	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=60 notebooks
 
-ci: lint types test notebooks ## the gate: lint, types, tests, notebooks
+docs: $(STAMP) ## make the documentation site, build/docs; warnings are errors
+	$(BIN)/python -m sphinx -c docs -d build/doctrees -E -q -W --keep-going . build/docs
+	@echo "open build/docs/index.html"
+
+ci: lint types test notebooks docs ## the gate: lint, types, tests, notebooks, documentation
 
 bench: $(STAMP) ## time and memory of the main job, start-up, and the closed forms
 	$(BIN)/python -m benchmarks

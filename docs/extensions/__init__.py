@@ -1,0 +1,1 @@
+"""What the site needs beside Sphinx: mathematics without a network, and pages from the code."""
