@@ -91,6 +91,7 @@ class Method:
         basis: "measured": counted on recorded tokens, or timed; "fitted": times of the calibrated
             model; "ideal": assumed.
         note: what to know of the number.
+        held_out_compute: as `held_out`, the layer executions.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Method:
     units: int
     basis: str
     note: str = ""
+    held_out_compute: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ from . import formulas
 from .answers import Comparison, Method
 from .checks import positive_integer, real_number
 from .costing import Costs, LayerCosts, TimedCosts
-from .crossfit import cross_fitted
 from .errors import InvalidInputError
 from .fitting import check_same_model
 from .formulas.contract import check
-from .optimization import Rule
-from .resample import METHOD, percentiles, prompt_weights
+from .judging import GIVEN, Judge, Rule, given
+from .recorded import Recorded
 from .results import Calibration, Interval, Measurement, titled
-from .tallies import Family, check_guesses, gated, self_speculation, two_exits
+from .tallies import Family, gated, self_speculation, two_exits
 
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Timing
@@ -33,7 +32,10 @@ MOST_DRAFTED = 16
 #: units over which one process of a hybrid is split, at most
 MOST_SPLIT = 8
 MEASURED, FITTED, IDEAL = "measured", "fitted", "ideal"
-GIVEN = "given, not measured"
+NOT_RECORDED = (
+    "gated and two-exit PPD and self-speculation: they need counts of the recorded tokens; fit a "
+    "measurement folder, or give it"
+)
 
 
 def compare(
@@ -57,8 +59,8 @@ def compare(
     settings chosen on 4/5 of the prompts do on the rest.
 
     Args:
-        source: a measurement, or a calibration, which has no tokens: gated and several exits and
-            self-speculation are then left out.
+        source: a measurement, or its calibration, which gives the same; of one from own tables or
+            by an older version, gated and two exits and self-speculation are left out.
         guesses: those of the measurement: then a guess that both of two exits make starts once.
         timing: what a measured model costs on one machine; a calibration has its own.
         max_compute: budget in multiples of plain decoding's layer executions; at least 1.
@@ -82,18 +84,15 @@ def compare(
     if not 0 < real_number("efficiency", efficiency, 0, "give a share") <= 1:
         raise InvalidInputError(f"efficiency must lie in (0, 1]; got {efficiency}; 1 is perfect")
     link = float(real_number("link_time", link_time, 0, "give it in layer times"))
-    counts = _Counts.of(source, timing)
-    judge = _Judge(counts, Rule(max_compute=float(max_compute)), max_units)
-    methods = [_given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
+    counts = _Counts.of(source, guesses, timing)
+    judge = counts.judge(Rule(max_compute=float(max_compute)), max_units)
+    methods = [given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
     found = [judge.best(_ppd(counts, LayerCosts(), link_time=link), MEASURED)]
     left_out: list[str] = []
-    if isinstance(source, Measurement):
-        found += [judge.best(family, MEASURED) for family in _recorded(source, guesses, link)]
+    if counts.recorded is not None:
+        found += [judge.best(family, MEASURED) for family in _recorded(counts.recorded, link)]
     else:
-        left_out.append(
-            "gated and two-exit PPD and self-speculation: they need the recorded tokens; give the "
-            "measurement folder"
-        )
+        left_out.append(NOT_RECORDED)
     methods += [method for method in found if method is not None]
     if acceptance_rate is not None:
         methods += _speculative(counts.layers, acceptance_rate, draft_time, max_compute)
@@ -117,10 +116,8 @@ def compare(
     )
 
 
-def _recorded(source: Measurement, guesses: Guesses | None, link: float) -> list[Family]:
-    if guesses is not None:
-        check_guesses(source, guesses)
-    families = (gated(source, link), two_exits(source, guesses, link), self_speculation(source))
+def _recorded(recorded: Recorded, link: float) -> list[Family]:
+    families = (gated(recorded, link), two_exits(recorded, link), self_speculation(recorded))
     return [family for family in families if family is not None]
 
 
@@ -136,18 +133,22 @@ class _Counts:
     seed: int
     provenance: Mapping[str, Any]
     timing: Timing | None
+    recorded: Recorded | None
     exit_layers: tuple[int, ...] | None = None
     ks: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, source: Measurement | Calibration, timing: Timing | None) -> _Counts:
+    def of(
+        cls, source: Measurement | Calibration, guesses: Guesses | None, timing: Timing | None
+    ) -> _Counts:
         """Counts for k = 1...32 of a measurement, and those that a calibration holds."""
         if isinstance(source, Calibration):
-            if timing is not None:
-                raise InvalidInputError(
-                    "timing must be left out for a calibration; got one; fit the measurement with "
-                    "it"
-                )
+            for name, given_ in (("timing", timing), ("guesses", guesses)):
+                if given_ is not None:
+                    raise InvalidInputError(
+                        f"{name} must be left out for a calibration; got {name}; fit the "
+                        "measurement with it"
+                    )
             return cls(*(getattr(source, name) for name in cls.__dataclass_fields__))
         if timing is not None:
             check_same_model(source, timing)
@@ -160,7 +161,12 @@ class _Counts:
             0,
             source.provenance,
             timing,
+            Recorded.of(source, guesses),
         )
+
+    def judge(self, rule: Rule, max_units: int | None) -> Judge:
+        """Who finds the best settings under a rule."""
+        return Judge(self.tokens, self.resamples, self.seed, rule, max_units)
 
 
 def _ppd(
@@ -192,84 +198,6 @@ def _ppd(
     )
 
 
-class _Judge:
-    """Finds the best setting of a family, with intervals, also on prompts that did not choose."""
-
-    def __init__(self, counts: _Counts, rule: Rule, max_units: int | None) -> None:
-        self.rule, self.max_units, self.tokens = rule, max_units, counts.tokens
-        prompts = len(self.tokens)
-        self.everyone = np.ones((1, prompts), dtype=np.int64)
-        self.weights = prompt_weights(prompts, counts.resamples, counts.seed)
-        self.seed = counts.seed
-
-    def best(self, family: Family, basis: str) -> Method | None:
-        """The best setting; None where the family has nothing within the units."""
-        within = np.ones(len(family.units), dtype=bool)
-        if self.max_units is not None:
-            within = family.units <= self.max_units
-        places = np.flatnonzero(within)
-        if not len(places):
-            return None
-        best = self._chosen(family, places, self.everyone)
-        held_out = self._held_out(family, places)
-        if best is None:
-            one = _given("", "", 1.0, 1.0, 1, basis).latency
-            nothing = "none is faster than plain decoding"
-            return Method(family.name, nothing, one, held_out, one, 1, basis, family.note)
-        latency, compute = (
-            self.interval(float(value[0, 0]), draws[:, 0])
-            for value, draws in zip(
-                family.evaluate(self.everyone, best),
-                family.evaluate(self.weights, best),
-                strict=True,
-            )
-        )
-        place, units = int(best[0]), family.units
-        return Method(
-            family.name,
-            family.settings[place],
-            latency,
-            held_out,
-            compute,
-            int(units[place]),
-            basis,
-            family.note,
-        )
-
-    def _chosen(self, family: Family, places: Ints, weights: Ints) -> Ints | None:
-        """The best of some places, [1]; None where that is plain decoding."""
-        best = int(self.rule.best(*family.evaluate(weights, places))[0])
-        return None if best < 0 else places[[best]]
-
-    def interval(self, value: float, draws: Floats) -> Interval:
-        """A number with the interval of its draws."""
-        low, high = percentiles(draws)
-        n = (int(self.tokens.sum()), len(self.tokens))
-        return Interval(value, float(low), float(high), *n, METHOD)
-
-    def _held_out(self, family: Family, places: Ints) -> Interval | None:
-        """Of each fold's prompts the latency of what the other folds chose, over all folds."""
-
-        def choose(_: int, inside: np.ndarray) -> Ints | None:
-            return self._chosen(family, places, inside[None].astype(np.int64))
-
-        def judge(best: Ints | None, weights: Ints) -> Floats:
-            if best is None:
-                return np.ones(len(weights))
-            return family.evaluate(weights, best)[0][:, 0]
-
-        found = cross_fitted(self.tokens, self.weights, self.seed, choose, judge)
-        return None if found is None else self.interval(float(found[0]), found[1])
-
-
-def _given(
-    name: str, setting: str, latency: float, compute: float, units: int, basis: str, note: str = ""
-) -> Method:
-    """A method without uncertainty of its own."""
-    value, cost = (Interval(x, x, x, 0, 0, GIVEN) for x in (latency, compute))
-    return Method(name, setting, value, None, cost, units, basis, note)
-
-
 def _speculative(
     layers: int, acceptance_rate: float, draft_time: float, max_compute: float
 ) -> list[Method]:
@@ -283,7 +211,7 @@ def _speculative(
     if best < 0:
         return []
     return [
-        _given(
+        given(
             "speculative",
             f"alpha = {acceptance_rate:g}, c = {draft_time:g}, {drafted[best]} drafted",
             float(latency[best]),
@@ -326,7 +254,7 @@ def _split(
         return []
     latency = link.latency(counts.layers, units)
     found = [
-        _given(
+        given(
             "split layers", f"{units} units, {link.words}", latency, 1.0, units, IDEAL,
             "tensor parallel",
         )
@@ -339,7 +267,7 @@ def _hybrid(counts: _Counts, rule: Rule, link: _Link, max_units: int | None) -> 
     each = range(2, min(max_units // 2, MOST_SPLIT) + 1) if max_units else (2,)
     found = []
     for n in each:
-        ppd = _Judge(counts, rule, max_units and max_units // n).best(
+        ppd = counts.judge(rule, max_units and max_units // n).best(
             _ppd(counts, LayerCosts(), link_time=link.link_time), MEASURED
         )
         if ppd is None or ppd.units == 1:
@@ -360,7 +288,7 @@ def _hybrid(counts: _Counts, rule: Rule, link: _Link, max_units: int | None) -> 
     return sorted(found, key=lambda method: method.latency.value)[:1]
 
 
-def _timed(judge: _Judge, counts: _Counts, costs: TimedCosts) -> list[Method]:
+def _timed(judge: Judge, counts: _Counts, costs: TimedCosts) -> list[Method]:
     """The rows in seconds: PPD by the calibrated model, and what the machine did when split."""
     measured = costs.timing.terms["split_latency_s"]
     note = "measured times, heads and overheads included, against plain decoding in seconds"

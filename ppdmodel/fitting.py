@@ -12,8 +12,17 @@ from .checks import positive_integer
 from .errors import InvalidInputError
 from .files import provenance
 from .likelihood import Cells, maximize
+from .recorded import Recorded
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
-from .results import Calibration, Candidate, Interval, MatchCurve, Measurement, Timing
+from .results import (
+    Calibration,
+    Candidate,
+    Guesses,
+    Interval,
+    MatchCurve,
+    Measurement,
+    Timing,
+)
 from .surfaces import FAMILIES, family_of
 
 if TYPE_CHECKING:
@@ -27,6 +36,7 @@ MOST_K = 1000
 def fit(
     measurement: Measurement | Sequence[Measurement],
     *,
+    guesses: Guesses | Sequence[Guesses | None] | None = None,
     timing: Timing | None = None,
     family: str | None = None,
     k_max: int = 32,
@@ -51,6 +61,8 @@ def fit(
     Args:
         measurement: complete or not; at least 2 prompts and 2 layers. Several of one model are
             taken together, if no prompt is in two.
+        guesses: those of the measurement, or of each: then a guess that both of two exits make
+            counts once in what the calibration holds for `compare` and `optimize`.
         timing: what the same model with the same kind of exits costs on one machine; the
             calibration then has seconds.
         family: a family's name, or None to choose among them.
@@ -60,13 +72,14 @@ def fit(
 
     Raises:
         InvalidInputError: a number is no positive integer, there are too few prompts or layers, no
-            such family, or the measurements or the timing are of another model, text or exit.
+            such family, or the measurements, guesses or timing are of another model, text or exit.
     """
     positive_integer("k_max", k_max)
     if k_max > MOST_K:
         raise InvalidInputError(f"k_max must be at most {MOST_K}; got {k_max}; give fewer guesses")
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     first = _checked_together(several)
+    check_layers(first.layers)
     if timing is not None:
         check_same_model(first, timing)
     return calibrated(
@@ -79,12 +92,29 @@ def fit(
             exit_layers=None,
             ks=None,
             about=dict(first.provenance),
+            recorded=_recorded(several, guesses),
         ),
         timing=timing,
         family=family,
         resamples=resamples,
         seed=seed,
     )
+
+
+def _recorded(
+    measurements: Sequence[Measurement], guesses: Guesses | Sequence[Guesses | None] | None
+) -> Recorded:
+    """Counts of all measurements together, for methods beyond one exit."""
+    given = [guesses] if guesses is None or isinstance(guesses, Guesses) else list(guesses)
+    if guesses is None:
+        given *= len(measurements)
+    if len(given) != len(measurements):
+        raise InvalidInputError(
+            f"guesses must be given for each measurement; got {len(given)} for "
+            f"{len(measurements)}; give None for one without"
+        )
+    parts = zip(measurements, given, strict=True)
+    return Recorded.joined([Recorded.of(one, its) for one, its in parts])
 
 
 #: what must be the same for measurements that are fitted together
@@ -126,6 +156,7 @@ class Counts:
     exit_layers: tuple[int, ...] | None
     ks: tuple[int, ...] | None
     about: Mapping[str, Any]
+    recorded: Recorded | None = None
 
 
 def calibrated(
@@ -141,11 +172,7 @@ def calibrated(
     if seed < 0:
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
     families = list(FAMILIES.values()) if family is None else [family_of(family)]
-    if counts.layers < 2:
-        raise InvalidInputError(
-            f"a fit needs at least 2 layers; got {counts.layers}; there is no exit before the "
-            "last layer"
-        )
+    check_layers(counts.layers)
     hits, tokens = counts.hits, counts.tokens
     weights = prompt_weights(len(tokens), resamples, seed)
     low, high = percentiles(resampled_rates(hits, tokens, weights))
@@ -171,7 +198,20 @@ def calibrated(
         timing=timing,
         exit_layers=counts.exit_layers,
         ks=counts.ks,
+        recorded=counts.recorded,
     )
+
+
+def check_layers(layers: int) -> None:
+    """Refuse a model without a layer before the last.
+
+    Raises:
+        InvalidInputError: it has fewer than two layers.
+    """
+    if layers < 2:
+        raise InvalidInputError(
+            f"a fit needs at least 2 layers; got {layers}; there is no exit before the last layer"
+        )
 
 
 def check_same_model(measurement: Measurement, timing: Timing) -> None:

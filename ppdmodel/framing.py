@@ -24,7 +24,11 @@ class Frame(ABC):
         """One JSON document; what is undefined or infinite is null."""
         from .files import json_ready
 
-        return json.dumps(json_ready(asdict(self)), indent=2, ensure_ascii=False)  # type: ignore[call-overload]
+        return json.dumps(json_ready(self._document()), indent=2, ensure_ascii=False)
+
+    def _document(self) -> dict[str, Any]:
+        """What the JSON document says."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def to_frame(self) -> pd.DataFrame:
         """A row per setting or method; an interval takes the columns `x`, `x_low`, `x_high`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,13 @@ def _lengths(samples: Any) -> Any:
 
 
 def _calibration_document(result: Calibration) -> dict[str, Any]:
-    document = {"schema": CALIBRATION, "schema_version": SCHEMA_VERSION, **asdict(result)}
+    from .packed import packed_counts
+
+    fields = asdict(replace(result, recorded=None))
+    document = {"schema": CALIBRATION, "schema_version": SCHEMA_VERSION, **fields}
     timing = result.timing and _timing_document(result.timing)
-    return document | {"k_max": result.k_max, "timing": timing}
+    counts = result.recorded and packed_counts(result.recorded)
+    return document | {"k_max": result.k_max, "timing": timing, "recorded": counts}
 
 
 def _calibration(document: dict[str, Any], path: Path) -> Calibration:
@@ -151,6 +155,12 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
         check_version(timing, path)
         check_schema(timing, path)
         fields["timing"] = _timing(timing, path)
+    if fields.get("recorded") is not None:
+        from .packed import unpacked_counts
+
+        fields["recorded"] = unpacked_counts(
+            fields["recorded"], fields["layers"], fields["tokens"], path
+        )
     return Calibration(**fields)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +12,7 @@ from .checks import positive_integer, real_number
 from .costing import Costs, TimedCosts, costs_of_calibration
 from .crossfit import cross_fitted
 from .errors import InvalidInputError
+from .judging import Rule
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Interval
 
@@ -91,26 +90,6 @@ def plain_and_split(costs: Costs) -> tuple[float | None, float | None]:
     if not isinstance(costs, TimedCosts):
         return None, None
     return costs.plain_s, costs.timing.terms["split_latency_s"].value / costs.plain_s
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What makes a setting the best: the least latency within a budget, or the least of a sum."""
-
-    max_compute: float | None = None
-    price: float | None = None
-
-    def best(self, latency: Floats, compute: Floats) -> Ints:
-        """Index of the best along the last axis; -1 where plain decoding is as good."""
-        if self.price is None:
-            within = True if self.max_compute is None else compute <= min(self.max_compute, 1e30)
-            allowed = np.where(within & (latency < 1), latency, np.inf)
-            limit = math.inf
-        else:
-            allowed = self.price * latency + compute
-            limit = self.price + 1
-        best = np.argmin(allowed, axis=-1)
-        return np.where(allowed.min(axis=-1) < limit, best, -1)
 
 
 def _rules(

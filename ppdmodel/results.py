@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from .framing import Frame
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from .recorded import Recorded
 
     Floats = NDArray[np.floating[Any]]
     Ints = NDArray[np.integer[Any]]
@@ -381,7 +383,8 @@ class Calibration(Frame):
     `hits` has shape [prompts, layers, k_max] and counts the tokens of a prompt whose true token
     ranked k or better at a layer; `tokens` has shape [prompts]. `timing` says what the model costs
     on one machine; None where only layers can be counted. `exit_layers` and `ks` are those that
-    were counted, None for all; others have the hits of the next smaller k, or none.
+    were counted, None for all; others have the hits of the next smaller k, or none. `recorded`
+    counts what gates, two exits and self-speculation need; None where there were no tokens.
     """
 
     model: str
@@ -399,6 +402,7 @@ class Calibration(Frame):
     timing: Timing | None = None
     exit_layers: tuple[int, ...] | None = None
     ks: tuple[int, ...] | None = None
+    recorded: Recorded | None = None
 
     def has(self, exit_layer: Any, k: Any) -> Any:
         """Whether settings, a number each or arrays, were measured."""
@@ -407,6 +411,12 @@ class Calibration(Frame):
         layers = np.arange(1, self.layers + 1) if self.exit_layers is None else self.exit_layers
         ks = np.arange(1, self.k_max + 1) if self.ks is None else self.ks
         return np.isin(exit_layer, layers) & np.isin(k, ks)
+
+    def _document(self) -> dict[str, Any]:
+        from .packed import packed_counts
+
+        counts = self.recorded and packed_counts(self.recorded)
+        return asdict(replace(self, recorded=None)) | {"recorded": counts}
 
     def _rows(self) -> Sequence[Rate]:
         import numpy as np

@@ -166,6 +166,7 @@ def carried_over(calibration: Calibration, timing: Timing) -> Calibration:
         ci_high=high,
         timing=timing,
         exit_layers=kept,
+        recorded=None,  # counted at the measured model's own layers
         provenance={
             **calibration.provenance,
             "rates_of": calibration.title,

@@ -19,10 +19,10 @@ from .crossfit import FOLDS, cross_fitted, folds
 from .errors import InvalidInputError
 from .framing import Frame
 from .optimization import check_price
+from .recorded import check_guesses
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Guesses, Interval, Measurement, titled
 from .stopping import Candidates
-from .tallies import check_guesses
 
 if TYPE_CHECKING:
     from .results import Floats, Ints

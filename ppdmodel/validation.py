@@ -108,6 +108,7 @@ def without(calibration: Calibration, prompt_ids: Sequence[str]) -> Calibration:
         hits=hits,
         tokens=tokens,
         p_correct=hits.sum(0) / tokens.sum(),
+        recorded=calibration.recorded and calibration.recorded.only(kept),
     )
 
 

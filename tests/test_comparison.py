@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +14,9 @@ import ppdmodel as ppd
 from ppdmodel import compare, fit
 from ppdmodel.answers import Comparison, Method
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results import Guesses, Measurement
-from ppdmodel.tallies import (
-    DRAFTED,
-    Family,
-    gated,
-    rounds_of,
-    self_speculation,
-    two_exits,
-)
+from ppdmodel.recorded import DRAFTED, Recorded, rounds_of
+from ppdmodel.results import Calibration, Guesses, Measurement
+from ppdmodel.tallies import Family, gated, self_speculation, two_exits
 
 from .conftest import make_measurement
 from .test_validation import a_timing
@@ -92,7 +87,8 @@ def test_rounds_of_self_speculation_by_hand(measurement: Measurement) -> None:
 
 
 def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
-    family, weights = self_speculation(measurement), weights_of(measurement)
+    family = self_speculation(Recorded.of(measurement))
+    weights = weights_of(measurement)
     latency, compute = all_of(family, weights)
     rounds, tokens, d = rounds_of(measurement), measurement.tokens_by_prompt(), measurement.layers
     place = family.settings.index("exit 5, 3 drafted")
@@ -100,12 +96,13 @@ def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
         per_token = (weight @ rounds[:, 4, 2]) / (weight @ tokens)
         assert latency[row, place] == pytest.approx(per_token * (3 * 5 + d) / d)
         assert compute[row, place] == pytest.approx(per_token * 4 * d / d)
-    at_exit = self_speculation(replace(measurement, rank=np.ones_like(measurement.rank)))
+    perfect = replace(measurement, rank=np.ones_like(measurement.rank))
+    at_exit = self_speculation(Recorded.of(perfect))
     assert all_of(at_exit, weights)[0].min() < 0.5, "a perfect draft is much faster"
 
 
 def test_a_gate_by_hand(measurement: Measurement) -> None:
-    family, weights = gated(measurement), weights_of(measurement)
+    family, weights = gated(Recorded.of(measurement)), weights_of(measurement)
     latency, compute = all_of(family, weights)
     d, tokens = measurement.layers, measurement.tokens_by_prompt()
     assert not any(name.startswith("exit 3,") for name in family.settings), "the second half"
@@ -147,7 +144,7 @@ def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None
 
 
 def pairs(measurement: Measurement, guesses: Guesses | None = None) -> Family:
-    family = two_exits(measurement, guesses)
+    family = two_exits(Recorded.of(measurement, guesses))
     assert family is not None
     return family
 
@@ -159,7 +156,8 @@ def named(result: Comparison, name: str) -> Method:
 def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
     result = compare(measurement, max_compute=1.8, acceptance_rate=0.8, draft_time=0.05)
     weights = np.ones((1, len(measurement.prompt_ids)), dtype=np.int64)
-    for family in (gated(measurement), self_speculation(measurement), pairs(measurement)):
+    counts = Recorded.of(measurement)
+    for family in (gated(counts), self_speculation(counts), pairs(measurement)):
         latency, compute = (x[0] for x in all_of(family, weights))
         within = latency[(compute <= 1.8) & (latency < 1)]
         method = named(result, family.name)
@@ -256,13 +254,29 @@ def test_times_add_rows_in_seconds() -> None:
         compare(make_measurement(), timing=a_timing())
 
 
-def test_a_calibration_has_fewer_methods(measurement: Measurement) -> None:
-    calibration = fit(measurement, resamples=20)
-    result = compare(calibration)
+@pytest.mark.parametrize("with_guesses", [True, False])
+def test_a_calibration_gives_what_its_measurement_gives(
+    measurement: Measurement, tmp_path: Path, with_guesses: bool
+) -> None:
+    guesses = made_guesses(measurement) if with_guesses else None
+    ppd.save(fit(measurement, guesses=guesses), tmp_path / "cal.json")
+    calibration = ppd.load(tmp_path / "cal.json")
+    assert isinstance(calibration, Calibration)
+    mine, its = (
+        compare(measurement, guesses=guesses, max_units=4),
+        compare(calibration, max_units=4),
+    )
+    assert its.methods == mine.methods
+    assert "PPD, two exits" in [method.name for method in its.methods]
+    for given in ({"timing": a_timing()}, {"guesses": made_guesses(measurement)}):
+        with pytest.raises(InvalidInputError, match="must be left out for a calibration"):
+            compare(calibration, **given)
+
+
+def test_a_calibration_without_tokens_has_fewer_methods(measurement: Measurement) -> None:
+    result = compare(replace(fit(measurement, resamples=100), recorded=None))
     assert "self-speculation" not in [method.name for method in result.methods]
-    assert "recorded tokens" in result.left_out[0]
-    with pytest.raises(InvalidInputError, match="timing must be left out for a calibration"):
-        compare(calibration, timing=a_timing())
+    assert "counts of the recorded tokens" in result.left_out[0]
 
 
 def test_answers_travel(measurement: Measurement) -> None:

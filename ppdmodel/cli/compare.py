@@ -9,7 +9,7 @@ import typer
 
 from ..answers import Comparison, Method
 from ..results import Interval, Measurement
-from .options import Json, note, whole_or_none
+from .options import Json, guesses_beside, note, whole_or_none
 
 ROW = "{:<21}{:<21} {:>8} {:>8} {:>6}  {:<8}"
 
@@ -18,7 +18,7 @@ def compare_command(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="RESULT", help="A measurement folder; a calibration has fewer methods."
+            metavar="RESULT", help="A measurement folder, or its calibration: the same."
         ),
     ],
     max_compute: Annotated[
@@ -60,16 +60,14 @@ def compare_command(
     """
     units = whole_or_none("max_units", max_units)
     from ..comparison import compare
-    from ..files import GUESSES_FILE
-    from ..io import load_guesses, load_rates, load_timing
+    from ..io import load_rates, load_timing
 
     found = load_rates(source)
     guesses = None
     if isinstance(found, Measurement):
         if not found.complete:
             note(f"{source} is unfinished: {len(found.prompt_ids)} prompts of it are used")
-        if (source / GUESSES_FILE).is_file():
-            guesses = load_guesses(source)
+        guesses = guesses_beside(source)
     result = compare(
         found,
         guesses=guesses,

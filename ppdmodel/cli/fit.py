@@ -10,7 +10,7 @@ import typer
 
 from ..errors import InvalidInputError
 from ..results import Calibration, Measurement
-from .options import Json, Layers, note, print_json, whole, whole_or_none
+from .options import Json, Layers, guesses_beside, note, print_json, whole, whole_or_none
 
 
 def fit_command(
@@ -75,7 +75,9 @@ def fit_command(
                 f"layers must be left out for a measurement; got {d}; it has its own"
             )
         found = [_measurement(folder, coupled) for folder in folders]
-        result = fit(found, timing=times, family=family, seed=seed, **numbers)
+        # noise that is coupled to the text changes which guesses are made
+        guesses = None if coupled else [guesses_beside(folder) for folder in folders]
+        result = fit(found, guesses=guesses, timing=times, family=family, seed=seed, **numbers)
     else:
         if d is None:
             raise InvalidInputError("a table needs the model's layers; got none; give --layers D")

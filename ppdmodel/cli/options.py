@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..checks import positive_integer
 from ..errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from ..results import Guesses
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 Layers = Annotated[
@@ -47,6 +51,14 @@ def whole_or_none(name: str, text: str | None) -> int | None:
 def depth_value(text: str) -> int | None:
     """Read a depth: a positive integer, or `inf` for unlimited (None)."""
     return None if text.strip().lower() in ("inf", "unlimited") else whole("depth", text)
+
+
+def guesses_beside(folder: Path) -> Guesses | None:
+    """The guesses of a measurement's folder, where they were recorded."""
+    from ..files import GUESSES_FILE
+    from ..io import load_guesses
+
+    return load_guesses(folder) if (folder / GUESSES_FILE).is_file() else None
 
 
 def print_json(document: Any) -> None:

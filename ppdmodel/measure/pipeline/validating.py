@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def validate(
         "seed": seed,
         "units": units,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "calibration_sha256": _sha256({k: v for k, v in asdict(others).items() if k != "timing"}),
+        "calibration_sha256": _sha256(_rates(others)),
         "timing_sha256": _sha256(asdict(timing)),
     }
     for cell in cells:  # all must be possible, timed and measured before anything is run
@@ -167,6 +167,12 @@ def validate(
     }
     write_json(out / VALIDATION_FILE, report)
     return report
+
+
+def _rates(calibration: Calibration) -> dict[str, Any]:
+    """What predictions rest on: neither times, which count apart, nor counts of other methods."""
+    document = asdict(replace(calibration, recorded=None))
+    return {name: value for name, value in document.items() if name not in ("timing", "recorded")}
 
 
 def _sha256(document: Mapping[str, Any]) -> str:
