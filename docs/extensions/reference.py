@@ -128,7 +128,7 @@ class Schema(SphinxDirective):
             for name, kind, needed, said in _fields(document, document)
         ]
         said = _with_code(document["description"])
-        made = table(("field", "type", "required", ""), rows, (32, 26, 10, 32))
+        made = table(("field", "type", "required", "what"), rows, (30, 24, 10, 36))
         return [nodes.paragraph("", "", *said), made]
 
 
@@ -154,6 +154,7 @@ def _fields(
 
 
 def _resolved(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    part = part | {k: v for inner in part.get("allOf", ()) for k, v in inner.items()}
     if "$ref" not in part:
         return part
     named = whole["$defs"][part["$ref"].rsplit("/", 1)[-1]]
@@ -166,6 +167,9 @@ def _kind(field: dict[str, Any], whole: dict[str, Any]) -> str:
         return f'"{field["const"]}"'
     if "enum" in field:
         return " or ".join(f'"{value}"' for value in field["enum"])
+    either = field.get("anyOf") or field.get("oneOf")
+    if either:
+        return " or ".join(_kind(_resolved(one, whole), whole) for one in reversed(either))
     given = field.get("type", "any")
     kinds = given if isinstance(given, list) else [given]
     if "array" in kinds and "items" in field:
