@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .differing import differences
     from .distribution import TotalLatency, total_latency
     from .estimation import estimate, estimate_from, required_p_correct
+    from .explorer import explore
     from .fitting import fit
     from .formulas import (
         DraftTree,
@@ -90,6 +91,7 @@ _NAMES = {
     "differing": ("differences",),
     "distribution": ("TotalLatency", "total_latency"),
     "estimation": ("estimate", "estimate_from", "required_p_correct"),
+    "explorer": ("explore",),
     "fitting": ("fit",),
     "io": ("load", "load_guesses", "save"),
     "optimization": ("optimize",),
@@ -135,6 +137,7 @@ __all__ = [
     "estimate_from",
     "exchange_rate",
     "expected_total_latency",
+    "explore",
     "fit",
     "fit_table",
     "gated_compute",

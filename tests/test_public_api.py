@@ -40,6 +40,7 @@ NAMES = [
     "estimate_from",
     "exchange_rate",
     "expected_total_latency",
+    "explore",
     "fit",
     "fit_table",
     "gated_compute",

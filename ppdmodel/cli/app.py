@@ -11,6 +11,7 @@ from .compare import compare_command
 from .decode import decode_command
 from .differ import differ_command
 from .estimate import estimate_command
+from .explore import explore_command
 from .fit import fit_command
 from .formulas import formulas_command
 from .measure import measure_command
@@ -63,3 +64,4 @@ app.command("compare")(compare_command)
 app.command("differ")(differ_command)
 app.command("replay")(replay_command)
 app.command("plot")(plot_command)
+app.command("explore")(explore_command)

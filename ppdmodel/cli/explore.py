@@ -1,0 +1,43 @@
+"""`ppdmodel explore`: one page to try settings by hand, from disk and without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, print_json
+
+
+def explore_command(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RESULT...", help="Measurements and calibrations to start from."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write.")
+    ] = Path("explorer.html"),
+    as_json: Json = False,
+) -> None:
+    """Write a page with sliders for every number, the curves, and the pipeline token by token.
+
+    Open it in a browser: it is one file and loads nothing. With results it starts from their
+    measured match rates and marks the best setting.
+
+    Example: ppdmodel explore results/full.json -o explorer.html
+    """
+    from ..files import atomic, check_writable
+    from ..io import load_rates
+
+    check_writable(out)
+    sources = [load_rates(path) for path in results or []]
+    from ..explorer import explore
+
+    page = explore(*sources)
+    with atomic(out) as part:
+        part.write_text(page, encoding="utf-8")
+    if as_json:
+        print_json({"out": str(out), "bytes": len(page.encode()), "results": len(sources)})
+    else:
+        typer.echo(str(out))
