@@ -49,19 +49,32 @@ def _main(
     """Latency and compute of predictive pipelined decoding (PPD)."""
 
 
-app.command("estimate")(estimate_command)
-app.command("formulas")(formulas_command)
-app.add_typer(models_app, name="models")
-app.command("measure")(measure_command)
-app.command("merge")(merge_command)
-app.command("train-exits")(train_exits_command)
-app.command("time")(time_command)
-app.command("decode")(decode_command)
-app.command("validate")(validate_command)
-app.command("fit")(fit_command)
-app.command("optimize")(optimize_command)
-app.command("compare")(compare_command)
-app.command("differ")(differ_command)
-app.command("replay")(replay_command)
-app.command("plot")(plot_command)
-app.command("explore")(explore_command)
+_PANELS = {
+    "From numbers of your own": {
+        "estimate": estimate_command,
+        "formulas": formulas_command,
+        "explore": explore_command,
+    },
+    "Measure a model": {
+        "measure": measure_command,
+        "merge": merge_command,
+        "train-exits": train_exits_command,
+        "differ": differ_command,
+    },
+    "Decide": {
+        "fit": fit_command,
+        "optimize": optimize_command,
+        "compare": compare_command,
+        "replay": replay_command,
+        "plot": plot_command,
+    },
+    "Run PPD for real": {
+        "time": time_command,
+        "decode": decode_command,
+        "validate": validate_command,
+    },
+}
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(models_app, name="models", rich_help_panel="Measure a model")

@@ -21,7 +21,10 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `ppdmodel
 
 @models_app.command("list")
 def list_command(as_json: Json = False) -> None:
-    """List the models, and where they are if installed."""
+    """List the models, and where they are if installed.
+
+    Example: ppdmodel models list
+    """
     from ..measure.packaged import PACKAGED, find
 
     found = [(model, find(model)) for model in PACKAGED.values()]
@@ -68,7 +71,10 @@ def install_command(
 
 @models_app.command("path")
 def path_command(name: Name, as_json: Json = False) -> None:
-    """Print where a model's weights are."""
+    """Print where a model's weights are.
+
+    Example: ppdmodel models path smollm2-135m
+    """
     from ..measure.packaged import installed_path, packaged
 
     path = installed_path(packaged(name))

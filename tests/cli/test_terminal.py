@@ -1,0 +1,83 @@
+"""What every command looks like in a terminal of 80 columns, and through a pipe."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from ppdmodel.cli import run
+from ppdmodel.cli.app import app
+
+DATA = Path(__file__).parents[2] / "data"
+CALIBRATION = str(DATA / "smollm2-135m-trained.calibration.json")
+MEASUREMENT = str(DATA / "smollm2-135m-trained")
+
+
+def commands(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            yield from commands(command, (*before, name))
+        else:
+            yield (*before, name)
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_help_has_an_example_of_that_very_command(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert run([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    (example,) = re.findall(r"Example: ppdmodel (.*?) ╭", " ".join(out.split()))
+    words = shlex.split(example)
+    assert tuple(words[: len(command)]) == command
+    found: Any = typer.main.get_command(app)
+    for name in command:
+        found = found.commands[name]
+    options = {option for parameter in found.params for option in parameter.opts}
+    assert {word for word in words if re.match("--?[a-z]", word)} <= options
+
+
+LAST_LINES = {
+    "estimate --p-correct 0.7 --layers 40 --tokens 64": r"At p = .* off the latency for .*\.",
+    f"estimate --from {CALIBRATION} --exit-layer 20 --k 5": r"At p = .* off the latency for .*\.",
+    f"optimize {CALIBRATION}": r".*[a-z]\.",
+    f"optimize {CALIBRATION} --price 3 --max-units 4": r".*[a-z]\.",
+    f"compare {CALIBRATION}": r".*[a-z0-9]\.",
+    f"compare {MEASUREMENT} --max-units 4 --max-compute 1.5": r".*[a-z0-9]\.",
+    f"replay {MEASUREMENT} --exit-layer 20 --k 3": r".*[a-z0-9]\.",
+    f"replay {MEASUREMENT} --price 3": r".*[a-z0-9]\.",
+}
+
+
+@pytest.mark.parametrize("line", LAST_LINES, ids=range(len(LAST_LINES)))
+def test_tables_fit_and_end_in_plain_words(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    assert run(shlex.split(line)) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
+    paragraph = " ".join(out.rstrip().splitlines()[-4:])
+    assert re.search(LAST_LINES[line] + "$", paragraph)
+
+
+def test_colour_is_for_terminals_only() -> None:
+    command = [sys.executable, "-m", "ppdmodel", "optimize", CALIBRATION]
+    piped = subprocess.run(command, capture_output=True, check=True).stdout
+    assert b"\x1b" not in piped
