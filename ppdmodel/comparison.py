@@ -184,10 +184,10 @@ def _ppd(
 
     def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         p = (weights @ hits[:, at]) / (weights @ tokens)[:, None]
-        some, latency = started.only(at) if link_time else grid.only(at), costs.latency
+        some = started.only(at) if link_time else grid.only(at)
         if len(weights) > 1:
-            latency = costs.drawn_latency
-        return latency(some, p), costs.compute(some, p)
+            return costs.drawn_latency(some, p), costs.drawn_compute(some, p)
+        return costs.latency(some, p), costs.compute(some, p)
 
     return Family(
         name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -100,6 +100,9 @@ class Costs(Protocol):
     def compute(self, grid: Grid, p_correct: Floats) -> Floats:
         """Of each setting, for match rates [..., settings]."""
 
+    def drawn_compute(self, grid: Grid, p_correct: Floats) -> Floats:
+        """As `drawn_latency`, with the same draws of the costs."""
+
     def break_even(self, exit_layer: int, k: int) -> float | None:
         """Match rate above which PPD saves time; None where none does."""
 
@@ -136,6 +139,8 @@ class LayerCosts:
             result[..., at] = formulas.normalized_compute(p, grid.layers, e, k, depth)
         return result
 
+    drawn_compute = compute
+
     def break_even(self, exit_layer: int, k: int) -> float | None:  # noqa: ARG002
         """Without overheads any match saves time."""
         return 0.0
@@ -153,7 +158,6 @@ class TimedCosts:
         rng = np.random.default_rng(seed)
         self.draws = [resampled_timing(timing, rng) for _ in range(TIMING_DRAWS)]
         self.plain_s = predicted_plain_latency_s(timing)
-        self.plain_compute = predicted_plain_compute(timing)
 
     def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:  # noqa: ARG002
         """Every exit layer below the last and every k that was timed and recorded, at depth 1."""
@@ -171,23 +175,28 @@ class TimedCosts:
 
     def latency(self, grid: Grid, p_correct: Floats) -> Floats:
         """PPD's time per token over plain decoding's, for match rates [..., settings]."""
-        return _ratios(self.timing, grid, p_correct)
+        return _latencies(self.timing, grid, p_correct)
 
     def drawn_latency(self, grid: Grid, p_correct: Floats) -> Floats:
         """The same, one of the drawn timings after another along the first axis."""
-        result = np.empty_like(p_correct)
-        for number, timing in enumerate(self.draws):
-            mine = slice(number, None, len(self.draws))
-            result[mine] = _ratios(timing, grid, p_correct[mine])
-        return result
+        return self._drawn(_latencies, grid, p_correct)
 
     def compute(self, grid: Grid, p_correct: Floats) -> Floats:
         """Layer executions with heads, equation (10.5), over plain decoding's with its head."""
+        return _computes(self.timing, grid, p_correct)
+
+    def drawn_compute(self, grid: Grid, p_correct: Floats) -> Floats:
+        """The same, with the timings of `drawn_latency`."""
+        return self._drawn(_computes, grid, p_correct)
+
+    def _drawn(
+        self, ratios: Callable[[Timing, Grid, Floats], Floats], grid: Grid, p_correct: Floats
+    ) -> Floats:
         result = np.empty_like(p_correct)
-        for place, (e, k) in enumerate(zip(grid.exit_layer, grid.k, strict=True)):
-            p = p_correct[..., place]
-            result[..., place] = predicted_compute(self.timing, p, int(e), int(k))
-        return result / self.plain_compute
+        for number, timing in enumerate(self.draws):
+            mine = slice(number, None, len(self.draws))
+            result[mine] = ratios(timing, grid, p_correct[mine])
+        return result
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
         """Where the predicted latency crosses plain decoding's, by bisection."""
@@ -199,12 +208,21 @@ class TimedCosts:
         return least_p_correct(pays)
 
 
-def _ratios(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:
+def _latencies(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:
     plain = predicted_plain_latency_s(timing)
     result = np.empty_like(p_correct)
     for place, (e, k) in enumerate(zip(grid.exit_layer, grid.k, strict=True)):
         seconds = predicted_latency_s(timing, p_correct[..., place], int(e), int(k))
         result[..., place] = seconds / plain
+    return result
+
+
+def _computes(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:
+    plain = predicted_plain_compute(timing)
+    result = np.empty_like(p_correct)
+    for place, (e, k) in enumerate(zip(grid.exit_layer, grid.k, strict=True)):
+        executed = predicted_compute(timing, p_correct[..., place], int(e), int(k))
+        result[..., place] = executed / plain
     return result
 
 

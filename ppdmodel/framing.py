@@ -38,9 +38,10 @@ class Frame(ABC):
 
     def _repr_html_(self) -> str:
         rows = [flat(row) for row in self._rows()]
-        heads = "".join(f"<th>{escape(name)}</th>" for name in (rows[0] if rows else {}))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        heads = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(_shown(v))}</td>" for v in row.values()) + "</tr>"
+            "<tr>" + "".join(f"<td>{escape(_shown(row.get(n)))}</td>" for n in names) + "</tr>"
             for row in rows
         )
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .tallies import Family
 
 GIVEN = "given, not measured"
+#: the setting of a method that has none within the budget
+NOTHING = "none is faster than plain decoding"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,8 @@ class Judge:
         held_out, held_out_compute = self._held_out(family, places)
         if best is None:
             one = given("", "", 1.0, 1.0, 1, basis).latency
-            nothing = "none is faster than plain decoding"
             return Method(
-                family.name, nothing, one, held_out, one, 1, basis, family.note, held_out_compute
+                family.name, NOTHING, one, held_out, one, 1, basis, family.note, held_out_compute
             )
         latency, compute = (
             self.interval(float(value[0, 0]), draws[:, 0])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .answers import Choice, Decision, Setting
+from .answers import Choice, Decision, Method, Setting
 from .checks import positive_integer, real_number
 from .costing import Costs, TimedCosts, costs_of_calibration
 from .crossfit import cross_fitted
 from .errors import InvalidInputError
-from .judging import Rule
+from .judging import NOTHING, Judge, Rule
 from .resample import METHOD, percentiles, prompt_weights, resampled_rates
 from .results import Calibration, Interval
+from .tallies import Family, gated, two_exits
 
 if TYPE_CHECKING:
     from .costing import Grid
@@ -38,7 +39,8 @@ def optimize(
     With a timing in the calibration, latency is in its seconds (depth 1, the k that were timed),
     else in layer times by the closed forms; both at the measured match rates, without the fitted
     surface. The best of many noisy settings looks better than it is, so each choice is also made on
-    4/5 of the prompts and judged on the rest (`held_out_latency`).
+    4/5 of the prompts and judged on the rest (`held_out_latency`). Where layers count and the
+    calibration holds counts of the recorded tokens, the best gated and two-exit PPD stand beside.
 
     Args:
         calibration: from `fit`.
@@ -70,19 +72,36 @@ def optimize(
         grid = grid.only(costs.units(grid) <= positive_integer("max_units", max_units))
     judged = Judged(grid, calibration, costs)
     plain_s, split = plain_and_split(costs)
+    families, left_out = _other_policies(calibration, costs, max_units)
     return Decision(
         model=calibration.model,
         layers=calibration.layers,
         n_tokens=int(calibration.tokens.sum()),
         n_prompts=len(calibration.tokens),
         settings=grid.size,
-        choices=tuple(_choice(judged, rule) for rule in rules),
+        choices=tuple(_choice(judged, rule, families, max_units) for rule in rules),
         frontier=tuple(judged.setting(i) for i in _frontier(judged.latency, judged.compute)),
         provenance=calibration.provenance,
         costs=costs.name,
         plain_latency_s=plain_s,
         split_latency=split,
+        left_out=left_out,
     )
+
+
+def _other_policies(
+    calibration: Calibration, costs: Costs, max_units: int | None
+) -> tuple[list[Family], tuple[str, ...]]:
+    """PPD behind a gate and with two exits, in layers; and why, where there are none."""
+    recorded, names = calibration.recorded, "gated and two-exit PPD"
+    if recorded is None:
+        return [], (f"{names}: there are no counts of recorded tokens at these layers",)
+    if isinstance(costs, TimedCosts):
+        return [], (f"{names}, which have no times: they are counted in layers (ideal)",)
+    found = [f for f in (gated(recorded), two_exits(recorded)) if f is not None]
+    too_many = [f for f in found if max_units is not None and f.units.min() > max_units]
+    words = tuple(f"{f.name}: it takes {f.units.min()} units or more" for f in too_many)
+    return [f for f in found if f not in too_many], words
 
 
 def plain_and_split(costs: Costs) -> tuple[float | None, float | None]:
@@ -134,7 +153,7 @@ class Judged:
         drawn = resampled_rates(hits, tokens, self.weights)
         self.p_draws = grid.rates(drawn.astype(np.float32))  # half the memory, and faster
         self.latency_draws = costs.drawn_latency(grid, self.p_draws)
-        self.compute_draws = costs.compute(grid, self.p_draws)
+        self.compute_draws = costs.drawn_compute(grid, self.p_draws)
 
     def interval(self, value: float, draws: Floats) -> Interval:
         """A number with the interval of its draws."""
@@ -164,29 +183,48 @@ class Judged:
         )
 
 
-def _choice(judged: Judged, rule: Rule) -> Choice:
+def _choice(
+    judged: Judged, rule: Rule, families: Sequence[Family], max_units: int | None
+) -> Choice:
     best = int(rule.best(judged.latency, judged.compute)) if judged.grid.size else -1
     drawn = rule.best(judged.latency_draws, judged.compute_draws) if judged.grid.size else None
     share = None if drawn is None else float(np.mean(drawn == best))
+    others = tuple(_others(judged.calibration, rule, families, max_units))
     if best < 0:
-        return Choice(rule.max_compute, rule.price, None, None, share, None)
-    others, theirs = judged.latency.copy(), judged.compute.copy()
-    others[best] = theirs[best] = np.inf
-    second = int(rule.best(others, theirs))
+        return Choice(rule.max_compute, rule.price, None, None, share, None, others=others)
+    latency, compute = judged.latency.copy(), judged.compute.copy()
+    latency[best] = compute[best] = np.inf
+    second = int(rule.best(latency, compute))
     grid = judged.grid
+    held_out_latency, held_out_compute = _held_out(judged, rule)
     return Choice(
         max_compute=rule.max_compute,
         price=rule.price,
         setting=judged.setting(best),
-        held_out_latency=_held_out(judged, rule),
+        held_out_latency=held_out_latency,
         chosen_share=share,
         runner_up=judged.setting(second) if second >= 0 else None,
         break_even=judged.costs.break_even(int(grid.exit_layer[best]), int(grid.k[best])),
+        held_out_compute=held_out_compute,
+        others=others,
     )
 
 
-def _held_out(judged: Judged, rule: Rule) -> Interval | None:
-    """Latency of settings chosen on some prompts, on the others; None with too few prompts."""
+def _others(
+    calibration: Calibration, rule: Rule, families: Sequence[Family], max_units: int | None
+) -> Iterator[Method]:
+    """The best setting of each other policy that has one within the budget and the units."""
+    if not families:
+        return
+    judge = Judge(calibration.tokens, calibration.resamples, calibration.seed, rule, max_units)
+    for family in families:
+        method = judge.best(family, "measured")
+        if method is not None and method.setting != NOTHING:
+            yield method
+
+
+def _held_out(judged: Judged, rule: Rule) -> tuple[Interval, Interval] | tuple[None, None]:
+    """Latency and compute of settings chosen on some prompts, on the others; None: too few."""
     calibration, grid, costs = judged.calibration, judged.grid, judged.costs
     hits, tokens = calibration.hits, calibration.tokens
 
@@ -197,13 +235,20 @@ def _held_out(judged: Judged, rule: Rule) -> Interval | None:
 
     def judge(one: Grid, weights: Ints) -> Floats:
         if not one.size:  # plain decoding
-            return np.ones(len(weights))
+            return np.ones((len(weights), 2))
         rates = one.rates(resampled_rates(hits, tokens, weights))
-        latency = costs.latency if len(weights) == 1 else costs.drawn_latency
-        return latency(one, rates)[:, 0]
+        if len(weights) == 1:
+            both = costs.latency(one, rates), costs.compute(one, rates)
+        else:
+            both = costs.drawn_latency(one, rates), costs.drawn_compute(one, rates)
+        return np.concatenate(both, axis=1)
 
     found = cross_fitted(tokens, judged.weights, calibration.seed, choose, judge)
-    return None if found is None else judged.interval(float(found[0]), found[1])
+    if found is None:
+        return None, None
+    value, draws = found
+    latency, compute = (judged.interval(float(value[n]), draws[:, n]) for n in (0, 1))
+    return latency, compute
 
 
 def _frontier(latency: Floats, compute: Floats) -> list[int]:

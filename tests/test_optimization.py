@@ -10,12 +10,14 @@ import pytest
 from ppdmodel import compute_per_token, fit, latency_per_token, optimize
 from ppdmodel.costing import TimedCosts
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.judging import Rule
 from ppdmodel.prediction import (
     predicted_compute,
     predicted_latency_s,
     predicted_plain_latency_s,
 )
 from ppdmodel.results import Calibration, Measurement
+from ppdmodel.tallies import Family, gated, two_exits
 
 from .conftest import make_measurement
 from .test_validation import a_calibration, a_timing
@@ -125,6 +127,63 @@ def test_says_when_nothing_fits(calibration: Calibration) -> None:
         assert decision.choices[0].setting is None
 
 
+def families_of(calibration: Calibration) -> dict[str, Family]:
+    assert calibration.recorded is not None
+    several = two_exits(calibration.recorded)
+    assert several is not None
+    return {family.name: family for family in (gated(calibration.recorded), several)}
+
+
+def test_gated_and_two_exit_ppd_stand_beside(calibration: Calibration) -> None:
+    everyone = np.ones((1, len(calibration.tokens)), dtype=np.int64)
+    families = families_of(calibration)
+    decision = optimize(calibration, max_compute=[1.3, 2], price=[2.0], max_units=4)
+    for choice in decision.choices:
+        assert [method.name for method in choice.others] == list(families)
+        rule = Rule(choice.max_compute, choice.price)
+        for method in choice.others:
+            family = families[method.name]
+            places = np.flatnonzero(family.units <= 4)
+            latency, compute = (x[0] for x in family.evaluate(everyone, places))
+            best = int(rule.best(latency, compute))
+            assert method.latency.value == pytest.approx(latency[best])
+            assert method.setting == family.settings[places[best]]
+            assert method.units <= 4
+            assert method.latency.ci_low <= method.latency.value <= method.latency.ci_high
+            assert method.held_out is not None
+            assert method.held_out_compute is not None
+    frame = decision.to_frame()
+    assert len(frame) == len(decision.frontier) + 6
+    assert list(frame["policy"].tail(2)) == list(families)
+    assert frame["held_out_compute"].notna().sum() == 6
+    cells = decision._repr_html_().split("<tr>")[1:]
+    assert {row.count("<td>") for row in cells[1:]} == {cells[0].count("<th>")}
+
+
+def test_what_is_not_judged_is_said(calibration: Calibration) -> None:
+    (alone,) = optimize(calibration, max_compute=9, max_units=2).left_out
+    assert alone == "PPD, two exits: it takes 3 units or more"
+    (old,) = optimize(replace(calibration, recorded=None)).left_out
+    assert "there are no counts of recorded tokens" in old
+    nothing = optimize(calibration, max_compute=1.0)
+    assert [choice.others for choice in nothing.choices] == [()]
+
+
+def test_compute_too_is_judged_on_other_prompts() -> None:
+    """Where rates differ between prompts, what a choice costs is not what it seemed to cost."""
+    for seed in range(3):
+        (choice,) = optimize(
+            fit(level_measurement(seed), k_max=1, resamples=40), max_compute=2
+        ).choices
+        assert choice.setting is not None
+        assert choice.held_out_latency is not None
+        assert choice.held_out_compute is not None
+        seen, held_out = choice.setting.normalized_compute, choice.held_out_compute
+        assert held_out.ci_low < held_out.value < held_out.ci_high
+        assert held_out.value > 1
+        assert seen.value != held_out.value
+
+
 def test_bad_input_is_named(calibration: Calibration) -> None:
     with pytest.raises(InvalidInputError, match=r"max_compute must be at least 1; got 0\.5"):
         optimize(calibration, max_compute=[0.5])
@@ -165,6 +224,7 @@ def test_with_times_it_decides_in_seconds(timed: Calibration) -> None:
     decision = optimize(timed, max_compute=9)
     plain = predicted_plain_latency_s(timing)
     assert decision.costs == "measured times"
+    assert "no counts of recorded tokens" in decision.left_out[0]
     assert decision.plain_latency_s == plain
     assert decision.split_latency == pytest.approx(36e-3 / plain)
     every = {
@@ -194,8 +254,9 @@ def test_with_times_it_decides_in_seconds(timed: Calibration) -> None:
 def test_the_interval_knows_that_times_are_measured_too(timed: Calibration) -> None:
     grid = TimedCosts(a_timing()).grid(30, 3, 1)
     p = np.full((100, grid.size), 0.5)
-    same_rates = TimedCosts(a_timing()).drawn_latency(grid, p)
-    assert same_rates.std(axis=0).min() > 1e-4
+    costs = TimedCosts(a_timing())
+    assert costs.drawn_latency(grid, p).std(axis=0).min() > 1e-4
+    assert costs.drawn_compute(grid, p).std(axis=0).min() > 1e-5
 
 
 def test_times_can_be_left_out(timed: Calibration) -> None:

@@ -122,6 +122,7 @@ def a_calibration(prompts: int, seed: int = 0, tokens: int = 60) -> Calibration:
         p_correct=rates,
         ci_low=rates,
         ci_high=rates,
+        recorded=None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from ..answers import Choice, Decision
 from ..errors import InvalidInputError
 from ..results import Calibration, Interval
 from .options import Json, print_json, whole, whole_or_none
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: a break-even match rate below this is none
 SHOWN = 0.0005
@@ -140,7 +143,6 @@ def _document(decision: Decision) -> object:
 def render(decision: Decision, title: str) -> None:
     """Print a table of the choices, what they come to in words, and what is left out."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.print(
@@ -148,31 +150,51 @@ def render(decision: Decision, title: str) -> None:
         style="bold",
     )
     console.print(f"({decision.n_tokens} tokens, {decision.n_prompts} prompts)\n")
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in (
-        "compute",
-        "exit layer",
-        "k",
-        "depth",
-        "p_correct",
-        "latency",
-        "held out",
-        "takes",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table("compute", "exit", "k", "depth", "p_correct", "latency", "takes", "held out")
     for choice in decision.choices:
         table.add_row(_rule(choice), *_cells(choice))
     console.print(table)
+    if any(choice.others for choice in decision.choices):
+        console.print("\nGated and two-exit PPD, counted on the recorded tokens:")
+        console.print(_others(decision))
     measured = timed(decision) and decision.costs != "ideal times"
     console.print(
         "\nLatency and compute are ratios to plain decoding; intervals are 95%, by resampling "
-        f"prompts{' and repetitions of the timing' if measured else ''}. Held out: the "
-        "latency of settings chosen on four fifths of the prompts, on the rest.\n"
+        f"prompts{' and repetitions of the timing' if measured else ''}. Held out: "
+        "latency and compute of settings chosen on four fifths of the prompts, on the rest.\n"
     )
     for choice in decision.choices:
         console.print(sentence(choice, decision))
     for line in caveats(decision):
         console.print(line)
+    for line in decision.left_out:
+        console.print(f"Left out: {line}.")
+
+
+def _table(*heads: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for head in heads:
+        table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
+    return table
+
+
+def _others(decision: Decision) -> Table:
+    """The best gated and two-exit PPD under each rule."""
+    table = _table("compute", "policy", "latency", "takes", "held out")
+    for choice in decision.choices:
+        for method in sorted(choice.others, key=lambda method: method.latency.value):
+            held_out = _held_out(method.held_out, method.held_out_compute)
+            latency, takes = _interval(method.latency), f"{method.compute.value:.2f}×"
+            table.add_row(_rule(choice), method.setting, latency, takes, held_out)
+    return table
+
+
+def _held_out(latency: Interval | None, compute: Interval | None) -> str:
+    if latency is None or compute is None:
+        return "–"
+    return f"{latency.value:.3f}, {compute.value:.2f}×"
 
 
 def timed(decision: Decision) -> bool:
@@ -190,15 +212,14 @@ def _cells(choice: Choice) -> list[str]:
     setting = choice.setting
     if setting is None:
         return ["–"] * 7
-    held_out = choice.held_out_latency
     return [
         str(setting.exit_layer),
         str(setting.k),
         str(setting.depth),
         f"{setting.p_correct.value:.3f}",
         _interval(setting.normalized_latency),
-        "–" if held_out is None else f"{held_out.value:.3f}",
         f"{setting.normalized_compute.value:.2f}×",
+        _held_out(choice.held_out_latency, choice.held_out_compute),
     ]
 
 
