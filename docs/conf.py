@@ -28,6 +28,7 @@ extensions = [
     "extensions.mathml",
     "extensions.docstrings",
     "extensions.reference",
+    "extensions.offline",
 ]
 root_doc = "docs/index"
 include_patterns = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import ziamath
 from docutils import nodes
 from fontTools import subset
 from math_core import LatexToMathML
@@ -103,7 +103,9 @@ def write_font(app: Sphinx, failure: Exception | None) -> None:
     """Put the part of a mathematical font that pages may need beside them."""
     if failure is not None or app.builder.format != "html":
         return
-    whole = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    # the package is there for its font alone, and importing it warns
+    home = find_spec("ziamath").submodule_search_locations[0]  # type: ignore[union-attr, index]
+    whole = Path(home) / "fonts" / "STIXTwoMath-Regular.ttf"
     options = subset.Options(flavor="woff", layout_features=["ssty", "kern"], notdef_outline=True)
     with subset.load_font(str(whole), options) as font:
         worker = subset.Subsetter(options)
