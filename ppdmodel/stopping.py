@@ -24,9 +24,16 @@ EXITS = 5
 class Candidates:
     """Every guess that any of some exits makes, once per token, with its logits at all of them."""
 
-    def __init__(self, measurement: Measurement, guesses: Guesses, logits: Mapping[int, Floats]):
-        d = measurement.layers
-        first, last = -(-d // 2), d - 1
+    def __init__(
+        self,
+        measurement: Measurement,
+        guesses: Guesses,
+        logits: Mapping[int, Floats],
+        delay: float = 0.0,
+    ) -> None:
+        """Take the guesses of some of the exits that have logits, started so much later."""
+        d, self.delay = measurement.layers, delay
+        first, last = min(logits), max(logits)
         places = np.linspace(first, last, EXITS + 1)[:-1] if last - first >= EXITS else [*logits]
         self.exits = tuple(sorted({int(place) for place in places}))
         self.layers, self.owner = d, measurement.prompt_index
@@ -70,7 +77,7 @@ class Candidates:
         for j in reversed(range(len(self.exits))):
             seen = np.flatnonzero(q[:, j] > 0)  # NaN is not
             order = seen[np.argsort(-q[seen, j], kind="stable")]
-            worth = np.asarray(start_worth(true, self.layers, self.exits[j], price))
+            worth = np.asarray(start_worth(true, self.layers, self.exits[j] + self.delay, price))
             gained = np.concatenate([[0.0], np.cumsum((worth - waited)[order])])
             least = _least(q[order, j], gained)
             found.append(least)

@@ -9,9 +9,9 @@ import pytest
 from scipy.special import logit
 
 from ppdmodel import load, load_guesses, threshold
+from ppdmodel.policies import Policies
 from ppdmodel.results import Measurement
 from ppdmodel.stopping import Candidates
-from ppdmodel.thresholds import _Table
 from tests.test_thresholds import LAYERS, made_up
 
 DATA = Path(__file__).parents[1] / "data"
@@ -65,7 +65,7 @@ def test_on_real_tokens_it_beats_one_threshold_for_all_exits() -> None:
     name = "smollm2-135m-trained"
     measurement = load(DATA / name)
     assert isinstance(measurement, Measurement)
-    table = _Table(measurement, load_guesses(DATA / name))
+    table = Policies(measurement, load_guesses(DATA / name))
     half = np.arange(len(measurement.prompt_ids)) % 2 == 0
     fitted = table.calibrated(half)
     q = table.candidates.probabilities(fitted)

@@ -9,10 +9,12 @@ import pytest
 
 from ppdmodel import threshold, threshold_report
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.policies import Policies, Reading
 from ppdmodel.results import Guesses, Measurement
-from ppdmodel.thresholds import ThresholdReport
+from ppdmodel.thresholds import Priced, ThresholdReport
 
 from .conftest import make_measurement
+from .test_validation import a_timing
 
 LAYERS, PROMPTS, TOKENS = 6, 20, 150
 
@@ -102,6 +104,97 @@ def test_at_no_price_nothing_is_started() -> None:
     assert row.exit_layer is None
     assert row.fixed_exit_layer is None
     assert (row.latency.value, row.compute.value, row.gain.value) == pytest.approx((1, 1, 0))
+
+
+def pair_by_hand(row: Priced, measurement: Measurement, guesses: Guesses) -> tuple[float, float]:
+    """Latency and compute of the two fixed exits, token by token."""
+    assert row.two_exits is not None
+    assert row.two_k is not None
+    (early, late), (a, b) = row.two_exits, row.two_k
+    takes, costs = 0.0, 0.0
+    for n in range(measurement.n_tokens):
+        first = measurement.rank[n, early - 1] <= a
+        second = not first and measurement.rank[n, late - 1] <= b
+        before = set(guesses.ids[n, early - 1, :a].tolist())
+        new = len(set(guesses.ids[n, late - 1, :b].tolist()) - before)
+        takes += LAYERS - first * (LAYERS - early) - second * (LAYERS - late)
+        costs += LAYERS + (a - first) * (LAYERS - early) + (new - second) * (LAYERS - late)
+    return takes / measurement.n_tokens / LAYERS, costs / measurement.n_tokens / LAYERS
+
+
+def test_two_fixed_exits_stand_beside_one() -> None:
+    measurement, guesses = made_up()
+    (row,) = threshold_report(measurement, guesses, prices=(6.0,)).prices
+    latency, compute = pair_by_hand(row, measurement, guesses)
+    assert row.two_latency.value == pytest.approx(latency, abs=0.02)
+    assert row.two_compute.value == pytest.approx(compute, abs=0.04)
+    gain = 6 * (row.fixed_latency.value - row.two_latency.value)
+    gain += row.fixed_compute.value - row.two_compute.value
+    assert row.two_gain.value == pytest.approx(gain)
+
+
+def test_reading_counts_once_for_each_exit_that_is_read() -> None:
+    """With a head that takes as long, delays cancel: what is saved is the same, and costs more."""
+    measurement, guesses = made_up()
+    free, paid = (Policies(measurement, guesses, Reading(x, x)) for x in (0.0, 0.5))
+    everyone = np.ones(PROMPTS)
+    (k, one), *_ = free.fixed()
+    assert k == 1
+    two = free.of_pair(free.two_fixed(6.0, np.ones(PROMPTS, dtype=bool)))
+    assert two is not None
+    for policy, exits in ((None, 0), ((), 0), (one, 1), (two, 2)):
+        layers = [np.array(x) * LAYERS for x in free.ratios(policy, everyone)]
+        latency, compute = (np.array(x) * (LAYERS + 0.5) for x in paid.ratios(policy, everyone))
+        assert latency == pytest.approx(layers[0] + 0.5)
+        assert compute == pytest.approx(layers[1] + 0.5 + 0.5 * exits)
+
+
+def test_dear_readings_are_not_bought() -> None:
+    measurement, guesses = made_up()
+    reports = [
+        threshold_report(measurement, guesses, prices=(6.0,), exit_cost=cost)
+        for cost in (0.0, 0.3, 30.0)
+    ]
+    free, some, none = (report.prices[0] for report in reports)
+    read = [np.isfinite(row.several_thresholds).sum() for row in (free, some, none)]
+    assert read[0] == 3
+    assert 1 <= read[1] <= 3
+    assert read[2] == 0
+    assert free.several_latency.value < some.several_latency.value < 1
+    for value in (none.latency, none.compute, none.several_latency, none.two_compute):
+        assert value.value == 1
+    assert (none.exit_layer, none.two_exits) == (None, None)
+    assert (reports[1].exit_cost, reports[1].head_cost) == (0.3, 0.3)
+
+
+def test_costs_of_reading_from_a_timing() -> None:
+    timing = a_timing()
+    reading = Reading.of_timing(timing)
+    terms = timing.terms
+    assert reading.head_cost == terms["head_time_s"].value / terms["layer_time_s"].value
+    ratios = [
+        read.value / layer.value
+        for each in timing.by_k.values()
+        for read, layer in zip(each["exit_time_s"], each["busy_layer_time_s"], strict=True)
+    ]
+    assert min(ratios) <= reading.exit_cost <= max(ratios)
+    assert reading.delay == reading.exit_cost - reading.head_cost
+    assert list(Reading(0, 2).exits(10)) == [6, 7, 8, 9], "none is past its exit at the verdict"
+    assert list(Reading(2, 0).exits(10)) == [5, 6, 7], "guesses come before the verdict"
+    with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
+        threshold_report(*made_up(), timing=timing)
+
+
+def test_bad_costs_are_named() -> None:
+    for wrong, message in (
+        ({"exit_cost": -1.0}, "exit_cost"),
+        ({"exit_cost": np.nan}, "exit_cost"),
+        ({"head_cost": -1.0}, "head_cost"),
+        ({"exit_cost": 9.0, "head_cost": 0.0}, "reading an exit must leave time for its guesses"),
+        ({"exit_cost": 1.0, "timing": a_timing()}, "given or from a timing; got both"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            threshold_report(*made_up(), **wrong)
 
 
 def test_bad_input_is_named() -> None:

@@ -53,6 +53,17 @@ def depth_value(text: str) -> int | None:
     return None if text.strip().lower() in ("inf", "unlimited") else whole("depth", text)
 
 
+def refuse(wanted: str, **options: Any) -> None:
+    """Refuse options that were given although only another option makes sense of them."""
+    for name, value in options.items():
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            raise InvalidInputError(
+                f"{flag} must come with {wanted}; got {value} without it; add {wanted}, or leave "
+                f"{flag} out"
+            )
+
+
 def guesses_beside(folder: Path) -> Guesses | None:
     """The guesses of a measurement's folder, where they were recorded."""
     from ..files import GUESSES_FILE

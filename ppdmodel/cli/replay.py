@@ -11,13 +11,18 @@ import typer
 
 from ..errors import InvalidInputError
 from ..results import Interval, Measurement, Policy
-from .options import Json, depth_value, note, whole_list
+from .options import Json, depth_value, note, refuse, whole_list
 
 if TYPE_CHECKING:
     from ..replays import ReplayReport
     from ..thresholds import ThresholdReport
 
 WIDTH = 80
+READING = (
+    "Reading an exit counts as {:.1f} layer executions and delays its guesses as much; the "
+    "model's head as {:.1f}. An exit without a threshold is not read."
+)
+FREE = "Reading an exit counts as nothing: see --exit-cost."
 
 
 def replay_command(
@@ -27,11 +32,15 @@ def replay_command(
         typer.Option("--exit-layer", metavar="E", help="Layer read; several with commas."),
     ] = None,
     k: Annotated[
-        str, typer.Option("--k", metavar="K", help="Guesses per exit; one for each, or for all.")
-    ] = "1",
+        str | None,
+        typer.Option("--k", metavar="K", help="Guesses per exit, one for each or for all; 1."),
+    ] = None,
     depth: Annotated[
-        str, typer.Option("--depth", metavar="N", help="Tokens in flight beyond the verified; inf.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            "--depth", metavar="N", help="Tokens in flight beyond the verified, or inf; 1."
+        ),
+    ] = None,
     gate: Annotated[
         float | None,
         typer.Option("--gate", metavar="P", help="Start guesses only from this top probability."),
@@ -44,13 +53,25 @@ def replay_command(
             help="In place of an exit: start what is likely enough at this price; may repeat.",
         ),
     ] = None,
+    exit_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--exit-cost",
+            metavar="C",
+            help="With --price: layer executions that reading an exit takes, and the head.",
+        ),
+    ] = None,
+    timing: Annotated[
+        Path | None,
+        typer.Option("--timing", metavar="FILE", help="With --price: that cost as it was timed."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap and simulation.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run the recorded tokens of a measurement through PPD's schedule, exactly.
 
     Beside it: the closed form with independent matches at the same rate, and whether it misleads.
-    With --price in place of an exit: the threshold rule, beside the best fixed exit and k.
+    With --price in place of an exit: the threshold rule, beside fixed exits and k.
 
     Example: ppdmodel replay results/full --exit-layer 24 --k 5
     """
@@ -61,8 +82,12 @@ def replay_command(
             "replay needs a policy; got "
             f"{'none' if exit_layer is None else 'two'}; give --exit-layer, or --price"
         )
-    policy = None if exit_layer is None else _policy(exit_layer, k, depth, gate)
-    from ..io import load_guesses, load_rates
+    if exit_layer is None:
+        refuse("--exit-layer", k=k, depth=depth, gate=gate)
+    else:
+        refuse("--price", exit_cost=exit_cost, timing=timing)
+    policy = None if exit_layer is None else _policy(exit_layer, k or "1", depth or "1", gate)
+    from ..io import load_guesses, load_rates, load_timing
     from ..replays import replay_report
     from ..thresholds import threshold_report
 
@@ -79,7 +104,14 @@ def replay_command(
         typer.echo(report.to_json()) if as_json else render(report)
         return
     guesses = load_guesses(measurement)
-    priced = threshold_report(source, guesses, sorted(price or ()), seed=seed)
+    times = None if timing is None else load_timing(timing)
+    if times is not None and exit_cost is not None:
+        raise InvalidInputError(
+            "the cost of reading must be given once; got --exit-cost and --timing; leave one out"
+        )
+    priced = threshold_report(
+        source, guesses, sorted(price or ()), exit_cost=exit_cost or 0.0, timing=times, seed=seed
+    )
     typer.echo(priced.to_json()) if as_json else render_prices(priced)
 
 
@@ -177,6 +209,15 @@ def render_prices(report: ThresholdReport) -> None:
         least = ", ".join("–" if q == math.inf else f"{q:.2f}" for q in row.several_thresholds)
         numbers = f"{row.several_latency.value:.3f}, {row.several_compute.value:.3f}"
         typer.echo(line.format(f"{row.price:g}", numbers, _interval(row.several_gain, 3), least))
+    typer.echo("\nThe best two exits, each with a fixed k:")
+    line = "{:>5} {:>13} {:>22}  {}"
+    typer.echo(line.format("price", "time, compute", "gain over one exit", "exits, k"))
+    for row in report.prices:
+        fixed = "plain"
+        if row.two_exits is not None and row.two_k is not None:
+            fixed = "exits {}, {}, k = {}, {}".format(*row.two_exits, *row.two_k)
+        numbers = f"{row.two_latency.value:.3f}, {row.two_compute.value:.3f}"
+        typer.echo(line.format(f"{row.price:g}", numbers, _interval(row.two_gain, 3), fixed))
     before, after = (
         100 * max(getattr(exit_, name) for exit_ in report.reliability)
         for name in ("error_raw", "error")
@@ -185,7 +226,8 @@ def render_prices(report: ThresholdReport) -> None:
         "Latency and compute are ratios to plain decoding, on prompts that neither calibrated nor "
         "chose. Gain: what the rule takes off price x latency + compute, against the best fixed "
         "exit and k, 95% by resampling prompts. Averaged over bins of an exit's candidates, "
-        f"probabilities are off by at most {before:.1f}% before calibration, {after:.1f}% after."
+        f"probabilities are off by at most {before:.1f}% before calibration, {after:.1f}% after. "
+        + (READING.format(report.exit_cost, report.head_cost) if report.exit_cost else FREE)
     )
     typer.echo("\n" + fill(words, WIDTH))
     better = [row for row in report.prices if row.gain.ci_low > 0]

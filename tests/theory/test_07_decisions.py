@@ -6,11 +6,26 @@ import itertools
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import sympy
 
-from ppdmodel import best_exit, exchange_rate, latency_per_token, symbolic, threshold
+from ppdmodel import (
+    Policy,
+    best_exit,
+    calibrated_compute,
+    calibrated_latency,
+    calibrated_plain_latency,
+    exchange_rate,
+    latency_per_token,
+    multi_exit_compute,
+    multi_exit_latency,
+    replay,
+    symbolic,
+    threshold,
+)
 from ppdmodel.catalogue import Expr
+from ppdmodel.policies import Reading
 
 from .latex import parsed, tagged_equations
 
@@ -137,3 +152,46 @@ def test_what_a_start_is_worth() -> None:
     worth = symbolic.expr("start_worth")
     assert sympy.simplify(gained - worth) == 0
     assert sympy.simplify(worth.subs(p, symbolic.expr("threshold"))) == 0
+
+
+def test_what_reading_an_exit_costs() -> None:
+    """At one exit it is page 10 with layers of one time unit, exactly."""
+    rng = random.Random(7)
+    for _ in range(200):
+        layers, guesses = rng.randint(2, 40), rng.randint(1, 5)
+        rate = sympy.Rational(rng.randint(0, 10), 10)
+        read, head = (sympy.Rational(rng.randint(0, 24), 4) for _ in "xh")
+        reading = Reading(float(read), float(head))
+        first = sympy.ceiling((layers + max(head - read, 0)) / 2)
+        if first >= layers or first >= layers - (read - head):
+            continue
+        exit_layer = rng.choice(reading.exits(layers))
+        times = {"busy_layer_time": 1, "batch_layer_time": 1, "head_time": head, "exit_time": read}
+        whole, late = layers + head, exit_layer + read
+        latency = multi_exit_latency([rate], whole, [late])
+        assert latency == calibrated_latency(
+            rate, layers, exit_layer, layer_time=1, token_time=0, start_delay=0,
+            promotion_delay=0, unfinished=0, **times,
+        )  # fmt: skip
+        compute = multi_exit_compute([rate], whole, [late], [guesses]) + read
+        assert compute == calibrated_compute(
+            rate, layers, exit_layer, guesses, start_delay=0, unfinished=0, **times
+        )
+        assert whole == calibrated_plain_latency(layers, 1, head, 0)
+
+
+def test_guesses_that_wait_for_a_reading_start_as_if_their_exit_lay_later() -> None:
+    """Several exits, event by event; a verdict that waits for the head is one layer that is longer.
+
+    The head of h is put into the last layer's time, where no process runs but to its verdict.
+    """
+    trace = random.Random(3).choices([0, 1, 2], k=4000)
+    rates = [trace.count(number) / len(trace) for number in (1, 2)]
+    policy = Policy((6, 8), k=(2, 1))
+    for read, head in ((1.0, 0.0), (0.5, 0.0), (2.0, 2.0), (1.5, 1.0)):
+        times = [1.0] * 9 + [1.0 + head]
+        run = replay(trace, policy, layers=10, layer_times=times, start_delay=read)
+        steps = np.diff(run.generations[0].finish_times)
+        late = [e + read for e in policy.exits]
+        expected = multi_exit_latency(rates, 10 + head, late)
+        assert steps.mean() == pytest.approx(float(expected))
