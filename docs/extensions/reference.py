@@ -84,7 +84,7 @@ class Commands(SphinxDirective):
                 section += nodes.literal_block(text, text, language="sh")
         rows = [_option(parameter) for parameter in command.params]
         if rows:
-            section += table(("option", "default", "what it does"), rows, (30, 15, 55))
+            section += table(("option", "what it does"), rows, (30, 70))
         return section
 
 
@@ -105,13 +105,20 @@ def _option(parameter: Any) -> list[Cell]:
     else:
         value = "" if is_flag else f" {metavar or parameter.type.name.upper()}"
         name = "/".join([*parameter.opts, *parameter.secondary_opts]) + value
-    repeated = " May be given several times." if getattr(parameter, "multiple", False) else ""
-    default: Cell = ""
+    return [[code(name)], _said(parameter, is_flag)]
+
+
+def _said(parameter: Any, is_flag: bool) -> list[nodes.Node]:
+    """What an option is for, and what holds without it."""
+    said = parameter.help or ""
+    if getattr(parameter, "multiple", False):
+        said += " May be given several times."
     if parameter.required:
-        default = "required"
-    elif not is_flag and parameter.default not in (None, ()):
-        default = [code(str(getattr(parameter.default, "value", parameter.default)))]
-    return [[code(name)], default, (parameter.help or "") + repeated]
+        return [nodes.Text(f"{said} Required.")]
+    if is_flag or parameter.default in (None, ()):
+        return [nodes.Text(said)]
+    default = str(getattr(parameter.default, "value", parameter.default))
+    return [nodes.Text(f"{said} Default: "), code(default), nodes.Text(".")]
 
 
 class Schema(SphinxDirective):
