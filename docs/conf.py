@@ -68,6 +68,7 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sourcelink = False
 html_theme_options: dict[str, list[str]] = {"footer_icons": [], "top_of_page_buttons": []}
+highlight_language = "none"  # a block without a language is no code
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 

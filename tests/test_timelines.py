@@ -58,6 +58,8 @@ def test_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plot", "--kind", "timeline", "--layers", "8", "--k", "2", "--out", str(out)]
     assert run(command) == 0
     assert "PPD takes 28 layer times, plain decoding 40" in out.read_text("utf-8")
+    committed = Path(__file__).parents[1] / "docs" / "images" / "timeline.svg"
+    assert out.read_text("utf-8") == committed.read_text("utf-8"), "make data draws it again"
     assert run([*command, "--matches", "1,2"]) == 2
     assert "matches must be 1 (match) or 0 (miss) for each token" in capsys.readouterr().err
     assert run([*command, "--exit-layer", "9"]) == 2
