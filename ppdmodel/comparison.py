@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ MOST_DRAFTED = 16
 #: units over which one process of a hybrid is split, at most
 MOST_SPLIT = 8
 MEASURED, FITTED, IDEAL = "measured", "fitted", "ideal"
+#: units that methods without settings of their own take, at least
+LEAST_UNITS = {"split layers": 2, "PPD, split layers": 4}
 NOT_RECORDED = (
     "gated and two-exit PPD and self-speculation: they need counts of the recorded tokens; fit a "
     "measurement folder, or give it"
@@ -87,20 +89,23 @@ def compare(
     counts = _Counts.of(source, guesses, timing)
     judge = counts.judge(Rule(max_compute=float(max_compute)), max_units)
     methods = [given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
-    found = [judge.best(_ppd(counts, LayerCosts(), link_time=link), MEASURED)]
-    left_out: list[str] = []
+    families = [_ppd(counts, LayerCosts(), link_time=link)]
     if counts.recorded is not None:
-        found += [judge.best(family, MEASURED) for family in _recorded(counts.recorded, link)]
-    else:
-        left_out.append(NOT_RECORDED)
-    methods += [method for method in found if method is not None]
+        families += _recorded(counts.recorded, link)
+    methods += [m for m in (judge.best(family, MEASURED) for family in families) if m is not None]
     if acceptance_rate is not None:
         methods += _speculative(counts.layers, acceptance_rate, draft_time, max_compute)
     ppd = next((m for m in methods if m.name == "PPD" and m.units > 1), None)
     methods += _split(counts, judge.rule, ppd, _Link(efficiency, link), max_units)
+    least = {family.name: int(family.units.min()) for family in families} | LEAST_UNITS
     if counts.timing is not None:
         costs = TimedCosts(counts.timing, counts.seed)
         methods += _timed(judge, counts, costs)
+        least |= {"PPD, timed": costs.n_units, "split layers, timed": costs.n_units}
+    left_out = [] if counts.recorded is not None else [NOT_RECORDED]
+    left_out += _beyond(max_units, least, _names(methods))
+    if acceptance_rate is not None and "speculative" not in _names(methods):
+        left_out.append("speculative: no number of drafted tokens is faster within the compute")
     about = counts.provenance
     return Comparison(
         title=titled(counts.model, about.get("measurement", about)),
@@ -114,6 +119,19 @@ def compare(
         left_out=tuple(left_out),
         provenance=counts.provenance,
     )
+
+
+def _names(methods: Sequence[Method]) -> list[str]:
+    return [method.name for method in methods]
+
+
+def _beyond(max_units: int | None, least: Mapping[str, int], there: Sequence[str]) -> list[str]:
+    """Methods that are not there because they take more units than there may be."""
+    return [
+        f"{name}: it takes {units} units or more"
+        for name, units in least.items()
+        if max_units is not None and units > max_units and name not in there
+    ]
 
 
 def _recorded(recorded: Recorded, link: float) -> list[Family]:

@@ -13,7 +13,7 @@ from .errors import InvalidInputError
 from .files import provenance
 from .likelihood import Cells, maximize
 from .recorded import Recorded
-from .resample import METHOD, percentiles, prompt_weights, resampled_rates
+from .resample import LEAST_RESAMPLES, METHOD, percentiles, prompt_weights, resampled_rates
 from .results import (
     Calibration,
     Candidate,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FOLDS = 5
 #: guesses for which hits are counted, at most
 MOST_K = 1000
+#: a parameter that varies by less over all resamples does not vary
+STILL = 1e-9
 
 
 def fit(
@@ -67,7 +69,7 @@ def fit(
             calibration then has seconds.
         family: a family's name, or None to choose among them.
         k_max: largest k to count hits for; a positive integer.
-        resamples: bootstrap resamples of the prompts; a positive integer.
+        resamples: bootstrap resamples of the prompts; at least 40.
         seed: of the bootstrap and of the folds.
 
     Raises:
@@ -80,6 +82,8 @@ def fit(
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     first = _checked_together(several)
     check_layers(first.layers)
+    for one in several:
+        check_recorded_k(one, k_max)
     if timing is not None:
         check_same_model(first, timing)
     return calibrated(
@@ -168,7 +172,11 @@ def calibrated(
     seed: int,
 ) -> Calibration:
     """Rates with intervals and the surface, from counts by prompt; see `fit`."""
-    positive_integer("resamples", resamples)
+    if positive_integer("resamples", resamples) < LEAST_RESAMPLES:
+        raise InvalidInputError(
+            f"resamples must be at least {LEAST_RESAMPLES}, of which one lies beyond each end of a "
+            f"95% interval; got {resamples}; 1000 are usual"
+        )
     if seed < 0:
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
     families = list(FAMILIES.values()) if family is None else [family_of(family)]
@@ -211,6 +219,19 @@ def check_layers(layers: int) -> None:
     if layers < 2:
         raise InvalidInputError(
             f"a fit needs at least 2 layers; got {layers}; there is no exit before the last layer"
+        )
+
+
+def check_recorded_k(measurement: Measurement, k: int) -> None:
+    """Refuse more guesses than were recorded.
+
+    Raises:
+        InvalidInputError: k is beyond the vocabulary, or the ranks that the measurement holds.
+    """
+    most = measurement.provenance.get("k_max")
+    if isinstance(most, int) and k > most:
+        raise InvalidInputError(
+            f"k must be at most {most}, as far as ranks were recorded; got {k}; give less"
         )
 
 
@@ -288,7 +309,11 @@ def _curve(
         [maximize(cells, h, float(n), theta)[0] for h, n in zip(resampled, totals, strict=True)]
     )
     low, high = percentiles(draws)
-    covariance = np.cov(draws.T) if len(draws) > 1 else np.zeros((len(theta), len(theta)))
+    covariance = np.atleast_2d(np.cov(draws.T))
+    # the same in every resample: the counts say nothing of it, or it lies at its bound
+    unknown = np.ptp(draws, axis=0) <= STILL * (1 + np.abs(theta))
+    low, high = (np.where(unknown, np.nan, end) for end in (low, high))
+    covariance[unknown] = covariance[:, unknown] = np.nan
     residual = inner.sum(axis=0) / tokens.sum() - cells.rates(theta)
     worst = np.unravel_index(np.argmax(np.abs(residual)), residual.shape)
     counts = (int(tokens.sum()), prompts, METHOD)
@@ -303,6 +328,6 @@ def _curve(
         largest_residual=float(residual[worst]),
         largest_residual_layer=round(float(cells.x[worst]) * cells.layers),
         largest_residual_k=int(cells.k[worst]),
-        covariance=tuple(tuple(row) for row in np.atleast_2d(covariance).tolist()),
+        covariance=tuple(tuple(row) for row in covariance.tolist()),
         candidates=candidates,
     )

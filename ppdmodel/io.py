@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -140,8 +141,9 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
 
     fields = {k: v for k, v in document.items() if k in Calibration.__dataclass_fields__}
     curve = dict(fields["curve"])
-    curve["parameters"] = {k: Interval(**v) for k, v in curve["parameters"].items()}
-    curve["covariance"] = tuple(tuple(row) for row in curve.get("covariance", ()))
+    curve["parameters"] = {k: Interval(**_known(v)) for k, v in curve["parameters"].items()}
+    rows = curve.get("covariance", ())
+    curve["covariance"] = tuple(tuple(_known(dict(enumerate(row))).values()) for row in rows)
     curve["candidates"] = tuple(Candidate(**row) for row in curve.get("candidates", ()))
     arrays = {k: np.asarray(fields[k], dtype=float) for k in ("p_correct", "ci_low", "ci_high")}
     counts = {k: np.asarray(fields[k], dtype=np.int64) for k in ("tokens", "hits")}
@@ -162,6 +164,11 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
             fields["recorded"], fields["layers"], fields["tokens"], path
         )
     return Calibration(**fields)
+
+
+def _known(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Null as NaN: what was not determined."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _check_shapes(document: Mapping[str, Any], path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import formulas
+from .errors import InvalidInputError
+from .fitting import check_recorded_k
 from .framing import Frame
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Interval, Measurement, Policy
@@ -73,6 +75,7 @@ def replay_report(measurement: Measurement, policy: Policy, *, seed: int = 0) ->
     Raises:
         InvalidInputError: the policy does not fit the measurement.
     """
+    _check_policy(measurement, policy)
     run = replay(measurement, policy)
     owners = measurement.prompt_index[measurement.starts()[:-1]]
     prompts = len(measurement.prompt_ids)
@@ -107,6 +110,15 @@ def replay_report(measurement: Measurement, policy: Policy, *, seed: int = 0) ->
         misleads=misleads,
         provenance=measurement.provenance,
     )
+
+
+def _check_policy(measurement: Measurement, policy: Policy) -> None:
+    if policy.exits[-1] >= measurement.layers:
+        raise InvalidInputError(
+            f"exit_layer must lie below layer {measurement.layers}, the last, which makes the "
+            f"token itself; got {policy.exits[-1]}; give an earlier one"
+        )
+    check_recorded_k(measurement, max(policy.guesses))
 
 
 def _sums(owners: Ints, values: Sequence[float], prompts: int) -> Floats:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 METHOD = "percentile bootstrap over prompts"
 LEVEL = 0.95
+#: with fewer resamples less than one lies beyond each end of an interval of that level
+LEAST_RESAMPLES = 40
 
 
 def prompt_weights(n_prompts: int, resamples: int, seed: int | np.random.Generator) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class Interval:
     """A number with its interval, and what the interval rests on.
 
-    The ends are NaN, and null in JSON, where one prompt gives no interval.
+    The ends are NaN, and null in JSON, where there is none: of one prompt, or of a parameter that
+    the data do not determine.
     """
 
     value: float
@@ -346,8 +348,10 @@ class Candidate:
 class MatchCurve:
     """A fitted match-rate surface p_correct(relative depth, k); see `ppdmodel.fit`.
 
-    `covariance` is that of the parameters, in their order, over resampled prompts; `candidates`
-    are the families that were compared, the best first. Both are empty in files of older versions.
+    A parameter that the counts do not determine has no interval: its ends are NaN, and so are its
+    rows in `covariance`, that of the parameters, in their order, over resampled prompts.
+    `candidates` are the families that were compared, the best first. Both are empty in files of
+    older versions.
     """
 
     family: str
@@ -361,10 +365,11 @@ class MatchCurve:
     candidates: tuple[Candidate, ...] = ()
 
     @property
-    def standard_errors(self) -> dict[str, float]:
-        """Of each parameter, over resampled prompts."""
-        rows = enumerate(self.covariance)
-        return dict(zip(self.parameters, (row[n] ** 0.5 for n, row in rows), strict=False))
+    def standard_errors(self) -> dict[str, float | None]:
+        """Of each parameter, over resampled prompts; None where it is not determined."""
+        variances = [row[n] for n, row in enumerate(self.covariance)]
+        errors = [None if math.isnan(x) else x**0.5 for x in variances]
+        return dict(zip(self.parameters, errors, strict=False))
 
 
 @dataclass(frozen=True)

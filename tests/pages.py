@@ -128,7 +128,7 @@ class Reader:
             parse(arguments)
             arguments = self.tiny_measure(arguments)
         elif arguments[0] == "fit" and not shown:
-            arguments = [*arguments, "--resamples", "20"]
+            arguments = [*arguments, "--resamples", "40"]
         arguments = [part for word in arguments for part in self.expanded(word)]
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):

@@ -166,7 +166,7 @@ def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
         assert method.latency.ci_low <= method.latency.value <= method.latency.ci_high
         assert method.held_out is not None
         assert method.basis == "measured"
-    best = ppd.optimize(fit(measurement, resamples=5), max_compute=1.8).choices[0].setting
+    best = ppd.optimize(fit(measurement, resamples=40), max_compute=1.8).choices[0].setting
     assert best is not None
     mine = named(result, "PPD")
     assert mine.latency.value == pytest.approx(best.normalized_latency.value)
@@ -194,6 +194,16 @@ def test_units_limit_every_method(measurement: Measurement) -> None:
     assert named(result, "split layers").latency.value == pytest.approx(1 / 1.6)
     alone = compare(measurement, max_units=1)
     assert [m.name for m in alone.methods] == ["plain decoding", "self-speculation"]
+    assert alone.left_out == (
+        "PPD: it takes 2 units or more",
+        "PPD, gated: it takes 2 units or more",
+        "PPD, two exits: it takes 3 units or more",
+        "split layers: it takes 2 units or more",
+        "PPD, split layers: it takes 4 units or more",
+    )
+    assert compare(measurement, max_compute=9, max_units=4).left_out == ()
+    slow = compare(measurement, max_compute=1, acceptance_rate=0.5)
+    assert "no number of drafted tokens is faster" in slow.left_out[0]
 
 
 def test_a_hybrid_takes_the_best_split_of_its_units(measurement: Measurement) -> None:

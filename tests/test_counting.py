@@ -50,7 +50,7 @@ def test_decisions_are_among_what_was_counted(measurement: Measurement, tmp_path
     decision = optimize(again, max_compute=9)
     assert decision.settings == 4
     assert {(s.exit_layer, s.k) for s in decision.frontier} <= {(3, 1), (3, 4), (5, 1), (5, 4)}
-    whole = fit(measurement, k_max=4, resamples=5)
+    whole = fit(measurement, k_max=4, resamples=40)
     assert predicted_match_rate(again, 5, 4) == whole.p_correct[4, 3]
     for e, k in ((4, 1), (5, 2)):
         with pytest.raises(InvalidInputError, match="the calibration must hold the setting"):
@@ -67,7 +67,7 @@ def test_all_misses_or_all_hits_can_be_fitted(
     rows = [f"{e},{k},{hits},9,{p}" for e in (2, 4) for k in ks for p in "abc"]
     path = tmp_path / "t.csv"
     path.write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
-    calibration = fit_table(path, 6, resamples=10)
+    calibration = fit_table(path, 6, resamples=40)
     assert (calibration.p_correct[1, 0], calibration.p_correct[3, 0]) == (hits / 9, hits / 9)
 
 
@@ -104,9 +104,9 @@ def test_several_measurements_of_one_model(tmp_path: Path) -> None:
         fit([one, other])
     names = tuple(f"q{n}" for n in range(12))
     both = [one, Measurement(**{**vars(other), "prompt_ids": names})]
-    together = fit(both, k_max=4, resamples=20)
+    together = fit(both, k_max=4, resamples=40)
     assert together.prompt_ids == one.prompt_ids + names
-    apart = [fit(m, k_max=4, resamples=20) for m in both]
+    apart = [fit(m, k_max=4, resamples=40) for m in both]
     assert together.p_correct == pytest.approx((apart[0].p_correct + apart[1].p_correct) / 2)
     about = {**one.provenance, "exit_kind": "trained"}
     with pytest.raises(InvalidInputError, match="must have one exit_kind; got logit and trained"):
@@ -115,7 +115,7 @@ def test_several_measurements_of_one_model(tmp_path: Path) -> None:
         save(each, tmp_path / str(number))
     out = tmp_path / "cal.json"
     folders = [str(tmp_path / "0"), str(tmp_path / "1")]
-    assert run(["fit", *folders, "--out", str(out), "--resamples", "20"]) == 0
+    assert run(["fit", *folders, "--out", str(out), "--resamples", "40"]) == 0
     found = load(out)
     assert isinstance(found, Calibration)
     assert len(found.prompt_ids) == 24
@@ -126,7 +126,7 @@ def test_the_command_takes_a_table(
 ) -> None:
     path = table_of(measurement, tmp_path / "t.csv", [2, 4], [1, 2])
     command = ["fit", "--table", str(path), "--out", str(tmp_path / "cal.json")]
-    assert run([*command, "--layers", "6", "--resamples", "20"]) == 0
+    assert run([*command, "--layers", "6", "--resamples", "40"]) == 0
     assert run(["optimize", str(tmp_path / "cal.json")]) == 0
     capsys.readouterr()
     for wrong, message in (

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ppdmodel import fit
+from ppdmodel import fit, load, save
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.fitting import curve_values
 from ppdmodel.resample import prompt_weights, resampled_rates
-from ppdmodel.results import Measurement
+from ppdmodel.results import Calibration, Measurement
 from ppdmodel.surfaces import family_of
 
 from .conftest import make_measurement
@@ -55,7 +56,7 @@ def surface_of(curve: object, layers: int, k_max: int) -> np.ndarray:
 
 
 def test_the_surface_rises_with_depth_and_k_and_ends_at_one(measurement: Measurement) -> None:
-    values = surface_of(fit(measurement, k_max=8, resamples=10).curve, 6, 8)
+    values = surface_of(fit(measurement, k_max=8, resamples=40).curve, 6, 8)
     assert (np.diff(values, axis=0) >= -1e-12).all()
     assert (np.diff(values, axis=1) >= -1e-12).all()
     assert values[-1] == pytest.approx(1)
@@ -74,7 +75,7 @@ def test_rates_and_intervals_are_those_of_resampled_prompts(measurement: Measure
 
 
 def test_residuals_are_measured_less_fitted(measurement: Measurement) -> None:
-    result = fit(measurement, k_max=4, resamples=5)
+    result = fit(measurement, k_max=4, resamples=40)
     residuals = result.residuals()
     assert residuals == pytest.approx(result.p_correct - surface_of(result.curve, 6, 4))
     inner = residuals[:-1]
@@ -98,17 +99,39 @@ def test_bad_input_is_named(measurement: Measurement) -> None:
         fit(make_measurement(layers=1))
     with pytest.raises(InvalidInputError, match="k_max must be a positive integer; got 0"):
         fit(measurement, k_max=0)
+    with pytest.raises(InvalidInputError, match="resamples must be at least 40, of which one lies"):
+        fit(measurement, resamples=39)
+    recorded = replace(measurement, provenance={**measurement.provenance, "k_max": 31})
+    with pytest.raises(InvalidInputError, match="k must be at most 31, as far as ranks were"):
+        fit(recorded)
+
+
+def test_what_the_counts_do_not_determine_has_no_interval(
+    measurement: Measurement, tmp_path: Path
+) -> None:
+    """With one k nothing says how rates rise with k."""
+    result = fit(measurement, family="floored Kumaraswamy", k_max=1, resamples=40)
+    undetermined = {"weight_gain", "floor_gain", "k_curvature"}
+    save(result, tmp_path / "cal.json")
+    again = load(tmp_path / "cal.json")
+    assert isinstance(again, Calibration)
+    for curve in (result.curve, again.curve):
+        for name, value in curve.parameters.items():
+            assert np.isnan(value.ci_low) == np.isnan(value.ci_high) == (name in undetermined)
+            assert (curve.standard_errors[name] is None) == (name in undetermined)
+            assert value.ci_low != value.ci_high
+    assert np.isfinite(surface_of(again.curve, 6, 1)).all()
 
 
 def test_a_title_says_what_sets_a_calibration_apart(measurement: Measurement) -> None:
-    assert fit(measurement, resamples=10).title == "made-up"
+    assert fit(measurement, resamples=40).title == "made-up"
     about = {"exit_kind": "trained", "decoding": "sampled", "temperature": 0.7}
     sampled = replace(
         measurement,
         provenance={**measurement.provenance, **about},
         coupled_rank=np.minimum(measurement.rank, 2),
     )
-    calibration = fit(sampled.coupled(), resamples=10)
+    calibration = fit(sampled.coupled(), resamples=40)
     assert calibration.title == (
         "made-up, trained exits, sampled at temperature 0.7, coupled guesses"
     )
@@ -118,7 +141,7 @@ def test_a_title_says_what_sets_a_calibration_apart(measurement: Measurement) ->
 
 
 def test_a_calibration_is_a_table_of_rates(measurement: Measurement) -> None:
-    result = fit(measurement, k_max=3, resamples=20)
+    result = fit(measurement, k_max=3, resamples=40)
     frame = result.to_frame()
     assert list(frame.columns) == [
         "exit_layer", "k", "p_correct", "p_correct_low", "p_correct_high"

@@ -70,7 +70,7 @@ def test_one_prompt_has_a_summary_without_intervals(tmp_path: Path) -> None:
 
 
 def test_a_calibration_there_and_back(measurement: Measurement, tmp_path: Path) -> None:
-    original = fit(measurement, k_max=5, resamples=20)
+    original = fit(measurement, k_max=5, resamples=40)
     save(original, tmp_path / "cal.json")
     found = load(tmp_path / "cal.json")
     assert isinstance(found, Calibration)
@@ -181,7 +181,7 @@ def test_bad_numbers_in_a_calibration_are_named(
     measurement: Measurement, tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     path = tmp_path / "cal.json"
-    save(fit(measurement, k_max=3, resamples=5), path)
+    save(fit(measurement, k_max=3, resamples=40), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InvalidInputError) as caught:
         load(path)

@@ -96,7 +96,7 @@ def test_held_out_latency_shows_selection_bias() -> None:
     """What looks best on the prompts that chose it does worse on those that did not."""
     seen, held_out = [], []
     for seed in range(20):
-        (choice,) = optimize(fit(level_measurement(seed), k_max=1, resamples=2)).choices[:1]
+        (choice,) = optimize(fit(level_measurement(seed), k_max=1, resamples=40)).choices[:1]
         assert choice.setting is not None
         assert choice.held_out_latency is not None
         seen.append(choice.setting.normalized_latency.value)
@@ -107,7 +107,7 @@ def test_held_out_latency_shows_selection_bias() -> None:
 
 
 def test_too_few_prompts_to_hold_any_out() -> None:
-    few = fit(make_measurement(prompts=5), k_max=2, resamples=10)
+    few = fit(make_measurement(prompts=5), k_max=2, resamples=40)
     assert optimize(few).choices[0].held_out_latency is None
 
 

@@ -17,7 +17,7 @@ from .test_thresholds import made_up
 
 @pytest.fixture(scope="module")
 def calibration(measurement: Measurement) -> Calibration:
-    return fit(measurement, k_max=10, resamples=30)
+    return fit(measurement, k_max=10, resamples=40)
 
 
 def test_match_rate_draws_points_bands_and_curves(calibration: Calibration) -> None:

@@ -66,3 +66,9 @@ def test_one_prompt_has_no_interval() -> None:
 def test_bad_input_is_named(measurement: Measurement) -> None:
     with pytest.raises(InvalidInputError, match="exit_layer"):
         replay_report(measurement, Policy(7))
+    with pytest.raises(InvalidInputError, match="exit_layer must lie below layer 6, the last"):
+        replay_report(measurement, Policy((3, 6)))
+    recorded = replace(measurement, provenance={**measurement.provenance, "k_max": 100})
+    assert replay_report(recorded, Policy(4, k=100)).match_rate is not None
+    with pytest.raises(InvalidInputError, match="k must be at most 100, as far as ranks were"):
+        replay_report(recorded, Policy((3, 4), k=(1, 101)))

@@ -101,7 +101,7 @@ TRUTH = {
 
 @EACH
 def test_held_out_likelihood_finds_the_family_or_one_that_predicts_as_well(family: Family) -> None:
-    curve = fit(drawn_from(family), k_max=8, resamples=2).curve
+    curve = fit(drawn_from(family), k_max=8, resamples=40).curve
     assert len(curve.candidates) == len(FAMILIES)
     true = next(c for c in curve.candidates if c.family == family.name)
     assert true.behind <= 2 * true.behind_se + 1e-12
@@ -116,14 +116,18 @@ def test_held_out_likelihood_finds_the_family_or_one_that_predicts_as_well(famil
 
 
 def test_a_given_family_is_taken() -> None:
-    curve = fit(make_measurement(), family="rank tail", k_max=4, resamples=20).curve
+    curve = fit(make_measurement(), family="rank tail", k_max=4, resamples=40).curve
     assert curve.family == "rank tail"
     assert [c.family for c in curve.candidates] == ["rank tail"]
     assert list(curve.standard_errors) == list(family_of("rank tail").parameters)
     for name, error in curve.standard_errors.items():
         value = curve.parameters[name]
-        assert error >= 0
-        assert value.ci_low <= value.ci_high
-    assert np.array(curve.covariance) == pytest.approx(np.array(curve.covariance).T)
+        if error is None:  # held at its bound
+            assert np.isnan([value.ci_low, value.ci_high]).all()
+            continue
+        assert error > 0
+        assert value.ci_low < value.ci_high
+    covariance = np.array(curve.covariance)
+    assert covariance == pytest.approx(covariance.T, nan_ok=True)
     with pytest.raises(InvalidInputError, match="the family must be one of floored Kumaraswamy"):
         fit(make_measurement(), family="spline")

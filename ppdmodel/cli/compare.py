@@ -9,7 +9,7 @@ import typer
 
 from ..answers import Comparison, Method
 from ..results import Interval, Measurement
-from .options import Json, guesses_beside, note, whole_or_none
+from .options import Json, guesses_beside, note, refuse, whole_or_none
 
 ROW = "{:<21}{:<21} {:>8} {:>8} {:>6}  {:<8}"
 
@@ -34,8 +34,9 @@ def compare_command(
         ),
     ] = None,
     draft_time: Annotated[
-        float, typer.Option("--draft-time", metavar="C", help="That draft's step over the model's.")
-    ] = 0.1,
+        float | None,
+        typer.Option("--draft-time", metavar="C", help="That draft's step over the model's; 0.1."),
+    ] = None,
     efficiency: Annotated[
         float,
         typer.Option("--efficiency", metavar="N", help="Of splitting layers over units; 1: ideal."),
@@ -59,6 +60,8 @@ def compare_command(
     Example: ppdmodel compare results/full --max-compute 2 --max-units 4
     """
     units = whole_or_none("max_units", max_units)
+    if acceptance_rate is None:
+        refuse("--acceptance-rate", draft_time=draft_time)
     from ..comparison import compare
     from ..io import load_rates, load_timing
 
@@ -75,7 +78,7 @@ def compare_command(
         max_compute=max_compute,
         max_units=units,
         acceptance_rate=acceptance_rate,
-        draft_time=draft_time,
+        draft_time=0.1 if draft_time is None else draft_time,
         efficiency=efficiency,
         link_time=link_time,
     )

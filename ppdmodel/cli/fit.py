@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from ..errors import InvalidInputError
 from ..results import Calibration, Measurement
-from .options import Json, Layers, guesses_beside, note, print_json, whole, whole_or_none
+from .options import Json, Layers, guesses_beside, note, print_json, refuse, whole, whole_or_none
 
 
 def fit_command(
@@ -31,8 +32,8 @@ def fit_command(
     ] = None,
     layers: Layers = None,
     k_max: Annotated[
-        str, typer.Option("--k-max", metavar="K", help="Largest k to keep hits for.")
-    ] = "32",
+        str | None, typer.Option("--k-max", metavar="K", help="Largest k to keep hits for; 32.")
+    ] = None,
     resamples: Annotated[
         str, typer.Option("--resamples", metavar="N", help="Bootstrap resamples of the prompts.")
     ] = "1000",
@@ -54,10 +55,10 @@ def fit_command(
 
     Example: ppdmodel fit results/full --out results/full.json
     """
-    numbers = {"k_max": whole("k_max", k_max), "resamples": whole("resamples", resamples)}
+    numbers = {"k_max": whole("k_max", k_max or "32"), "resamples": whole("resamples", resamples)}
     d = whole_or_none("layers", layers)
     from ..counting import fit_table
-    from ..files import check_writable
+    from ..files import check_writable, json_ready
     from ..fitting import fit
     from ..io import load_timing, save
 
@@ -79,6 +80,7 @@ def fit_command(
         guesses = None if coupled else [guesses_beside(folder) for folder in folders]
         result = fit(found, guesses=guesses, timing=times, family=family, seed=seed, **numbers)
     else:
+        refuse("a measurement folder", k_max=k_max, coupled=coupled or None)
         if d is None:
             raise InvalidInputError("a table needs the model's layers; got none; give --layers D")
         result = fit_table(
@@ -86,7 +88,8 @@ def fit_command(
         )
     save(result, out)
     if as_json:
-        print_json({"out": str(out), "model": result.model, "curve": asdict(result.curve)})
+        curve = json_ready(asdict(result.curve))
+        print_json({"out": str(out), "model": result.model, "curve": curve})
     else:
         render(result, out)
 
@@ -122,6 +125,9 @@ def render(result: Calibration, out: Path) -> None:
     table.add_column("std. error", justify="right")
     table.add_column("95% interval", justify="right")
     for name, value in curve.parameters.items():
+        if math.isnan(value.ci_low):
+            table.add_row(name, f"{value.value:.3f}", "–", "not determined")
+            continue
         error = curve.standard_errors.get(name)
         table.add_row(
             name,

@@ -11,7 +11,7 @@ import typer
 from ..answers import Choice, Decision
 from ..errors import InvalidInputError
 from ..results import Calibration, Interval
-from .options import Json, print_json, whole, whole_or_none
+from .options import Json, print_json, refuse, whole, whole_or_none
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SHOWN = 0.0005
 #: share of the resamples from which a negative answer is one
 SURE = 0.5
+DEVICE = "H100 SXM"
 HARDWARE = "Without a measurement: ideal times"
 
 
@@ -59,31 +60,41 @@ def optimize_command(
         ),
     ] = None,
     device: Annotated[
-        str,
-        typer.Option("--device", metavar="NAME", help="See below.", rich_help_panel=HARDWARE),
-    ] = "H100 SXM",
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="See below; by default H100 SXM.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = None,
     bytes_per_weight: Annotated[
-        float,
-        typer.Option("--bytes-per-weight", metavar="B", help="2: bf16.", rich_help_panel=HARDWARE),
-    ] = 2,
+        float | None,
+        typer.Option(
+            "--bytes-per-weight",
+            metavar="B",
+            help="By default 2, as of bf16.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = None,
     units_per_process: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--units-per-process",
             metavar="N",
-            help="Devices that share each process's weights.",
+            help="Devices that share each process's weights; 1.",
             rich_help_panel=HARDWARE,
         ),
-    ] = "1",
+    ] = None,
     link_time_s: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--link-time-s",
             metavar="S",
-            help="A small message between devices.",
+            help="A small message between devices; 0.",
             rich_help_panel=HARDWARE,
         ),
-    ] = 0.0,
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find the best exit layer, k and depth of a measured model under budgets or at prices.
@@ -95,6 +106,18 @@ def optimize_command(
     Example: ppdmodel optimize results/full.json --max-compute 2
     """
     depth, units = whole("max_depth", max_depth), whole_or_none("max_units", max_units)
+    hardware = {
+        "device": device,
+        "bytes_per_weight": bytes_per_weight,
+        "units_per_process": whole_or_none("units_per_process", units_per_process),
+        "link_time_s": link_time_s,
+    }
+    if roofline is None:
+        refuse("--roofline", **hardware)
+    elif ideal:
+        raise InvalidInputError(
+            "ideal counts layers, and roofline takes ideal times; got both; leave one out"
+        )
     from ..io import load_rates
     from ..optimization import optimize
 
@@ -104,14 +127,7 @@ def optimize_command(
             f"optimize must be given a calibration; got {calibration}; make one with: ppdmodel fit"
         )
     if roofline is not None:
-        source = _on_paper(
-            source,
-            roofline,
-            device,
-            bytes_per_weight=bytes_per_weight,
-            units_per_process=whole("units_per_process", units_per_process),
-            link_time_s=link_time_s,
-        )
+        source = _on_paper(source, roofline, **hardware)
     decision = optimize(
         source,
         max_compute=max_compute,
@@ -126,12 +142,14 @@ def optimize_command(
         render(decision, source.title)
 
 
-def _on_paper(source: Calibration, config: Path, name: str, **options: Any) -> Calibration:
+def _on_paper(source: Calibration, config: Path, **options: Any) -> Calibration:
     """The rates at another model's layers, with its ideal times."""
     from ..roofline import carried_over, roofline, shape_from_config
     from ..shapes import device
 
-    return carried_over(source, roofline(shape_from_config(config), device(name), **options))
+    given = {name: value for name, value in options.items() if value is not None}
+    hardware = device(given.pop("device", DEVICE))
+    return carried_over(source, roofline(shape_from_config(config), hardware, **given))
 
 
 def _document(decision: Decision) -> object:

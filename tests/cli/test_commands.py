@@ -68,9 +68,9 @@ def test_from_prompts_to_pictures(
     assert (overview["layers"], overview["n_prompts"], overview["complete"]) == (5, 7, True)
     assert captured.err == "", "a finished measurement is reused without loading the model"
 
-    assert run(["fit", str(out), "--out", str(cal), "--resamples", "30"]) == 0
+    assert run(["fit", str(out), "--out", str(cal), "--resamples", "40"]) == 0
     assert "root mean square" in capsys.readouterr().out
-    assert run(["fit", str(out), "--out", str(cal), "--resamples", "30", "--json"]) == 0
+    assert run(["fit", str(out), "--out", str(cal), "--resamples", "40", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["curve"]["family"] in FAMILIES
 
     assert run(["optimize", str(cal), "--max-compute", "1.5", "--max-compute", "3"]) == 0

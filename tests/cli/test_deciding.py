@@ -58,7 +58,7 @@ def test_fit_keeps_the_timing(
 ) -> None:
     measurement, timing = timed
     out = tmp_path / "cal.json"
-    shown = said(capsys, "fit", measurement, "--timing", timing, "--out", out, "--resamples", "20")
+    shown = said(capsys, "fit", measurement, "--timing", timing, "--out", out, "--resamples", "40")
     assert "std. error" in shown
     assert "behind by" in shown
     calibration = load(out)
@@ -88,6 +88,16 @@ def test_fit_keeps_the_timing(
     assert "Ideal: times from weights and data sheets" in shown
 
 
+def test_what_is_not_determined_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fit", folder, "--out", tmp_path / "c", "--k-max", "1", "--resamples", "40"]
+    command += ["--family", "floored power"]
+    assert said(capsys, *command).count("not determined") == 3
+    parameters = document(capsys, *command)["curve"]["parameters"]
+    assert parameters["floor_gain"]["ci_low"] is None
+
+
 def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, "compare", folder, "--max-units", "4", "--acceptance-rate", "0.7")
     for name in ("plain decoding", "PPD, gated", "self-speculation", "speculative", "split layers"):
@@ -104,6 +114,10 @@ def test_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document(capsys, "replay", folder, "--exit-layer", "3,5", "--k", "1,2", "--depth", "inf")
     shown = said(capsys, "replay", folder, "--price", "1", "--price", "4")
     assert "The rule beats the best fixed setting at" in shown
+    assert "The best two exits, each with a fixed k" in shown
+    assert "Reading an exit counts as nothing" in shown
+    shown = said(capsys, "replay", folder, "--price", "4", "--exit-cost", "0.5")
+    assert "Reading an exit counts as 0.5 layer executions" in shown
     prices = document(capsys, "replay", folder, "--price", "4", "--price", "1")["prices"]
     assert [row["price"] for row in prices] == [1, 4]
 
@@ -133,6 +147,30 @@ def test_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["fit", "FOLDER", "--out", "OUT", "--k-max", "100000"], "k_max must be at most 1000"),
         (["plot", "FOLDER", "--kind", "compare", "--out", "FOLDER"], "must be a file"),
         (["optimize", "FOLDER"], "optimize must be given a calibration"),
+        (["fit", "FOLDER", "--out", "OUT", "--resamples", "5"], "resamples must be at least 40"),
+        (["fit", "--table", "x", "--layers", "6", "--out", "OUT", "--k-max", "3"], "--k-max must"),
+        (["fit", "--table", "x", "--layers", "6", "--out", "OUT", "--coupled"], "--coupled must"),
+        (["optimize", "FOLDER", "--device", "L40S"], "--device must come with --roofline; got"),
+        (["optimize", "FOLDER", "--link-time-s", "0"], "--link-time-s must come with --roofline"),
+        (["optimize", "FOLDER", "--ideal", "--roofline", "x"], "ideal counts layers, and roofline"),
+        (["compare", "FOLDER", "--draft-time", "0.2"], "must come with --acceptance-rate; got 0.2"),
+        (["replay", "FOLDER", "--exit-layer", "6"], "exit_layer must lie below layer 6, the last"),
+        (["replay", "FOLDER", "--price", "1", "--k", "2"], "--k must come with --exit-layer"),
+        (["replay", "FOLDER", "--price", "1", "--depth", "2"], "--depth must come with --exit"),
+        (["replay", "FOLDER", "--price", "1", "--gate", "0.5"], "--gate must come with --exit"),
+        (
+            ["replay", "FOLDER", "--exit-layer", "3", "--exit-cost", "1"],
+            "--exit-cost must come with --price",
+        ),
+        (
+            ["replay", "FOLDER", "--exit-layer", "3", "--timing", "TIMING"],
+            "--timing must come with --price",
+        ),
+        (["replay", "FOLDER", "--price", "1", "--exit-cost", "-1"], "exit_cost"),
+        (
+            ["replay", "FOLDER", "--price", "1", "--exit-cost", "1", "--timing", "TIMING"],
+            "the cost of reading must be given once",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(

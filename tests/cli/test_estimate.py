@@ -86,7 +86,7 @@ def test_from_a_result(
     measurement: Measurement, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     path = tmp_path / ("m" if kind == "measurement" else "cal.json")
-    save(measurement if kind == "measurement" else fit(measurement, resamples=20), path)
+    save(measurement if kind == "measurement" else fit(measurement, resamples=40), path)
     assert ppdmodel(f"estimate --from {path} --exit-layer 4 --k 2 --json") == 0
     result = json.loads(capsys.readouterr().out)
     assert set(KEYS) <= set(result)
