@@ -46,6 +46,7 @@ notebooks: $(STAMP) ## run the notebooks from top to bottom
 	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=60 notebooks
 
 docs: $(STAMP) ## make the documentation site, build/docs; warnings are errors
+	rm -rf build/docs
 	$(BIN)/python -m sphinx -c docs -d build/doctrees -E -q -W --keep-going . build/docs
 	@echo "open build/docs/index.html"
 
