@@ -46,22 +46,20 @@ def unpack(document: Mapping[str, Any], shape: tuple[int, ...], name: str) -> In
     Raises:
         InvalidInputError: it has another shape, or the data is damaged or of another size.
     """
-    dtype, size = np.dtype(document["dtype"]), math.prod(shape)
+    dtype = np.dtype(document["dtype"])
     if tuple(document["shape"]) != shape:
         raise InvalidInputError(
             f"{name} must have the shape {shape}; got {tuple(document['shape'])}; fit again"
         )
-    expected = size * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize
     try:
         stream = zlib.decompressobj()
         raw = stream.decompress(base64.b64decode(document["data"], validate=True), expected + 1)
     except (binascii.Error, ValueError, zlib.error) as error:
         raise InvalidInputError(f"{name} must be whole; got damaged data ({error})") from None
     if len(raw) != expected or not stream.eof or stream.unused_data:
-        raise InvalidInputError(
-            f"{name} must be {expected} bytes; got {'more' if len(raw) > expected else 'others'}; "
-            "fit again"
-        )
+        size = "more" if len(raw) >= expected else len(raw)
+        raise InvalidInputError(f"{name} must be {expected} bytes; got {size}; fit again")
     return np.frombuffer(raw, dtype=dtype).reshape(shape).astype(np.int64)
 
 
@@ -83,7 +81,7 @@ def unpacked_counts(document: Mapping[str, Any], layers: int, tokens: Ints, path
     nothing: dict[str, Any] = dict.fromkeys(COUNTS, np.zeros(0, dtype=np.int64))
     empty = Recorded(layers=layers, tokens=tokens, **labels, **nothing, shared=None)
     for name, values in labels.items():
-        if any(b <= a for a, b in pairwise(values)):
+        if not all(a < b for a, b in pairwise((0, *values))):  # NaN too is refused
             raise InvalidInputError(f"{name} of {path} must increase; got {values}; fit again")
     first, last = second_half(layers), layers - 1
     if not first <= labels["pair_exits"][0] <= labels["pair_exits"][-1] <= last:

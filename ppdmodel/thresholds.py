@@ -18,7 +18,7 @@ from .crossfit import FOLDS, cross_fitted, folds
 from .errors import InvalidInputError
 from .fitting import check_same_model
 from .framing import Frame
-from .optimization import check_price
+from .optimization import MOST_PRICE, check_price
 from .policies import Done, Fits, Policies, Reading, Reliability
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Guesses, Interval, Measurement, titled
@@ -152,12 +152,19 @@ def threshold_report(
     )
 
 
+def _cost(name: str, value: float) -> float:
+    if real_number(name, value, 0, "give layer executions") > MOST_PRICE:
+        raise InvalidInputError(
+            f"{name} must be at most {MOST_PRICE:g}; got {value:g}; give layer executions"
+        )
+    return float(value)
+
+
 def _reading(
     measurement: Measurement, exit_cost: float, head_cost: float | None, timing: Timing | None
 ) -> Reading:
-    fix = "give layer executions"
-    read = float(real_number("exit_cost", exit_cost, 0, fix))
-    head = read if head_cost is None else float(real_number("head_cost", head_cost, 0, fix))
+    read = _cost("exit_cost", exit_cost)
+    head = read if head_cost is None else _cost("head_cost", head_cost)
     if timing is None:
         return Reading(read, head)
     if exit_cost or head_cost is not None:

@@ -140,6 +140,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "object": (lambda r: r["passed"].update(dtype="O"), "must follow its schema"),
     "missing": (lambda r: r.pop("rounds"), "must follow its schema"),
     "labels": (lambda r: r.update(pair_k=[3, 2, 1, 5]), "pair_k of .* must increase"),
+    "gates of NaN": (lambda r: r.update(gates=[np.nan] * 9), "gates of .* must increase"),
+    "no gate": (lambda r: r.update(gates=[np.nan]), "gates of .* must increase"),
+    "too many": (lambda r: r.update(drafted=[*range(1, 8), 10**12]), "must follow its schema"),
+    "more": (
+        lambda r: r["first"].update(data=in_base64(bytes(12 * 3 * 4)) + "AAAA"),
+        "first of .* must be 144 bytes; got more",
+    ),
     "exits": (lambda r: r.update(pair_exits=[3, 4, 7]), "pair_exits of .* must lie in layers"),
     "fewer": (lambda r: r.update(pair_exits=[3, 4]), "must have the shape"),
     "rounds": (

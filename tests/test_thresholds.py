@@ -189,6 +189,7 @@ def test_bad_costs_are_named() -> None:
     for wrong, message in (
         ({"exit_cost": -1.0}, "exit_cost"),
         ({"exit_cost": np.nan}, "exit_cost"),
+        ({"exit_cost": 1e300}, r"exit_cost must be at most 1e\+06"),
         ({"head_cost": -1.0}, "head_cost"),
         ({"exit_cost": 9.0, "head_cost": 0.0}, "reading an exit must leave time for its guesses"),
         ({"exit_cost": 1.0, "timing": a_timing()}, "given or from a timing; got both"),
