@@ -5,6 +5,8 @@ RESULTS := results
 STAMP := .venv/.installed
 # tests that need every core to themselves
 ALONE := tests/measure/test_pipeline.py tests/measure/test_validate.py
+# tests of the site, which make docs runs on what it has built
+OF_SITE := tests/test_site.py
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
@@ -32,7 +34,7 @@ demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
 
 test: $(STAMP) ## run the tests
 	$(BIN)/ppdmodel models install smollm2-135m
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
 	$(BIN)/python -m pytest -q $(ALONE)
 
 lint: $(STAMP) ## ruff
@@ -48,6 +50,7 @@ notebooks: $(STAMP) ## run the notebooks from top to bottom
 docs: $(STAMP) ## make the documentation site, build/docs; warnings are errors
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -c docs -d build/doctrees -E -q -W --keep-going . build/docs
+	SITE=build/docs $(BIN)/python -m pytest -q $(OF_SITE)
 	@echo "open build/docs/index.html"
 
 ci: lint types test notebooks docs ## the gate: lint, types, tests, notebooks, documentation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,9 @@ from extensions.offline import loaded_from_elsewhere
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole site, but for the outputs of notebooks, which make docs has."""
+    """The site that make docs has built, or else a new one without the outputs of notebooks."""
+    if "SITE" in os.environ:
+        return ROOT / os.environ["SITE"]
     folder = tmp_path_factory.mktemp("site")
     command = f"-m sphinx -q -W --keep-going -c docs -d {folder}/trees -D nb_execution_mode=off ."
     built = subprocess.run(
@@ -74,6 +77,19 @@ def test_nothing_is_loaded_from_a_network(site: Path) -> None:
 def test_what_would_be_loaded_is_found(text: str, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(f'<a href="https://a.example">fine</a>{text}')
     assert len(list(loaded_from_elsewhere(tmp_path))) == 1
+
+
+def test_links_within_the_site_arrive(site: Path) -> None:
+    text = {path.resolve(): path.read_text("utf-8") for path in site.rglob("*.html")}
+    places = {path: set(re.findall(r'\bid="([^"]+)"', html)) for path, html in text.items()}
+    for path, html in text.items():
+        for link in map(unescape, re.findall(r'href="([^"]+)"', html)):
+            address, _, place = link.partition("#")
+            if re.match(r"[a-z]+:", link) or link.startswith("#svg") or not address + place:
+                continue
+            target = (path.parent / address.split("?")[0]).resolve() if address else path
+            assert target.exists(), f"{path.name} links to {link}"
+            assert not place or place in places[target], f"{path.name} links to {link}"
 
 
 def test_every_public_name_is_documented(site: Path) -> None:
