@@ -248,3 +248,14 @@ def test_a_timing_of_another_machine_is_used_with_a_warning(
     said = capsys.readouterr()
     assert "WARNING: the timing is of another machine (an abacus, 10 CPUs)" in said.err
     assert json.loads(said.out)["match_rate"] is not None
+
+
+def test_a_validation_is_of_the_rates_that_its_predictions_rest_on() -> None:
+    """A timing counts apart, and what other methods were counted to do does not count."""
+    calibration = ppd.load(CALIBRATION)
+    assert isinstance(calibration, Calibration)
+    assert calibration.recorded is not None
+    other = replace(calibration, recorded=None, timing=a_timing())
+    assert validating.rates_of(other) == validating.rates_of(calibration)
+    less = replace(calibration, hits=calibration.hits - 1)
+    assert validating.rates_of(less) != validating.rates_of(calibration)

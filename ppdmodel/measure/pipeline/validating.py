@@ -118,7 +118,7 @@ def validate(
         "seed": seed,
         "units": units,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "calibration_sha256": _sha256(_rates(others)),
+        "calibration_sha256": rates_of(others),
         "timing_sha256": _sha256(asdict(timing)),
     }
     for cell in cells:  # all must be possible, timed and measured before anything is run
@@ -169,10 +169,11 @@ def validate(
     return report
 
 
-def _rates(calibration: Calibration) -> dict[str, Any]:
-    """What predictions rest on: neither times, which count apart, nor counts of other methods."""
+def rates_of(calibration: Calibration) -> str:
+    """Hash of what predictions rest on: neither times, which count apart, nor other methods."""
     document = asdict(replace(calibration, recorded=None))
-    return {name: value for name, value in document.items() if name not in ("timing", "recorded")}
+    kept = {name: value for name, value in document.items() if name not in ("timing", "recorded")}
+    return _sha256(kept)
 
 
 def _sha256(document: Mapping[str, Any]) -> str:
