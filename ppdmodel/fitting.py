@@ -33,6 +33,8 @@ FOLDS = 5
 MOST_K = 1000
 #: a parameter that varies by less over all resamples does not vary
 STILL = 1e-9
+#: and along a direction of less information than this the likelihood is level
+FLAT = 1e-10
 
 
 def fit(
@@ -310,8 +312,7 @@ def _curve(
     )
     low, high = percentiles(draws)
     covariance = np.atleast_2d(np.cov(draws.T))
-    # the same in every resample: the counts say nothing of it, or it lies at its bound
-    unknown = np.ptp(draws, axis=0) <= STILL * (1 + np.abs(theta))
+    unknown = _undetermined(cells, theta, draws, inner.sum(axis=0), float(tokens.sum()))
     low, high = (np.where(unknown, np.nan, end) for end in (low, high))
     covariance[unknown] = covariance[:, unknown] = np.nan
     residual = inner.sum(axis=0) / tokens.sum() - cells.rates(theta)
@@ -331,3 +332,19 @@ def _curve(
         covariance=tuple(tuple(row) for row in covariance.tolist()),
         candidates=candidates,
     )
+
+
+def _undetermined(
+    cells: Cells, theta: Floats, draws: Floats, hits: Floats, tokens: float
+) -> np.ndarray:
+    """Parameters that are at a bound in every resample, or trade off against others exactly."""
+    unknown: np.ndarray = np.ptp(draws, axis=0) <= STILL * (1 + np.abs(theta))
+    whole = cells.gradient_and_information(theta, hits, tokens)[2]
+    unknown |= np.diag(whole) == 0
+    free = np.flatnonzero(~unknown)
+    information = whole[np.ix_(free, free)]
+    scale = np.sqrt(np.diag(information))
+    values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
+    flat = np.abs(vectors[:, values < FLAT]).max(axis=1, initial=0.0)
+    unknown[free] = flat > 1e-3
+    return unknown

@@ -12,6 +12,7 @@ from ppdmodel.cli import run
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.prediction import predicted_match_rate
 from ppdmodel.results import Calibration, Measurement
+from ppdmodel.surfaces import FAMILIES
 
 from .conftest import make_measurement
 
@@ -137,3 +138,14 @@ def test_the_command_takes_a_table(
     ):
         assert run(wrong) == 2
         assert message in capsys.readouterr().err
+
+
+def test_one_cell_determines_no_parameter(tmp_path: Path) -> None:
+    """Steepness, weight and floor trade off: one rate is not three numbers."""
+    path = tmp_path / "one.csv"
+    rows = [f"12,1,{31 - n},110,q{n}" for n in range(4)]
+    path.write_text("\n".join(["exit_layer,k,hits,n,prompt_id", *rows]) + "\n", encoding="utf-8")
+    for family in FAMILIES:
+        curve = fit_table(path, 24, family=family, resamples=40).curve
+        assert set(curve.standard_errors.values()) == {None}
+        assert all(np.isnan(value.ci_low) for value in curve.parameters.values())
