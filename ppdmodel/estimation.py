@@ -13,6 +13,9 @@ from .errors import InvalidInputError
 from .formulas.contract import check
 from .results import Calibration, Measurement
 
+#: of a measurement, as many as `fit` takes; a calibration has its own
+RESAMPLES = 1000
+
 
 def estimate(
     p_correct: float,
@@ -85,8 +88,8 @@ def estimate_from(
     k: int = 1,
     depth: int | None = 1,
     *,
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: int | None = None,
+    seed: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`estimate` at a measured match rate; what depends on it becomes an interval.
@@ -96,8 +99,9 @@ def estimate_from(
         exit_layer: as `estimate`.
         k: as `estimate`.
         depth: as `estimate`.
-        resamples: resamples of the bootstrap over prompts.
-        seed: seed of the bootstrap.
+        resamples: resamples of the bootstrap over prompts; by default those of the calibration, so
+            that its intervals come out again, or 1000 of a measurement.
+        seed: seed of the bootstrap; by default the calibration's, or 0.
         **options: the keywords of `estimate`.
 
     Returns:
@@ -115,6 +119,9 @@ def estimate_from(
     hits, tokens = _counts(source, exit_layer, k)
     plain = estimate(float(hits.sum() / tokens.sum()), layers, exit_layer, k, depth, **options)
     draws = None
+    if isinstance(source, Calibration):
+        resamples, seed = resamples or source.resamples, source.seed if seed is None else seed
+    resamples, seed = resamples or RESAMPLES, seed or 0
     if len(tokens) > 1:
         draws = resampled_rates(hits, tokens, prompt_weights(len(tokens), resamples, seed))
 

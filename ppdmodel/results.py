@@ -464,7 +464,9 @@ def titled(model: str, about: Mapping[str, Any]) -> str:
     if about.get("exit_kind") == "trained":
         parts.append("trained exits")
     if about.get("decoding") == "sampled":
-        parts.append(f"sampled at temperature {about['temperature']:g}")
+        temperature = about.get("temperature")
+        known = isinstance(temperature, (int, float))
+        parts.append(f"sampled at temperature {temperature:g}" if known else "sampled")
     if about.get("ranks") == "coupled":
         parts.append("coupled guesses")
     return ", ".join(parts)

@@ -98,8 +98,11 @@ def test_from_a_measurement_gives_intervals(measurement: Measurement) -> None:
 
 
 def test_from_a_calibration_agrees_with_its_measurement(measurement: Measurement) -> None:
-    calibration = fit(measurement, k_max=4, resamples=50)
+    calibration = fit(measurement, k_max=4)
     assert estimate_from(calibration, 4, 2) == estimate_from(measurement, 4, 2)
+    fewer = fit(measurement, k_max=4, resamples=100)
+    ends = estimate_from(fewer, 4, 2)["p_correct"]
+    assert ends["ci_low"] == fewer.ci_low[3, 1]
     with pytest.raises(InvalidInputError, match=r"k must not exceed .*; got 5; it has 1 to 4"):
         estimate_from(calibration, 4, 5)
 

@@ -24,6 +24,7 @@ NAMES = [
     "calibrated_busy_time",
     "calibrated_compute",
     "calibrated_early_latency",
+    "calibrated_head_start",
     "calibrated_latency",
     "calibrated_plain_compute",
     "calibrated_plain_latency",

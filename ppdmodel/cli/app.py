@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -49,7 +50,7 @@ def _main(
     """Latency and compute of predictive pipelined decoding (PPD)."""
 
 
-_PANELS = {
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "From numbers of your own": {
         "estimate": estimate_command,
         "formulas": formulas_command,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InvalidInputError
 from .options import Json, print_json
 
 
@@ -31,6 +32,11 @@ def explore_command(
     from ..io import load_rates
 
     check_writable(out)
+    for path in results or []:
+        if out.resolve() == path.resolve() or path.resolve() in out.resolve().parents:
+            raise InvalidInputError(
+                f"the page must not be written over a RESULT; got {out}; choose another name"
+            )
     sources = [load_rates(path) for path in results or []]
     from ..explorer import explore
 

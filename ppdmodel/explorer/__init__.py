@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from string import Template
 from typing import Any
 
 from .. import __version__
+from ..errors import InvalidInputError
+from ..estimation import RESAMPLES
 from ..resample import percentiles, prompt_weights, resampled_rates
 from ..results import Calibration, Measurement, titled
 
@@ -23,11 +26,14 @@ FORMULAS = (
     "calibrated_speedup",
     "calibrated_compute",
     "calibrated_break_even",
+    "calibrated_head_start",
     "calibrated_plain_compute",
 )
 SCRIPTS = ("schedule.js", "distribution.js", "model.js", "svg.js", "figures.js", "app.js")
-#: of a measurement; a calibration has its own
-K_MAX, RESAMPLES = 32, 1000
+#: guesses of a measurement that are shown; a calibration has its own
+K_MAX = 32
+#: beyond, a browser would be slow
+MOST_LAYERS = 1000
 
 
 def explore(*sources: Measurement | Calibration) -> str:
@@ -42,6 +48,9 @@ def explore(*sources: Measurement | Calibration) -> str:
 
     Returns:
         The page's text; write it to a file and open that in a browser.
+
+    Raises:
+        InvalidInputError: a model has more than 1000 layers.
 
     >>> page = explore()
     >>> page[:15], "latency_per_token" in page
@@ -79,13 +88,19 @@ def _hashed(text: str) -> str:
 def _embedded(source: Measurement | Calibration) -> dict[str, Any]:
     """A result as the page reads it: hits out of tokens by exit layer and k, None: not measured."""
     about = source.provenance
+    if source.layers > MOST_LAYERS:
+        raise InvalidInputError(
+            f"the explorer must be given at most {MOST_LAYERS} layers; got {source.layers}; "
+            "use: ppdmodel estimate --from"
+        )
+    measured = about.get("measurement")
     if isinstance(source, Calibration):
         model, tokens = source.model, int(source.tokens.sum())
     else:
         model, tokens = str(about["model"]), source.n_tokens
     hits, low, high = _rates(source)
     return {
-        "title": titled(model, about.get("measurement", about)),
+        "title": titled(model, measured if isinstance(measured, Mapping) else about),
         "layers": source.layers,
         "tokens": tokens,
         "prompts": len(source.prompt_ids),

@@ -13,6 +13,7 @@ function quantities(s, p = s.p) {
     speedup: s.layers / latency,
     compute_per_token: compute,
     normalized_compute: compute / s.layers,
+    saved,
     exchange_rate: saved === 0 ? null : (compute - s.layers) / saved,
     mean_units: compute / latency,
     peak_units: peak,
@@ -22,16 +23,17 @@ function quantities(s, p = s.p) {
   };
 }
 
-/* Ends of what each quantity takes over an interval of the match rate; most are monotone in it. */
-function ranges(s, low, high) {
+/* Ends of what each quantity takes over an interval of the match rate, most being monotone in it;
+   null where one is undefined somewhere in it. A price has none where latency passes that of plain
+   decoding, its pole. */
+function ranges(s, low, high, of = quantities) {
   const steps = 16, found = {};
-  for (let i = 0; i <= steps; i += 1) {
-    const at = quantities(s, low + ((high - low) * i) / steps);
-    for (const [name, value] of Object.entries(at)) {
-      const [least, most] = found[name] ?? [Infinity, -Infinity];
-      found[name] = [Math.min(least, value), Math.max(most, value)];
-    }
+  const all = Array.from({ length: steps + 1 }, (_, i) => of(s, low + ((high - low) * i) / steps));
+  for (const name of Object.keys(all[0])) {
+    const values = all.map((one) => one[name]);
+    found[name] = values.every(Number.isFinite) ? [Math.min(...values), Math.max(...values)] : null;
   }
+  if (found.exchange_rate && all.some((one) => one.saved > 0 !== all[0].saved > 0)) found.exchange_rate = null;
   return found;
 }
 
@@ -45,7 +47,7 @@ function neededRate(s, target) {
     if (reached(middle)) high = middle;
     else low = middle;
   }
-  return high;
+  return Number(high.toFixed(12));
 }
 
 /* A result's measured match rate, {value, low, high}, or null where it has none. */
@@ -91,27 +93,40 @@ function frontier(settings) {
 
 /* Costs of real units by argument of the calibrated formulas: label, value where nothing costs. */
 const COSTS = {
-  head_time: ["Head", 0],
+  head_time: ["Head, norm and choice of the token", 0],
   exit_time: ["Reading the exit", 0],
   token_time: ["Rest of a token", 0],
-  start_delay: ["Starting guesses", 0],
-  promotion_delay: ["Promoting one", 0],
-  busy_layer_time: ["A layer beside guesses", 1],
+  start_delay: ["Starting the guesses", 0],
+  promotion_delay: ["Promoting a guess", 0],
+  busy_layer_time: ["A layer while guesses run", 1],
   batch_layer_time: ["A layer of all guesses", 1],
 };
+/* Share of a batch layer that is left at a verdict: times of real units vary. */
+const UNFINISHED = 0.5;
+
+function hasCosts(s) {
+  return Object.entries(COSTS).some(([name, [, nothing]]) => s.costs[name] !== nothing);
+}
+
+/* Why the formulas with costs do not hold for a setting, or "". */
+function outsideCosts(s) {
+  const c = s.costs;
+  if (s.depth !== 1) return "they need depth 1";
+  const ahead = calibrated_head_start(s.layers, s.exit, c.busy_layer_time, c.batch_layer_time, c.head_time, c.exit_time, c.start_delay);
+  return ahead <= s.exit ? "" : `they need a later exit: guesses would be ${shown(ahead, 1)} layers ahead, past it`;
+}
 
 /* With those costs: latency and compute over plain decoding's, speed-up, break-even match rate. */
-function withCosts(s) {
-  const c = s.costs, d = s.layers;
-  const times = [c.busy_layer_time, c.batch_layer_time];
-  const delays = [c.exit_time, c.token_time, c.start_delay, c.promotion_delay];
-  const speedup = calibrated_speedup(s.p, d, s.exit, 1, ...times, c.head_time, c.head_time, ...delays);
-  const compute = calibrated_compute(s.p, d, s.exit, s.k, ...times, c.head_time, c.exit_time, c.start_delay);
-  const evens = calibrated_break_even(d, s.exit, 1, ...times, c.head_time, c.head_time, ...delays);
+function withCosts(s, p = s.p) {
+  const c = s.costs, d = s.layers, layers = [c.busy_layer_time, c.batch_layer_time];
+  const delays = [c.exit_time, c.token_time, c.start_delay, c.promotion_delay, UNFINISHED];
+  const speedup = calibrated_speedup(p, d, s.exit, 1, ...layers, c.head_time, c.head_time, ...delays);
+  const compute = calibrated_compute(p, d, s.exit, s.k, ...layers, c.head_time, c.exit_time, c.start_delay, UNFINISHED);
+  const even = calibrated_break_even(d, s.exit, 1, ...layers, c.head_time, c.head_time, ...delays);
   return {
     speedup,
     normalized_latency: 1 / speedup,
     normalized_compute: compute / calibrated_plain_compute(d, 1, c.head_time),
-    break_even: evens >= 0 && evens <= 1 ? evens : null,
+    break_even: even >= 0 && even <= 1 ? even : null,
   };
 }

@@ -342,6 +342,45 @@ def calibrated_busy_time(
 
 
 @closed_form
+def calibrated_head_start(
+    layers: Operand,
+    exit_layer: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    head_time: Operand = 0,
+    exit_time: Operand = 0,
+    start_delay: Operand = 0,
+) -> Operand:
+    r"""Layers that the sub-processes have run when the verdict falls, shares of one included.
+
+    $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$: the closed forms of this page need n <= e.
+
+    Args:
+        layers: d, and the rest: as `calibrated_latency`.
+        exit_layer: e.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        head_time: h.
+        exit_time: x.
+        start_delay: s.
+
+    Returns:
+        Layers; 0 where the guesses come too late.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.10).
+
+    >>> calibrated_head_start(30, 20, 1.0, 2.0, head_time=6, exit_time=6)
+    5.0
+    """
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    return _ahead(rest, start_delay, exit_time, batch_layer_time)
+
+
+@closed_form
 def calibrated_unfinished(
     layers: Operand,
     exit_layer: Operand,

@@ -37,6 +37,12 @@ def slider(name: str) -> str:
     return "#time" if name == "time" else f"#{name}-range"
 
 
+def give(page: Any, name: str, value: object) -> None:
+    """Type into a number box, and leave it."""
+    page.locator(f"#{name}").fill(str(value))
+    page.locator(f"#{name}").press("Enter")
+
+
 def test_no_control_is_left_out(open_page: Open, measured: str) -> None:
     page = open_page(measured)
     page.locator("summary").click()
@@ -90,23 +96,45 @@ def test_a_number_is_typed(open_page: Open, plain: str, name: str) -> None:
     page.locator(f"#{name}").click()
     page.keyboard.press("Control+a")
     page.keyboard.type(str(NUMBERS[name]))
+    page.keyboard.press("Tab")
     assert state(page)[name] == NUMBERS[name]
     if name == "ms":
         assert "65.0 ms" in page.locator("#numbers").inner_text()  # 26 layer times
 
 
-@pytest.mark.parametrize("text", ["", "-1", "abc", "1e9"])
-def test_nonsense_in_a_number_changes_nothing(open_page: Open, plain: str, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "-1", "abc", "1e9", "2.5"])
+def test_nonsense_in_a_number_is_said_and_put_back(open_page: Open, plain: str, text: str) -> None:
     page = open_page(plain)
+    page.locator("summary").click()
+    give(page, "ms", 3)
     before = state(page)
-    for name in ("p", "layers", "exit", "k", "tokens"):
+    for name in ("layers", "exit", "k", "tokens", "p", "ms", "exit_time"):
+        if text == "2.5" and name in ("ms", "exit_time"):
+            continue
         page.locator(f"#{name}").click()
+        shown = page.locator(f"#{name}").input_value()
         page.keyboard.press("Control+a")
         page.keyboard.press("Delete")
         page.keyboard.insert_text(text)
         page.keyboard.press("Tab")
-        assert page.locator(f"#{name}").input_value() == str(before[name])
-    assert state(page) == before
+        after = state(page)
+        if name == "ms" and text in ("", "abc", "1e9"):  # no time is known; a long one
+            give(page, "ms", 3)
+            continue
+        assert page.locator(f"#{name}").input_value() == shown
+        assert page.locator("#refused").inner_text()
+        assert after == before
+
+
+def test_digits_on_the_way_to_a_number_change_nothing(open_page: Open, plain: str) -> None:
+    page = open_page(plain, "#d=40&e=40")
+    page.locator("#layers").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("80")
+    assert state(page)["layers"] == 40
+    page.keyboard.press("Enter")
+    found = state(page)
+    assert (found["layers"], found["exit"]) == (80, 40)
 
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
@@ -117,17 +145,20 @@ def test_costs_change_the_answer(open_page: Open, plain: str, by: str) -> None:
     else:
         page.locator("summary").focus()
         page.keyboard.press("Enter")
-    page.locator("#exit").fill("30")
+    give(page, "exit", 30)
     for name, value in COSTS.items():
-        page.locator(f"#{name}").fill(str(value))
+        give(page, name, value)
     found = state(page)
     assert found["costs"] == COSTS
     times = {name: float(cost) for name, cost in COSTS.items()}
     speedup = ppd.calibrated_speedup(0.7, 40, 30, 1.0, plain_head_time=6.0, **times)
     assert f"With the costs: speed-up\t{speedup:.2f}" in page.locator("#numbers").inner_text()
-    page.locator("#exit").fill("5")
+    give(page, "exit", 5)
     state(page)
-    assert "needs depth 1 and a later exit" in page.locator("#numbers").inner_text()
+    assert "they need a later exit" in page.locator("#numbers").inner_text()
+    page.locator("#depth").select_option("2")
+    state(page)
+    assert "they need depth 1" in page.locator("#numbers").inner_text()
 
 
 def test_the_depth_and_the_data_are_chosen(open_page: Open, measured: str) -> None:
@@ -153,7 +184,7 @@ def test_a_measured_rate_can_be_left_and_taken_again(
     page = open_page(measured)
     start = state(page)
     assert start["p"] == pytest.approx(calibration.p_correct[start["exit"] - 1, start["k"] - 1])
-    page.locator("#p").fill("0.9")
+    give(page, "p", 0.9)
     assert not state(page)["measured"]
     assert "95% interval" not in page.locator("#verdict").inner_text()
     page.locator("#measured").focus()
@@ -162,7 +193,7 @@ def test_a_measured_rate_can_be_left_and_taken_again(
     assert "95% interval" in page.locator("#verdict").inner_text()
     page.locator("#measured").click()
     assert not state(page)["measured"]
-    page.locator("#exit").fill("3")
+    give(page, "exit", 3)
     page.locator("#to-best").click()
     found = state(page)
     assert {n: found[n] for n in ("exit", "k", "measured")} == {
@@ -170,11 +201,23 @@ def test_a_measured_rate_can_be_left_and_taken_again(
     }
 
 
+def test_the_wish_for_the_measured_rate_outlives_a_k_without_one(
+    open_page: Open, measured: str
+) -> None:
+    page = open_page(measured)
+    before = state(page)
+    give(page, "k", 40)
+    assert "none for this exit and k" in page.locator("#measured-words").inner_text()
+    assert "95% interval" not in page.locator("#verdict").inner_text()
+    give(page, "k", before["k"])
+    assert state(page)["p"] == before["p"]
+
+
 def test_dots_lead_to_their_settings(open_page: Open, measured: str) -> None:
     page = open_page(measured)
-    page.locator("#rates circle.pressable").nth(24).click()
+    page.locator("#rates .pressable").nth(24).click()
     assert state(page)["exit"] == 25
-    page.locator("#trade circle.pressable").first.dispatch_event("click")
+    page.locator("#trade .pressable").first.dispatch_event("click")
     found = state(page)
     assert (found["exit"], found["k"], found["measured"]) == (1, 1, True)
 
@@ -223,6 +266,17 @@ def test_the_pipeline_plays_and_stops(open_page: Open, plain: str, by: str) -> N
     assert state(page)["time"] == stopped
 
 
+def test_matches_and_time_can_be_changed_while_it_plays(open_page: Open, plain: str) -> None:
+    page = open_page(plain)
+    page.locator("#play").click()
+    page.locator("#hit-5").click()
+    assert state(page)["flips"] == 32
+    page.locator("#time").focus()
+    page.keyboard.press("End")
+    assert page.locator("#play").inner_text() == "Play"
+    assert state(page)["time"] == float(page.locator("#time").get_attribute("max"))
+
+
 def test_the_words_under_the_pipeline_say_what_runs(open_page: Open, plain: str) -> None:
     page = open_page(plain, "#p=1&d=10&e=5&k=3&D=1&t=7")
     assert page.locator("#now li").all_inner_texts() == [
@@ -234,11 +288,12 @@ def test_the_words_under_the_pipeline_say_what_runs(open_page: Open, plain: str)
 
 def test_the_address_keeps_the_state(open_page: Open, measured: str) -> None:
     page = open_page(measured)
-    page.locator("#tokens").fill("77")
-    page.locator("#k").fill("4")
+    give(page, "tokens", 77)
+    give(page, "k", 4)
     page.locator("#depth").select_option("3")
     page.locator("#hit-4").click()
     kept, words = state(page), page.locator("#verdict").inner_text()
+    until(page, "location.hash === toAddress(state)")
     address = "#" + page.url.partition("#")[2]
     again = open_page(measured, address)
     assert state(again) == kept
@@ -257,6 +312,14 @@ def test_nonsense_in_the_address_gives_a_sound_page(
     assert 1 <= found["exit"] <= found["layers"] <= 1000
     assert found["depth"] in (1, 2, 3, 4, None)
     assert all(cost >= 0 for cost in found["costs"].values())
+
+
+@pytest.mark.parametrize("address", ["#r=length", "#r=__proto__", "#r=0.5", "#r=-1", "#p=&d=&m=1"])
+def test_nonsense_for_a_result_gives_a_sound_page(
+    open_page: Open, measured: str, address: str
+) -> None:
+    found = state(open_page(measured, address))
+    assert 1 <= found["exit"] <= found["layers"]
 
 
 def copied(page: Any, button: str, by: str) -> str:
@@ -295,6 +358,17 @@ def test_the_copied_command_and_python_say_the_same(
     assert latency == pytest.approx(numbers["latency_per_token"])
     assert compute == pytest.approx(numbers["compute_per_token"])
     assert late == said["total_latency"]["p95"]
+
+
+def test_copied_python_has_the_costs(open_page: Open, plain: str) -> None:
+    page = open_page(plain, "#p=0.6&d=30&e=20&k=3&c=6_2_0.5_0.1_0.2_1.1_1.8")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(copied(page, "python", "mouse"), {})
+    speedup = float(printed.getvalue().split()[-1])
+    assert speedup == pytest.approx(page.evaluate("withCosts(state).speedup"), rel=1e-12)
+    copied(page, "command", "mouse")
+    assert page.locator("#copy-status").inner_text().endswith("without the costs")
 
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])

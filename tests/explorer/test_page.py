@@ -6,12 +6,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ppdmodel as ppd
 from ppdmodel.cli import run
+from ppdmodel.errors import InvalidInputError
 
 from .conftest import Open
 
@@ -75,6 +77,66 @@ def test_settings_that_were_not_counted_are_not_shown(
     assert found == [[e, k] for e in (10, 20, 25) for k in (1, 4)]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "#p=0.7&d=300&e=1&k=32&D=inf", "#p=0.5&d=205&e=3&k=400&D=inf", "#p=1&d=1&e=1&n=1",
+        "#p=0&d=40&e=20&o=1000&n=2000", "#p=0.7&d=1000&e=1&k=32&D=4&n=2000",
+    ],
+)  # fmt: skip
+def test_extreme_settings_are_drawn_whole(open_page: Open, plain: str, address: str) -> None:
+    page = open_page(plain, address)
+    assert page.locator("#trade svg").count() == page.locator("#total svg").count() == 1
+    for text in page.locator("#verdict, #numbers").all_inner_texts():
+        assert not re.search("NaN|Infinity|undefined", text)
+    bad = """[...document.querySelectorAll('svg *')].some((e) =>
+      [...e.attributes].some((a) => /NaN|Infinity|undefined/.test(a.value)))"""
+    assert not page.evaluate(bad)
+
+
+def test_one_possible_total_is_drawn_where_it_is(open_page: Open, plain: str) -> None:
+    page = open_page(plain, "#p=0&d=40&e=20&n=257")
+    titles = page.evaluate(
+        "[...document.querySelectorAll('#total .bar title')].map(t => t.textContent)"
+    )
+    assert titles == ["10280: 1.0e+2%"]
+
+
+def test_a_page_in_a_frame_works_without_an_address(open_page: Open, plain: str) -> None:
+    page = open_page(plain)
+    page.evaluate(
+        """(text) => { const frame = document.createElement('iframe'); frame.id = 'inner';
+        frame.sandbox = 'allow-scripts'; frame.srcdoc = text; document.body.append(frame); }""",
+        plain,
+    )
+    inner = page.frame_locator("#inner")
+    inner.locator("#k").fill("5")
+    inner.locator("#k").press("Enter")
+    inner.locator("#verdict", has_text="takes").wait_for()
+    page.wait_for_timeout(400)
+    assert inner.locator("#numbers").inner_text().count("\n") > 10
+
+
+def test_a_long_name_does_not_widen_the_page(open_page: Open, calibration: ppd.Calibration) -> None:
+    page = open_page(ppd.explore(replace(calibration, model="A" * 400)))
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_too_many_layers_are_refused(calibration: ppd.Calibration) -> None:
+    with pytest.raises(InvalidInputError, match="at most 1000 layers; got 1001"):
+        ppd.explore(replace(calibration, layers=1001))
+
+
+def test_a_strange_provenance_is_no_reason_to_fail(calibration: ppd.Calibration) -> None:
+    odd: list[Any] = [[], {"decoding": "sampled"}, {"decoding": "sampled", "temperature": "hot"}]
+    for measured in odd:
+        strange = replace(calibration, provenance={"measurement": measured})
+        assert calibration.model in ppd.explore(strange)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_all_without_scrolling_sideways(
     open_page: Open, measured: str, scheme: str
@@ -115,3 +177,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["explore", "-o", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "must be a file; got a folder" in error
+
+
+def test_a_page_is_not_written_over_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], calibration: ppd.Calibration
+) -> None:
+    kept = tmp_path / "keep.json"
+    ppd.save(calibration, kept)
+    before = kept.read_bytes()
+    assert run(["explore", str(kept), "-o", str(tmp_path / "." / "keep.json")]) == 2
+    assert "must not be written over a RESULT" in capsys.readouterr().err
+    assert kept.read_bytes() == before

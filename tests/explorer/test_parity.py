@@ -39,6 +39,7 @@ def test_the_numbers_of_a_grid_of_settings(open_page: Open, plain: str) -> None:
     assert len(found) == len(GRID) == 720
     for s, numbers in zip(GRID, found, strict=True):
         expected = python_says(s)
+        expected["saved"] = s["layers"] - expected["latency_per_token"]
         for name, value in numbers.items():
             wanted = expected[name]
             close = wanted if wanted is None else pytest.approx(wanted, rel=TOLERANCE)
@@ -97,34 +98,65 @@ def test_the_pipeline_is_the_simulators(open_page: Open, plain: str) -> None:
 
 
 def test_what_real_units_cost(open_page: Open, plain: str) -> None:
+    """Against the recursion, which holds for every exit: the page must know where it stops."""
     page, rng = open_page(plain), random.Random(6)
-    for _ in range(200):
+    inside = 0
+    for _ in range(300):
         d, k, p = rng.randint(4, 60), rng.randint(1, 8), rng.random()
-        e = rng.randint(-(-d * 2 // 3), d)
+        e = rng.randint(-(-d // 3), d)
         costs = {
             "head_time": rng.uniform(0, 8),
             "exit_time": rng.uniform(0, 3),
             "token_time": rng.uniform(0, 1),
             "start_delay": rng.uniform(0, 1),
             "promotion_delay": rng.uniform(0, 1),
-            "busy_layer_time": rng.uniform(1, 1.5),
+            "busy_layer_time": rng.uniform(1, 2),
             "batch_layer_time": rng.uniform(1, 3),
         }
-        found = page.evaluate(
-            "s => withCosts(s)", {"p": p, "layers": d, "exit": e, "k": k, "costs": costs}
-        )
+        setting = {"p": p, "layers": d, "exit": e, "k": k, "depth": 1, "costs": costs}
+        found, outside = page.evaluate("s => [withCosts(s), outsideCosts(s)]", setting)
         head = costs["head_time"]
-        speedup = formulas.calibrated_speedup(p, d, e, 1.0, plain_head_time=head, **costs)
-        assert found["speedup"] == pytest.approx(speedup, rel=TOLERANCE)
-        assert found["normalized_latency"] == pytest.approx(1 / speedup, rel=TOLERANCE)
-        both = ("token_time", "promotion_delay")
-        of_compute = {name: cost for name, cost in costs.items() if name not in both}
-        compute = formulas.calibrated_compute(p, d, e, k, **of_compute)
+        unwanted = ("token_time", "promotion_delay")
+        work = {name: cost for name, cost in costs.items() if name not in unwanted}
+        assert (outside == "") == (formulas.calibrated_head_start(d, e, **work) <= e)
+        if outside:
+            continue
+        inside += 1
+        plain_latency = formulas.calibrated_plain_latency(d, 1.0, head, costs["token_time"])
+        latency = formulas.calibrated_early_latency(p, d, e, 1.0, **costs, unfinished=0.5)
+        assert found["normalized_latency"] == pytest.approx(latency / plain_latency, rel=TOLERANCE)
+        assert found["speedup"] == pytest.approx(plain_latency / latency, rel=TOLERANCE)
+        compute = formulas.calibrated_compute(p, d, e, k, **work)
         plain_compute = formulas.calibrated_plain_compute(d, 1.0, head)
         assert found["normalized_compute"] == pytest.approx(compute / plain_compute, rel=TOLERANCE)
         even = formulas.calibrated_break_even(d, e, 1.0, plain_head_time=head, **costs)
         expected = pytest.approx(even, rel=TOLERANCE) if 0 <= even <= 1 else None
         assert found["break_even"] == expected
+    assert 50 < inside < 290
+
+
+def test_intervals_are_those_of_estimate(
+    open_page: Open, measured: str, calibration: ppd.Calibration
+) -> None:
+    page = open_page(measured)
+    for e, k, depth in ((19, 3, 1), (24, 5, 1), (5, 2, 1), (28, 8, 2)):
+        said = ppd.estimate_from(calibration, e, k, depth)
+        setting = {"layers": 30, "exit": e, "k": k, "depth": depth, "overhead": 0, "tokens": 9}
+        rate = page.evaluate("s => measuredRate(RESULTS[0], s.exit, s.k)", setting)
+        found = page.evaluate("([s, r]) => ranges(s, r.low, r.high)", [setting, rate])
+        for name in ("p_correct", "latency_per_token", "speedup", "compute_per_token"):
+            ends = [said[name]["ci_low"], said[name]["ci_high"]]
+            rel = TOLERANCE if name == "p_correct" else 1e-5  # a share of a percentile's step
+            assert found[name] == pytest.approx(ends, rel=rel), (e, k, name)
+
+
+def test_no_interval_where_a_quantity_is_undefined(open_page: Open, plain: str) -> None:
+    page = open_page(plain)
+    setting = {"layers": 30, "exit": 20, "k": 3, "depth": 1, "overhead": 0, "tokens": 9}
+    assert page.evaluate("s => ranges(s, 0, 0.2).exchange_rate", setting) is None
+    setting["overhead"] = 2  # latency passes that of plain decoding at p = 0.2
+    assert page.evaluate("s => ranges(s, 0.11, 0.31).exchange_rate", setting) is None
+    assert page.evaluate("s => ranges(s, 0.3, 0.4).exchange_rate", setting) is not None
 
 
 def test_the_measured_rates_and_the_best_setting(

@@ -16,6 +16,7 @@ from ppdmodel import (
     calibrated_busy_time,
     calibrated_compute,
     calibrated_early_latency,
+    calibrated_head_start,
     calibrated_latency,
     calibrated_plain_compute,
     calibrated_plain_latency,
@@ -98,6 +99,18 @@ def test_layers_that_never_vary(seed: int) -> None:
         start_delay=terms.head_time, unfinished=0,
     )  # fmt: skip
     assert calibrated_plain_compute(terms.layers, terms.layer_time, terms.head_time) == alone
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_how_far_the_guesses_get(seed: int) -> None:
+    """(10.10): cut into m parts, a batch layer shows n to 1/m."""
+    terms = drawn(random.Random(seed))
+    unwanted = ("layer_time", "token_time", "promotion_delay")
+    n = calibrated_head_start(**terms.named(*unwanted))
+    for parts in (1, 2, 7):
+        finer = terms.with_(batch_layer_time=terms.batch_layer_time / parts)
+        (begun,) = set(run(finer, [False] * 4).begun)
+        assert begun == min(math.ceil(parts * n), terms.layers)
 
 
 @pytest.mark.parametrize("seed", range(5))
