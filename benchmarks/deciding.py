@@ -37,7 +37,7 @@ def main() -> None:
         None, None, {},
     )  # fmt: skip
     calibration = replace(
-        calibrated(counts, timing=None, family="rank tail", resamples=2, seed=0), resamples=1000
+        calibrated(counts, timing=None, family="rank tail", resamples=40, seed=0), resamples=1000
     )
     decided = seconds(lambda: optimize(calibration, max_depth=4))
     print(f"  80 layers, k to 32, depths 1 to 4: optimize in {decided} s, limit {OPTIMIZE_S:g} s")

@@ -154,6 +154,17 @@ class Judged:
         self.p_draws = grid.rates(drawn.astype(np.float32))  # half the memory, and faster
         self.latency_draws = costs.drawn_latency(grid, self.p_draws)
         self.compute_draws = costs.drawn_compute(grid, self.p_draws)
+        self.units = costs.units(grid)
+        self._on_some: dict[int, tuple[Floats, Floats]] = {}
+
+    def on_some(self, fold: int, inside: np.ndarray) -> tuple[Floats, Floats]:
+        """Latency and compute of every setting on the prompts that are not in a fold."""
+        if fold not in self._on_some:  # the same for every rule
+            hits, tokens = self.calibration.hits[inside], self.calibration.tokens[inside]
+            p = self.grid.rates(hits.sum(axis=0) / tokens.sum())
+            both = self.costs.latency(self.grid, p), self.costs.compute(self.grid, p)
+            self._on_some[fold] = both
+        return self._on_some[fold]
 
     def interval(self, value: float, draws: Floats) -> Interval:
         """A number with the interval of its draws."""
@@ -178,7 +189,7 @@ class Judged:
             p_correct=p,
             normalized_latency=latency,
             normalized_compute=compute,
-            peak_units=int(self.costs.units(grid)[index]),
+            peak_units=int(self.units[index]),
             latency_per_token_s=None if plain_s is None else latency.scaled(plain_s),
         )
 
@@ -228,15 +239,13 @@ def _held_out(judged: Judged, rule: Rule) -> tuple[Interval, Interval] | tuple[N
     calibration, grid, costs = judged.calibration, judged.grid, judged.costs
     hits, tokens = calibration.hits, calibration.tokens
 
-    def choose(_: int, inside: np.ndarray) -> Grid:
-        p = grid.rates(resampled_rates(hits, tokens, inside[None].astype(np.int64)))
-        best = int(rule.best(costs.latency(grid, p), costs.compute(grid, p))[0])
-        return grid.only(np.arange(grid.size) == best)
+    def choose(fold: int, inside: np.ndarray) -> Grid:
+        return grid.only(np.arange(grid.size) == int(rule.best(*judged.on_some(fold, inside))))
 
     def judge(one: Grid, weights: Ints) -> Floats:
         if not one.size:  # plain decoding
             return np.ones((len(weights), 2))
-        rates = one.rates(resampled_rates(hits, tokens, weights))
+        rates = resampled_rates(hits[:, one.exit_layer - 1, one.k - 1], tokens, weights)
         if len(weights) == 1:
             both = costs.latency(one, rates), costs.compute(one, rates)
         else:
