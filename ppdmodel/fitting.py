@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from .results import (
 from .surfaces import FAMILIES, family_of
 
 if TYPE_CHECKING:
+    from .confidence import Reliability
     from .results import Floats, Ints
 
 FOLDS = 5
@@ -88,7 +89,8 @@ def fit(
         check_recorded_k(one, k_max)
     if timing is not None:
         check_same_model(first, timing)
-    return calibrated(
+    parts = _with_guesses(several, guesses)
+    found = calibrated(
         Counts(
             model=str(first.provenance["model"]),
             layers=first.layers,
@@ -98,19 +100,20 @@ def fit(
             exit_layers=None,
             ks=None,
             about=dict(first.provenance),
-            recorded=_recorded(several, guesses),
+            recorded=Recorded.joined([Recorded.of(one, its) for one, its in parts]),
         ),
         timing=timing,
         family=family,
         resamples=resamples,
         seed=seed,
     )
+    return replace(found, reliability=_reliability(parts, seed))
 
 
-def _recorded(
+def _with_guesses(
     measurements: Sequence[Measurement], guesses: Guesses | Sequence[Guesses | None] | None
-) -> Recorded:
-    """Counts of all measurements together, for methods beyond one exit."""
+) -> list[tuple[Measurement, Guesses | None]]:
+    """Each measurement beside its guesses, if it has any."""
     given = [guesses] if guesses is None or isinstance(guesses, Guesses) else list(guesses)
     if guesses is None:
         given *= len(measurements)
@@ -119,8 +122,17 @@ def _recorded(
             f"guesses must be given for each measurement; got {len(given)} for "
             f"{len(measurements)}; give None for one without"
         )
-    parts = zip(measurements, given, strict=True)
-    return Recorded.joined([Recorded.of(one, its) for one, its in parts])
+    return list(zip(measurements, given, strict=True))
+
+
+def _reliability(
+    parts: Sequence[tuple[Measurement, Guesses | None]], seed: int
+) -> tuple[Reliability, ...]:
+    """How far the guesses' probabilities hold; nothing where some measurement has none."""
+    from .confidence import reliability_of
+
+    known = [(one, its) for one, its in parts if its is not None]
+    return reliability_of(known, seed) if len(known) == len(parts) else ()
 
 
 #: what must be the same for measurements that are fitted together

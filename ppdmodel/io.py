@@ -163,6 +163,11 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
         fields["recorded"] = unpacked_counts(
             fields["recorded"], fields["layers"], fields["tokens"], path
         )
+    rows = fields.get("reliability", ())
+    if rows:
+        from .confidence import Reliability
+
+        fields["reliability"] = tuple(Reliability(**row) for row in rows)
     return Calibration(**fields)
 
 

@@ -6,15 +6,15 @@ the head, a reading of the last layer, is done. Theory page 7 has both, from pag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import logit
 
 from . import formulas
+from .confidence import NEAREST, Fits, Guessed
 from .errors import InvalidInputError
 from .recorded import Recorded
 from .stopping import Candidates
@@ -22,11 +22,6 @@ from .tallies import Pairs
 
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Measurement, Timing
-
-#: bins of equal size in which probabilities are compared with what came true
-BINS = 10
-#: recorded in two bytes, a probability may be 0 or 1
-NEAREST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,22 +64,6 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """How far an exit's probabilities are from what comes true, on held-out prompts.
-
-    `error` is the mean distance over bins of equally many candidates, `error_raw` that of the
-    recorded probabilities; calibrated they are the logistic function of
-    `shift` + `scale` x logit, where 1 / `scale` is a temperature.
-    """
-
-    exit_layer: int
-    scale: float
-    shift: float
-    error_raw: float
-    error: float
-
-
-@dataclass(frozen=True)
 class Sums:
     """What a policy does on each prompt: processes started and right ones, [prompts]."""
 
@@ -95,46 +74,20 @@ class Sums:
 
 #: what is done: at one exit, at several, or plain decoding
 Done: TypeAlias = "Sums | tuple[Sums, ...] | None"
-#: scale and shift of each exit's logits
-Fits: TypeAlias = Mapping[int, tuple[float, float]]
 
 
-class Policies:
+class Policies(Guessed):
     """Candidates of the exits in the second half of the layers, and policies that start them."""
 
     def __init__(
         self, measurement: Measurement, guesses: Guesses, reading: Reading | None = None
     ) -> None:
         self.layers, self.reading = measurement.layers, reading or Reading()
-        self.exits = self.reading.exits(self.layers)
-        self.owner, self.tokens = measurement.prompt_index, measurement.tokens_by_prompt()
-        self.rank = {e: measurement.rank[:, e - 1] for e in self.exits}
-        self.most = guesses.ids.shape[2]
-        probs = {e: guesses.probs[:, e - 1].astype(float) for e in self.exits}
-        self.logits = {e: logit(np.clip(p, NEAREST, 1 - NEAREST)) for e, p in probs.items()}
+        super().__init__([(measurement, guesses)], self.reading.exits(self.layers))
         self.candidates = Candidates(measurement, guesses, self.logits, self.reading.delay)
         pairs = Pairs.of(Recorded.of(measurement, guesses))
         inside = np.isin(pairs.early, self.exits) & np.isin(pairs.late, self.exits)
         self.pairs = pairs.only(inside)
-
-    def calibrated(self, prompts: np.ndarray) -> dict[int, tuple[float, float]]:
-        """Scale and shift of each exit's logits, of the greatest likelihood on some prompts."""
-        rows = prompts[self.owner]
-        found = {}
-        for e in self.exits:
-            x = self.logits[e][rows]
-            true = np.arange(1, self.most + 1) == self.rank[e][rows, None]
-
-            def loss(theta: Floats, x: Floats = x, true: np.ndarray = true) -> tuple[float, Floats]:
-                z = theta[0] * x + theta[1]
-                off = expit(z) - true
-                value = (np.logaddexp(0, z) - true * z).mean()
-                return float(value), np.array([(off * x).mean(), off.mean()])
-
-            bounds = [(1e-3, 20.0), (-20.0, 20.0)]
-            best = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds)
-            found[e] = (float(best.x[0]), float(best.x[1]))
-        return found
 
     def by_rule(self, price: float, fitted: Fits) -> list[Sums]:
         """The threshold rule at every exit: as q falls with the guess, it starts the first few."""
@@ -238,30 +191,6 @@ class Policies:
         costs = [self.cost(sums, price, prompts) for sums in policies]
         place = int(np.argmin(costs))
         return place if costs[place] < price + 1 else None
-
-    def reliability(
-        self,
-        fold: Ints,
-        fits: Mapping[int, Fits],
-        whole: Fits,
-    ) -> tuple[Reliability, ...]:
-        """Each exit's candidates, those of each fold by the calibration of the others."""
-        found = []
-        for e in self.exits:
-            table = np.array([fits[n][e] for n in range(len(fits))])[fold[self.owner]]
-            calibrated = expit(table[:, :1] * self.logits[e] + table[:, 1:])
-            true = np.arange(1, self.most + 1) == self.rank[e][:, None]
-            raw, after = (_bin_error(q, true) for q in (expit(self.logits[e]), calibrated))
-            found.append(Reliability(e, *whole[e], error_raw=raw, error=after))
-        return tuple(found)
-
-
-def _bin_error(q: Floats, true: np.ndarray) -> float:
-    """Mean distance of predicted and realized shares over bins of equally many candidates."""
-    order = np.argsort(q, axis=None)
-    parts = (np.array_split(values.ravel()[order], BINS) for values in (q, true))
-    pairs = zip(*parts, strict=True)
-    return float(np.mean([abs(a.mean() - b.mean()) for a, b in pairs]))
 
 
 def _first(tried: tuple[float, Any, Any, Any]) -> float:

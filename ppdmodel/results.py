@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .confidence import Reliability
     from .recorded import Recorded
 
     Floats = NDArray[np.floating[Any]]
@@ -390,6 +391,7 @@ class Calibration(Frame):
     on one machine; None where only layers can be counted. `exit_layers` and `ks` are those that
     were counted, None for all; others have the hits of the next smaller k, or none. `recorded`
     counts what gates, two exits and self-speculation need; None where there were no tokens.
+    `reliability` calibrates the probabilities of the guesses; empty where there were none.
     """
 
     model: str
@@ -408,6 +410,7 @@ class Calibration(Frame):
     exit_layers: tuple[int, ...] | None = None
     ks: tuple[int, ...] | None = None
     recorded: Recorded | None = None
+    reliability: tuple[Reliability, ...] = ()
 
     def has(self, exit_layer: Any, k: Any) -> Any:
         """Whether settings, a number each or arrays, were measured."""

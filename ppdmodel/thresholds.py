@@ -14,12 +14,13 @@ import numpy as np
 
 from . import formulas
 from .checks import real_number
+from .confidence import Fits, Reliability
 from .crossfit import FOLDS, cross_fitted, folds
 from .errors import InvalidInputError
 from .fitting import check_same_model
 from .framing import Frame
 from .optimization import MOST_PRICE, check_price
-from .policies import Done, Fits, Policies, Reading, Reliability
+from .policies import Done, Policies, Reading
 from .resample import METHOD, percentiles, prompt_weights
 from .results import Guesses, Interval, Measurement, titled
 

@@ -109,6 +109,7 @@ def without(calibration: Calibration, prompt_ids: Sequence[str]) -> Calibration:
         tokens=tokens,
         p_correct=hits.sum(0) / tokens.sum(),
         recorded=calibration.recorded and calibration.recorded.only(kept),
+        reliability=(),
     )
 
 

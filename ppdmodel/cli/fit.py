@@ -149,4 +149,15 @@ def render(result: Calibration, out: Path) -> None:
         f"{curve.largest_residual:+.3f} at layer {curve.largest_residual_layer}, "
         f"k = {curve.largest_residual_k}. Decisions use the measured rates, not this surface."
     )
+    if result.reliability:
+        first, last = result.reliability[0].exit_layer, result.reliability[-1].exit_layer
+        raw, held_out = (
+            100 * max(getattr(one, name) for one in result.reliability)
+            for name in ("error_raw", "error")
+        )
+        console.print(
+            f"The guesses' probabilities at exit layers {first} to {last} are off by up to "
+            f"{raw:.1f}%, calibrated by up to {held_out:.1f}% (held-out prompts); each exit's "
+            "scale and shift are in the file."
+        )
     console.print(f"Written: {out}", soft_wrap=True)

@@ -43,6 +43,8 @@ from .pool import Run
 from .timing import timing_provenance
 
 RUNS_FILE, PREDICTIONS_FILE = "runs.jsonl", "predictions.json"
+#: parts of a calibration that predictions of one exit do not rest on
+UNHASHED = ("timing", "recorded", "reliability")
 FIT, HELD_OUT = "fit", "held-out"
 #: settings between two runs of plain decoding
 BETWEEN = 2
@@ -172,7 +174,7 @@ def validate(
 def rates_of(calibration: Calibration) -> str:
     """Hash of what predictions rest on: neither times, which count apart, nor other methods."""
     document = asdict(replace(calibration, recorded=None))
-    kept = {name: value for name, value in document.items() if name not in ("timing", "recorded")}
+    kept = {name: value for name, value in document.items() if name not in UNHASHED}
     return _sha256(kept)
 
 
