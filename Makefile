@@ -30,6 +30,7 @@ demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
 	$(BIN)/ppdmodel plot $(RESULTS)/calibration.json --kind match-rate --out $(RESULTS)/match-rate.png
 	$(BIN)/ppdmodel plot $(RESULTS)/calibration.json --kind trade-off --out $(RESULTS)/trade-off.png
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out $(RESULTS)/theory.png
+	$(BIN)/ppdmodel explore $(RESULTS)/calibration.json --out $(RESULTS)/explorer.html
 	$(BIN)/ppdmodel optimize $(RESULTS)/calibration.json
 
 test: $(STAMP) ## run the tests
