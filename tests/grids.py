@@ -20,8 +20,8 @@ def arguments(name: str, rng: random.Random) -> dict[str, Any]:
         "depth": rng.randint(1, 4),
         "overhead": rng.uniform(0, 5),
         "tokens": rng.randint(1, 12),
-        "matches": rng.randint(0, 11),
-        "groups": rng.randint(0, 5),
+        "matches": max(rng.randint(0, 11), 1),  # room for a difference below
+        "groups": max(rng.randint(0, 5), 1),
         "autocorrelation": rng.uniform(0.99 * lowest, 0.95),
         "share": rng.random(),
         "exponent": rng.uniform(0.2, 6),
