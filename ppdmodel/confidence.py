@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from .crossfit import FOLDS, folds
+from .recorded import second_half
 
 if TYPE_CHECKING:
     from .results import Floats, Guesses, Ints, Measurement
@@ -118,7 +119,7 @@ def reliability_of(
         One for each exit layer; none where there are too few prompts to hold any out.
     """
     layers = parts[0][0].layers
-    guessed = Guessed(parts, range(-(-layers // 2), layers))
+    guessed = Guessed(parts, range(second_half(layers), layers))
     prompts = len(guessed.tokens)
     if prompts < 2 * FOLDS:
         return ()

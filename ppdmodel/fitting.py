@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checks import positive_integer
+from .crossfit import FOLDS
 from .errors import InvalidInputError
 from .files import provenance
 from .likelihood import Cells, maximize
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .confidence import Reliability
     from .results import Floats, Ints
 
-FOLDS = 5
 #: guesses for which hits are counted, at most
 MOST_K = 1000
 #: a parameter that varies by less over all resamples does not vary

@@ -72,7 +72,6 @@ def roofline(
 
     Raises:
         InvalidInputError: an argument is outside its domain.
-
     """
     positive_integer("units_per_process", units_per_process)
     link = float(real_number("link_time_s", link_time_s, 0, "give seconds"))

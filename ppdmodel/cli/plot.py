@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,9 @@ import typer
 
 from ..answers import Comparison
 from ..errors import InvalidInputError
+from ..estimation import default_exit
 from ..results import Calibration, Measurement
-from .options import Depth, ExitLayer, Json, K, depth_value, print_json, whole
+from .options import Depth, ExitLayer, Json, K, depth_value, guesses_beside, print_json, whole
 
 if TYPE_CHECKING:
     from ..thresholds import ThresholdReport
@@ -76,7 +76,7 @@ def plot_command(
 
         figure = plots.theory(layers=d, k=guesses, depth=in_flight)
     elif kind is Kind.TIMELINE:
-        e = math.ceil(d / 2) if exit_layer is None else whole("exit_layer", exit_layer)
+        e = default_exit(d) if exit_layer is None else whole("exit_layer", exit_layer)
         hits = _matches(matches)
         from .. import plots, timelines
 
@@ -146,11 +146,9 @@ def _comparison(path: Path | None) -> Comparison:
             "this figure must have a RESULT; got none; give a measurement or a calibration"
         )
     from ..comparison import compare
-    from ..files import GUESSES_FILE
-    from ..io import load_guesses, load_rates
+    from ..io import load_rates
 
-    has_guesses = (path / GUESSES_FILE).is_file()
-    return compare(load_rates(path), guesses=load_guesses(path) if has_guesses else None)
+    return compare(load_rates(path), guesses=guesses_beside(path))
 
 
 def _thresholds(path: Path | None) -> ThresholdReport:
