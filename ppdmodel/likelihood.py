@@ -86,8 +86,8 @@ def _search(cells: Cells, hits: Floats, tokens: float, start: Floats) -> Floats:
 def _score(cells: Cells, hits: Floats, tokens: float, start: Floats) -> tuple[Floats, bool]:
     low, high = np.array(cells.family.bounds).T
     theta = np.clip(start, low, high)
+    value, gradient, information = cells.gradient_and_information(theta, hits, tokens)
     for _ in range(STEPS):
-        value, gradient, information = cells.gradient_and_information(theta, hits, tokens)
         held = ((theta <= low) & (gradient < 0)) | ((theta >= high) & (gradient > 0))
         free = ~held
         if not free.any():
@@ -101,11 +101,11 @@ def _score(cells: Cells, hits: Floats, tokens: float, start: Floats) -> tuple[Fl
             return theta, True
         for _ in range(HALVINGS):
             tried = np.clip(theta + step, low, high)
-            new = cells.log_likelihood(tried, hits, tokens) / tokens
-            if new > value:
+            found = cells.gradient_and_information(tried, hits, tokens)  # mostly the next step's
+            if found[0] > value:
                 break
             step /= 2
         else:
             return theta, gain < 1e3 * TOLERANCE
-        theta = tried
+        theta, (value, gradient, information) = tried, found
     return theta, False
