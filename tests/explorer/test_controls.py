@@ -27,8 +27,13 @@ COSTS = {
 BUTTONS = ["play", "to-best", "copy-command", "copy-python", "copy-csv", "again", "hit-0"]
 
 
-def state(page: Any) -> dict[str, Any]:
+def drawn(page: Any) -> None:
+    """Wait for the frame in which the page draws what it was told."""
     page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
+def state(page: Any) -> dict[str, Any]:
+    drawn(page)
     found: dict[str, Any] = page.evaluate("state")
     return found
 
@@ -38,9 +43,10 @@ def slider(name: str) -> str:
 
 
 def give(page: Any, name: str, value: object) -> None:
-    """Type into a number box, and leave it."""
+    """Type into a number box, leave it, and see the answer drawn."""
     page.locator(f"#{name}").fill(str(value))
     page.locator(f"#{name}").press("Enter")
+    drawn(page)
 
 
 def test_no_control_is_left_out(open_page: Open, measured: str) -> None:
@@ -154,10 +160,9 @@ def test_costs_change_the_answer(open_page: Open, plain: str, by: str) -> None:
     speedup = ppd.calibrated_speedup(0.7, 40, 30, 1.0, plain_head_time=6.0, **times)
     assert f"With the costs: speed-up\t{speedup:.2f}" in page.locator("#numbers").inner_text()
     give(page, "exit", 5)
-    state(page)
     assert "they need a later exit" in page.locator("#numbers").inner_text()
     page.locator("#depth").select_option("2")
-    state(page)
+    drawn(page)
     assert "they need depth 1" in page.locator("#numbers").inner_text()
 
 
@@ -323,12 +328,13 @@ def test_nonsense_for_a_result_gives_a_sound_page(
 
 
 def copied(page: Any, button: str, by: str) -> str:
+    page.evaluate("document.getElementById('copy-status').textContent = ''")
     if by == "mouse":
         page.locator(f"#copy-{button}").click()
     else:
         page.locator(f"#copy-{button}").focus()
         page.keyboard.press("Enter")
-    until(page, "!document.getElementById('copy-status').textContent.startsWith('Nothing')")
+    until(page, "document.getElementById('copy-status').textContent !== ''")
     return str(page.locator("#copied").input_value())
 
 
