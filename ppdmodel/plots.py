@@ -314,6 +314,7 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
     curves = (
         ("five exits, a threshold each", "several_latency", "several_compute", "o-"),
         ("one exit, a threshold", "latency", "compute", "s-"),
+        ("two exits, a fixed k each", "two_latency", "two_compute", "d-"),
         ("one exit, fixed k", "fixed_latency", "fixed_compute", "^-"),
     )
     with style():

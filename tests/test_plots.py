@@ -78,7 +78,7 @@ def test_thresholds_have_a_curve_per_policy_and_a_name_per_price() -> None:
     (ax,) = plots.thresholds(report).axes
     legend = ax.get_legend()
     assert legend is not None
-    assert len(legend.get_texts()) == 3
+    assert len(legend.get_texts()) == 4
     assert {"price 1", "price 4"} <= {text.get_text() for text in ax.texts}
 
 

@@ -12,7 +12,17 @@ from ..answers import Comparison
 from ..errors import InvalidInputError
 from ..estimation import default_exit
 from ..results import Calibration, Measurement
-from .options import Depth, ExitLayer, Json, K, depth_value, guesses_beside, print_json, whole
+from .options import (
+    Depth,
+    ExitLayer,
+    Json,
+    K,
+    depth_value,
+    guesses_beside,
+    print_json,
+    refuse,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..thresholds import ThresholdReport
@@ -30,7 +40,18 @@ class Kind(StrEnum):
     TIMELINE = "timeline"
 
 
+#: the figures that an option is for
+OF_KINDS = {
+    "layers": (Kind.THEORY, Kind.TIMELINE),
+    "k": (Kind.THEORY, Kind.TIMELINE),
+    "depth": (Kind.THEORY, Kind.TIMELINE),
+    "exit_layer": (Kind.TIMELINE,),
+    "matches": (Kind.TIMELINE,),
+}
+
+
 def plot_command(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="Figure to write: .png, .svg or .pdf.")
     ],
@@ -63,6 +84,7 @@ def plot_command(
 
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
+    _check_options(context, kind)
     d, guesses, in_flight = whole("layers", layers), whole("k", k), depth_value(depth)
     from ..files import check_writable
 
@@ -107,6 +129,15 @@ def plot_command(
         print_json({"out": str(out), "kind": kind.value})
     else:
         typer.echo(str(out))
+
+
+def _check_options(context: typer.Context, kind: Kind) -> None:
+    """Raise `InvalidInputError` for an option that the figure would ignore."""
+    for name, kinds in OF_KINDS.items():
+        source = context.get_parameter_source(name)
+        if kind not in kinds and source is not None and source.name == "COMMANDLINE":
+            wanted = "--kind " + " or ".join(one.value for one in kinds)
+            refuse(wanted, **{name: context.params[name]})
 
 
 def _matches(text: str) -> list[bool]:

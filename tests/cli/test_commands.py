@@ -226,6 +226,18 @@ BAD = [
         "plot --kind theory --layers no --out {tmp}/a.png",
         "layers must be a positive integer; got no",
     ),
+    (
+        "plot {tmp}/text --matches 1,0 --out {tmp}/a.png",
+        "--matches must come with --kind timeline; got 1,0 without it;",
+    ),
+    (
+        "plot {tmp}/text --kind compare --k 1 --out {tmp}/a.png",
+        "--k must come with --kind theory or timeline; got 1 without it;",
+    ),
+    (
+        "plot --kind theory --exit-layer 3 --out {tmp}/a.png",
+        "--exit-layer must come with --kind timeline; got 3 without it;",
+    ),
     ("measure-all", "No such command 'measure-all'"),
 ]
 
