@@ -76,11 +76,11 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel plot --kind theory --layers 30 --out docs/images/theory.svg
 	$(BIN)/ppdmodel plot --kind timeline --layers 8 --exit-layer 4 --k 2 --out docs/images/timeline.svg
 
-data-validation: $(STAMP) ## time, predict and run PPD again on this machine (half an hour); needs the exits of make data
-	$(BIN)/ppdmodel time --exits $(EXITS) --k 1,3,5 --out data/smollm2-135m-trained.timing.json
-	$(BIN)/ppdmodel validate --exits $(EXITS) --calibration data/smollm2-135m-trained.calibration.json --timing data/smollm2-135m-trained.timing.json --limit 10 --out data/smollm2-135m-trained-validation
-	$(BIN)/ppdmodel time --k 1,3,5 --out data/smollm2-135m.timing.json
-	$(BIN)/ppdmodel validate --calibration data/smollm2-135m.calibration.json --timing data/smollm2-135m.timing.json --limit 10 --out data/smollm2-135m-validation
+data-validation: $(STAMP) ## time, predict and run PPD again on this machine (an hour); needs the exits of make data
+	$(BIN)/ppdmodel time --exits $(EXITS) --k 1,3,5 --rounds 16 --out data/smollm2-135m-trained.timing.json
+	$(BIN)/ppdmodel validate --exits $(EXITS) --calibration data/smollm2-135m-trained.calibration.json --timing data/smollm2-135m-trained.timing.json --limit 20 --fit-prompts 6 --out data/smollm2-135m-trained-validation
+	$(BIN)/ppdmodel time --k 1,3,5 --rounds 16 --out data/smollm2-135m.timing.json
+	$(BIN)/ppdmodel validate --calibration data/smollm2-135m.calibration.json --timing data/smollm2-135m.timing.json --limit 20 --fit-prompts 6 --out data/smollm2-135m-validation
 	$(BIN)/python data/exactness.py $(EXITS)
 	$(BIN)/ppdmodel plot data/smollm2-135m-validation,data/smollm2-135m-trained-validation --kind predicted --out docs/images/predicted.svg
 

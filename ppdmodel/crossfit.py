@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from .resample import interval_of
+
 if TYPE_CHECKING:
-    from .results import Floats, Ints
+    from .results import Floats, Interval, Ints
 
 FOLDS = 5
 Chosen = TypeVar("Chosen")
@@ -58,3 +60,19 @@ def cross_fitted(
         sums = [s + f for s, f in zip(sums, found, strict=True)] if sums else found
     value, draws = sums
     return value[0], draws
+
+
+def held_out(
+    tokens: Ints,
+    weights: Ints,
+    seed: int,
+    choose: Callable[[int, np.ndarray], Chosen],
+    judge: Callable[[Chosen, Ints], Floats],
+) -> tuple[Interval, Interval] | tuple[None, None]:
+    """The same for latency and compute, [n, 2], each with its interval."""
+    found = cross_fitted(tokens, weights, seed, choose, judge)
+    if found is None:
+        return None, None
+    value, draws = found
+    latency, compute = (interval_of(value[n], draws[:, n], tokens) for n in (0, 1))
+    return latency, compute

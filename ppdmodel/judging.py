@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .answers import Method
-from .crossfit import cross_fitted
-from .resample import METHOD, percentiles, prompt_weights
+from .crossfit import held_out
+from .resample import interval_of, prompt_weights
 from .results import Interval
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class Judge:
         if not len(places):
             return None
         best = self._chosen(family, places, self.everyone)
-        held_out, held_out_compute = self._held_out(family, places)
+        outside, outside_compute = self._held_out(family, places)
         if best is None:
             one = given("", "", 1.0, 1.0, 1, basis).latency
             return Method(
-                family.name, NOTHING, one, held_out, one, 1, basis, family.note, held_out_compute
+                family.name, NOTHING, one, outside, one, 1, basis, family.note, outside_compute
             )
         latency, compute = (
-            self.interval(float(value[0, 0]), draws[:, 0])
+            interval_of(value[0, 0], draws[:, 0], self.tokens)
             for value, draws in zip(
                 family.evaluate(self.everyone, best),
                 family.evaluate(self.weights, best),
@@ -80,24 +80,18 @@ class Judge:
             family.name,
             family.settings[place],
             latency,
-            held_out,
+            outside,
             compute,
             int(family.units[place]),
             basis,
             family.note,
-            held_out_compute,
+            outside_compute,
         )
 
     def _chosen(self, family: Family, places: Ints, weights: Ints) -> Ints | None:
         """The best of some places, [1]; None where that is plain decoding."""
         best = int(self.rule.best(*family.evaluate(weights, places))[0])
         return None if best < 0 else places[[best]]
-
-    def interval(self, value: float, draws: Floats) -> Interval:
-        """A number with the interval of its draws."""
-        low, high = percentiles(draws)
-        n = (int(self.tokens.sum()), len(self.tokens))
-        return Interval(value, float(low), float(high), *n, METHOD)
 
     def _held_out(
         self, family: Family, places: Ints
@@ -112,12 +106,7 @@ class Judge:
                 return np.ones((len(weights), 2))
             return np.stack([x[:, 0] for x in family.evaluate(weights, best)], axis=1)
 
-        found = cross_fitted(self.tokens, self.weights, self.seed, choose, judge)
-        if found is None:
-            return None, None
-        value, draws = found
-        latency, compute = (self.interval(float(value[n]), draws[:, n]) for n in (0, 1))
-        return latency, compute
+        return held_out(self.tokens, self.weights, self.seed, choose, judge)
 
 
 def given(

@@ -10,10 +10,10 @@ import numpy as np
 from .answers import Choice, Decision, Method, Setting
 from .checks import positive_integer, real_number
 from .costing import Costs, TimedCosts, costs_of_calibration
-from .crossfit import cross_fitted
+from .crossfit import held_out
 from .errors import InvalidInputError
 from .judging import NOTHING, Judge, Rule
-from .resample import METHOD, percentiles, prompt_weights, resampled_rates
+from .resample import interval_of, prompt_weights, resampled_rates
 from .results import Calibration, Interval
 from .tallies import Family, gated, two_exits
 
@@ -166,12 +166,6 @@ class Judged:
             self._on_some[fold] = both
         return self._on_some[fold]
 
-    def interval(self, value: float, draws: Floats) -> Interval:
-        """A number with the interval of its draws."""
-        low, high = percentiles(draws)
-        tokens = self.calibration.tokens
-        return Interval(value, float(low), float(high), int(tokens.sum()), len(tokens), METHOD)
-
     def setting(self, index: int) -> Setting:
         """One setting with its intervals."""
         grid = self.grid
@@ -180,7 +174,8 @@ class Judged:
             (self.latency, self.latency_draws),
             (self.compute, self.compute_draws),
         )
-        p, latency, compute = (self.interval(float(v[index]), d[:, index]) for v, d in pairs)
+        tokens = self.calibration.tokens
+        p, latency, compute = (interval_of(v[index], d[:, index], tokens) for v, d in pairs)
         plain_s, _ = plain_and_split(self.costs)
         return Setting(
             exit_layer=int(grid.exit_layer[index]),
@@ -252,12 +247,7 @@ def _held_out(judged: Judged, rule: Rule) -> tuple[Interval, Interval] | tuple[N
             both = costs.drawn_latency(one, rates), costs.drawn_compute(one, rates)
         return np.concatenate(both, axis=1)
 
-    found = cross_fitted(tokens, judged.weights, calibration.seed, choose, judge)
-    if found is None:
-        return None, None
-    value, draws = found
-    latency, compute = (judged.interval(float(value[n]), draws[:, n]) for n in (0, 1))
-    return latency, compute
+    return held_out(tokens, judged.weights, calibration.seed, choose, judge)
 
 
 def _frontier(latency: Floats, compute: Floats) -> list[int]:

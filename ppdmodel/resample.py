@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InvalidInputError
+from .results import Interval
 
 if TYPE_CHECKING:
     from .results import Floats, Ints
@@ -53,3 +54,10 @@ def percentiles(draws: Floats) -> tuple[Floats, Floats]:
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
     return low, high
+
+
+def interval_of(value: float, draws: Floats, tokens: Ints) -> Interval:
+    """A number with the interval of its draws [resamples], and the `tokens` [prompts] behind it."""
+    low, high = percentiles(draws)
+    n = (int(tokens.sum()), len(tokens))
+    return Interval(float(value), float(low), float(high), *n, METHOD)

@@ -21,7 +21,7 @@ from .fitting import check_same_model
 from .framing import Frame
 from .optimization import MOST_PRICE, check_price
 from .policies import Done, Policies, Reading
-from .resample import METHOD, percentiles, prompt_weights
+from .resample import interval_of, prompt_weights
 from .results import Guesses, Interval, Measurement, titled
 
 if TYPE_CHECKING:
@@ -205,10 +205,7 @@ def _priced(
     two = table.two_fixed(price, everyone)
 
     def interval(value: float, drawn: Floats) -> Interval:
-        low, high = percentiles(drawn)
-        return Interval(
-            float(value), float(low), float(high), int(table.tokens.sum()), len(everyone), METHOD
-        )
+        return interval_of(value, drawn, table.tokens)
 
     return Priced(
         price=price,
