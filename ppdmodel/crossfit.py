@@ -69,7 +69,10 @@ def held_out(
     choose: Callable[[int, np.ndarray], Chosen],
     judge: Callable[[Chosen, Ints], Floats],
 ) -> tuple[Interval, Interval] | tuple[None, None]:
-    """The same for latency and compute, [n, 2], each with its interval."""
+    """`cross_fitted` of latency and compute, which `judge` gives as [n, 2]: each with its interval.
+
+    None for both with too few prompts to hold any out.
+    """
     found = cross_fitted(tokens, weights, seed, choose, judge)
     if found is None:
         return None, None

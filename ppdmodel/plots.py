@@ -346,7 +346,7 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
             ylabel="latency per token, against plain decoding",
             title=f"{report.title}: what is started at a price (held-out prompts)",
         )
-        ax.margins(x=0.1)
+        ax.margins(x=0.15)
         ax.legend()
         text = f"n = {report.n_tokens} tokens of {report.n_prompts} prompts"
         ax.text(0.01, 0.01, text, transform=ax.transAxes, va="bottom", fontsize=7)

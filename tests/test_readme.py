@@ -140,7 +140,7 @@ def test_the_validation_shown_is_the_committed_one(name: str) -> None:
 
 def test_what_is_said_about_the_validations_is_in_them() -> None:
     page = " ".join((ROOT / "docs" / "decoding.md").read_text("utf-8").split())
-    match, late, scatter, plain = [], [], [], []
+    match, late, scatter, plain, judges = [], [], [], [], []
     for name, kind in (("smollm2-135m", "logit"), ("smollm2-135m-trained", "trained")):
         folder = ROOT / "data" / f"{name}-validation"
         report = json.loads((folder / "validation.json").read_text("utf-8"))
@@ -148,7 +148,11 @@ def test_what_is_said_about_the_validations_is_in_them() -> None:
         kept = held["median_error"] <= 0.03 and held["p90_error"] <= 0.06
         assert f"{'met' if kept else 'missed'} with {kind} exits" in page
         match += [abs(row["match_part"]) for row in cells]
-        late += [-row["latency_part"] for row in cells]
+        of_time = [row["latency_part"] for row in cells]
+        late.append(of_time)
+        judged_on = {row["n_prompts"] for row in cells}
+        assert judged_on == {len(report["settings"]["prompts"]) - report["settings"]["fit_prompts"]}
+        judges.append((report["settings"]["fit_prompts"], *judged_on))
         runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()[1:]]
         by_cell: dict[str, list[float]] = {}
         own = [1e3 * row["plain_per_token_s"] for row in runs if row["n_tokens"]]
@@ -160,7 +164,20 @@ def test_what_is_said_about_the_validations_is_in_them() -> None:
                 by_cell.setdefault(row["cell"], []).append(ratio)
         scatter.append(statistics.mean(statistics.stdev(ratios) for ratios in by_cell.values()))
     assert f"adds at most {max(match):.1%} to an error" in page
-    assert f"the formula is up to {max(late):.1%} below the runs" in page
+    (_, above), (below, _) = ((min(each), max(each)) for each in late)
+    assert f"the formula is up to {-below:.1%} below the runs with trained exits" in page
+    assert f"with logit exits above most of them, by up to {above:.1%}" in page
+    assert sum(x > 0 for x in late[0]) > len(late[0]) / 2
+    logit, trained = judges
+    assert f"With logit exits {logit[0]} prompts corrected the times and {logit[1]} judged" in page
+    assert f"on an earlier day, {trained[0]} and {trained[1]}, and the timing had half" in page
+    rounds = [
+        json.loads((ROOT / "data" / f"{name}.timing.json").read_text("utf-8"))["provenance"][
+            "rounds"
+        ]
+        for name in ("smollm2-135m", "smollm2-135m-trained")
+    ]
+    assert rounds[0] == 2 * rounds[1]
     low, high = min(scatter), max(scatter)
     assert f"scatters by {100 * low:.0f} to {high:.0%}" in page
     assert f"took {min(plain):.0f} to {max(plain):.0f} ms per token" in page
