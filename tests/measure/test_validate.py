@@ -196,7 +196,7 @@ def test_a_new_timing_is_another_validation(
 
 def test_bad_validations(tiny: LoadedModel, tiny_timing: Timing, tmp_path: Path) -> None:
     for options, words in (
-        ({"fit_prompts": 4}, "fit_prompts must leave prompts"),
+        ({"fit_prompts": 4}, "fit_prompts must leave prompts to judge on; got 4 of 4; use fewer"),
         ({"exit_layers": ()}, "the grid must have cells"),
         ({"exit_layers": (12,)}, "that is plain greedy decoding"),
         ({"ks": (1, 3)}, "k must be one that was timed"),
@@ -235,6 +235,11 @@ def test_results_of_something_else_are_refused(
     ):
         assert run_command([*common, *option]) == 2
         assert words in capsys.readouterr().err
+    trained = CALIBRATION.with_name("smollm2-135m-trained.calibration.json")
+    command = ["decode", "--prompt", "x", "--exit-layer", "20", "--calibration", str(trained)]
+    assert run_command(command) == 2
+    words = "the calibration must be of the same exits; got trained; make one with the same exits"
+    assert words in capsys.readouterr().err
 
 
 def test_a_timing_of_another_machine_is_used_with_a_warning(

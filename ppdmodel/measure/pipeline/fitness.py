@@ -52,5 +52,5 @@ def _check(name: str, what: str, about: Mapping[str, Any], key: str, wanted: Any
     if got != wanted:
         shown = about.get("model") if what == "model" else got
         raise InvalidInputError(
-            f"the {name} must be of the same {what}; got {shown}; make one with this {what}"
+            f"the {name} must be of the same {what}; got {shown}; make one with the same {what}"
         )

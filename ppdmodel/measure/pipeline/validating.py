@@ -100,7 +100,8 @@ def validate(
     """
     if not 1 <= fit_prompts < len(prompts):
         raise InvalidInputError(
-            f"fit_prompts must leave prompts to judge on; got {fit_prompts} of {len(prompts)}"
+            f"fit_prompts must leave prompts to judge on; got {fit_prompts} of {len(prompts)}; "
+            "use fewer, or give more prompts"
         )
     cells = [Cell(e, k) for e in sorted(set(exit_layers)) for k in sorted(set(ks))]
     if not cells:
