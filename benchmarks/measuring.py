@@ -21,8 +21,9 @@ from torch import nn
 
 from ppdmodel.measure.exits import Exit
 from ppdmodel.measure.models import load_model
+from ppdmodel.measure.products import pack_head
 from ppdmodel.measure.prompts import default_prompts
-from ppdmodel.measure.ranks import Ranker
+from ppdmodel.measure.ranks import BLOCK, Ranker
 from ppdmodel.measure.sources import locate
 
 from .rivals import envs
@@ -84,7 +85,7 @@ def rank_stage() -> None:
     weight = loaded.model.get_output_embeddings().weight.detach()
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     head.weight = nn.Parameter(weight, requires_grad=False)
-    ranker = Ranker(Exit(nn.ModuleList(), (), head))
+    ranker = Ranker(Exit(nn.ModuleList(), (), head, blocks=pack_head(head, BLOCK)))
     hidden, targets = torch.randn(512, weight.shape[1]) * 5, torch.randint(0, len(weight), (512,))
     square, out = torch.randn(2048, 2048), torch.empty(2048, 2048)
 

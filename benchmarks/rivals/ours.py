@@ -33,8 +33,7 @@ def main() -> None:
     rows = [json.loads(line) for line in arguments.prompts.read_text().splitlines()]
     prompts = [Prompt(row["id"], row["text"]) for row in rows]
     loaded = load_model(locate(arguments.model))
-    decoder = proven(loaded.model)
-    decoder.pack()
+    decoder = proven(loaded.model).packed()
     ranker = Ranker(decoder.exit)
     measure_batch(loaded, decoder, ranker, prompts[:2], max_new_tokens=WARM_UP_TOKENS)
     start = time.perf_counter()

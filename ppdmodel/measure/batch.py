@@ -177,10 +177,12 @@ def measure_batch(
 def rank_chunk(ranker: Ranker, chunk: Chunk, sampling: Sampling | None) -> list[Ranked]:
     """Rank a chunk's tokens at every layer."""
     temperature = sampling.temperature if sampling else 1.0
-    return [
+    ranked = [
         ranker.rank(states, chunk.token_id, layer, chunk.noise, temperature)
         for layer, states in enumerate(chunk.hidden, start=1)
     ]
+    ranker.rest()
+    return ranked
 
 
 def _on_cpu(chunk: Chunk, ranked: Sequence[Ranked], owners: np.ndarray, turn: int) -> _Ranks:

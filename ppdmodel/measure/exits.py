@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInputError
 from .observe import Path, observe
+from .products import Blocks
 
 #: how far an exit may be from the model's own logits, in parts of the largest one
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -54,6 +55,7 @@ class Exit:
         softcap: c of c * tanh(logits / c) after that, or None.
         maps: trained corrections by layer, from 1; empty for the logit exit.
         kind: "logit", or "trained".
+        blocks: the head's product in blocks, where its weight is packed; else None.
     """
 
     decoder_layers: nn.ModuleList
@@ -63,6 +65,7 @@ class Exit:
     softcap: float | None = None
     maps: Mapping[int, AffineMap] = field(default_factory=dict)
     kind: str = "logit"
+    blocks: Blocks | None = field(default=None, repr=False, compare=False)
 
     @property
     def weight(self) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .attention import without_padding
 from .exits import Exit, on_layers
-from .products import fast_linears, give_back_memory, lazy_zeros
+from .products import drop_pages, fast_linears, give_back_memory, lazy_zeros
 from .sampling import Place, Sampling, choose
 
 #: share of a batch that must have ended before the rest moves together
@@ -25,6 +26,8 @@ ENDED_SHARE = 0.125
 #: how much longer the longest context of a group read together may be than the shortest, and the
 #: tokens of more than one
 GROUP_SPREAD, GROUP_TOKENS = 1.2, 512
+#: tokens, over all texts of a batch, that a common beginning must save to be read apart
+SHARED_WORTH = 8
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self._show(self.used + n)
 
     def adopt(self, rows: Sequence[int], batch: int, end: int, other: GrowingLayer) -> None:
-        """Take up what another cache keeps of some rows, so that it ends at place `end`."""
+        """Take up what another cache keeps of some rows, or of one for all, up to place `end`."""
         if other.used == 0:  # a layer that reads another one's keys
             return
         self._take(other.keys, other.values, batch)
         index = torch.tensor(rows, device=other.keys.device)
         self.all_keys[index, :, end - other.used : end] = other.keys
         self.all_values[index, :, end - other.used : end] = other.values
-        self._show(end)
+        self._show(max(end, self.used))
 
     def _take(self, keys: Tensor, values: Tensor, batch: int) -> None:
         if self.used:
@@ -107,6 +110,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             if to != row:
                 for kept in (self.all_keys, self.all_values):
                     kept[to, :, start : self.used] = kept[row, :, start : self.used]
+        for kept in (self.all_keys, self.all_values):
+            drop_pages(kept[len(rows) :])
         self.all_keys, self.all_values = self.all_keys[: len(rows)], self.all_values[: len(rows)]
         self._show(self.used)
 
@@ -121,49 +126,49 @@ def growing_cache(config: Any, room: int) -> DynamicCache:
 
 
 class Batch:
-    """The rows still being decoded: their inputs for the next step, and their cache."""
+    """The rows still being decoded, shortest context first: their next inputs, and their cache."""
 
     def __init__(self, model: Any, exit_: Exit, contexts: Sequence[Context], room: int) -> None:
         self.model, self.exit = model, exit_
         device = model.get_input_embeddings().weight.device
-        self.lengths = [len(context.ids) for context in contexts]
-        width = max(self.lengths)
-        ids = torch.zeros(len(contexts), width, dtype=torch.long)
+        self.rows = sorted(range(len(contexts)), key=lambda row: len(contexts[row].ids))
+        texts = [contexts[row].ids for row in self.rows]
+        self.width = width = len(texts[-1])
+        self.starts = [width - len(text) for text in texts]
+        ids = torch.zeros(len(texts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, context in enumerate(contexts):
-            ids[row, width - len(context.ids) :] = torch.tensor(context.ids)
-            mask[row, width - len(context.ids) :] = 1
+        for place, (text, start) in enumerate(zip(texts, self.starts, strict=True)):
+            ids[place, start:] = torch.tensor(text)
+            mask[place, start:] = 1
         self.ids, self.mask = ids.to(device), mask.to(device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.cache = growing_cache(model.config, width + room)
-        self.rows = list(range(len(contexts)))
         self.is_new = True
         accepts = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepts
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+        self.shared = shared_beginning(texts) if self.takes_positions else 0
 
     def step(self) -> tuple[Tensor, list[Tensor]]:
         """Logits [rows, vocabulary] of the next token, and each layer's states [rows, width]."""
-        whole = slice(None)
         if self.is_new and self.cache.layers and self._can_adopt():
             logits, states = self._by_length()
         else:
-            logits, states = self._run(whole, self.ids.shape[1], self.cache)
+            logits, states = self._run(self.ids, self.positions, self.mask, self.cache)
         self.is_new = False
         return logits, states
 
     def _run(
-        self, rows: slice | Sequence[int], width: int, cache: DynamicCache
+        self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache
     ) -> tuple[Tensor, list[Tensor]]:
         states: list[Tensor] = [torch.empty(0)] * len(self.exit.decoder_layers)
-        past = self.mask.shape[1] - self.ids.shape[1]
         options: dict[str, Any] = dict(self.options)
         if self.takes_positions:
-            options["position_ids"] = self.positions[rows, -width:]
-        with on_layers(self.exit, states.__setitem__):
+            options["position_ids"] = positions
+        with on_layers(self.exit, states.__setitem__), without_padding():
             logits: Tensor = self.model(
-                input_ids=self.ids[rows, -width:],
-                attention_mask=self.mask[rows, -width - past :],
+                input_ids=ids,
+                attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
                 **options,
@@ -174,15 +179,33 @@ class Batch:
         return all(isinstance(layer, GrowingLayer) for layer in self.cache.layers)
 
     def _by_length(self) -> tuple[Tensor, list[Tensor]]:
-        """Read the contexts in groups of about one length, so that little of it is padding."""
-        batch, width = self.ids.shape
+        """Read the contexts in groups of about one length, so that little of it is padding.
+
+        What all of them begin with is read once, and lies before the padding of each group: where
+        keys lie does not matter, as their positions and the mask say what they are.
+        """
+        batch, shared = len(self.rows), self.shared
+        beginning = growing_cache(self.model.config, shared)
+        if shared:
+            first = slice(-1, None), slice(shared)  # the longest has no padding
+            self._run(self.ids[first], self.positions[first], self.mask[first], beginning)
         parts = []
-        for rows in grouped(self.lengths):
-            longest = max(self.lengths[row] for row in rows)
-            cache = growing_cache(self.model.config, longest)
-            parts.append((rows, *self._run(rows, longest, cache)))
-            for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
-                mine.adopt(rows, batch, width, theirs)
+        for rows in grouped([self.width - start - shared for start in self.starts]):
+            start = min(self.starts[row] for row in rows)
+            cache = growing_cache(self.model.config, self.width - start)
+            for theirs, begun in zip(cache.layers, beginning.layers, strict=True):
+                theirs.adopt(range(len(rows)), len(rows), shared, begun)
+            own = slice(start + shared, None)
+            positions = self.positions[rows, own]
+            mask = self.mask[rows, own] * (positions >= shared)
+            mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
+            parts.append((rows, *self._run(self.ids[rows, own], positions, mask, cache)))
+            for mine, theirs, begun in zip(
+                self.cache.layers, cache.layers, beginning.layers, strict=True
+            ):
+                mine.adopt(rows, batch, self.width, theirs)
+                for row in rows:
+                    mine.adopt([row], batch, self.starts[row] + shared, begun)
             del cache
             give_back_memory()
         order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
@@ -202,15 +225,27 @@ class Batch:
     def keep(self, kept: Sequence[int]) -> None:
         """Drop all rows of the batch but those at the given places, in ascending order."""
         index = torch.tensor(kept, device=self.mask.device)
-        starts = [max(self.lengths) - self.lengths[self.rows[place]] for place in kept]
         self.rows = [self.rows[place] for place in kept]
+        self.starts = [self.starts[place] for place in kept]
         self.ids, self.mask = self.ids[index], self.mask[index]
         self.positions = self.positions[index]
         for layer in self.cache.layers:
             if isinstance(layer, GrowingLayer):
-                layer.keep(kept, starts)
+                layer.keep(kept, self.starts)
             else:
                 layer.batch_select_indices(index)
+
+
+def shared_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all texts begin with, of which each has more; 0 where there is little to save.
+
+    >>> shared_beginning([[7, 8, 9], [7, 8, 5, 6]] * 3)
+    2
+    """
+    whole = [list(text) for text in texts]
+    least, most, room = min(whole), max(whole), min(map(len, whole)) - 1
+    shared = next((n for n in range(room) if least[n] != most[n]), room)
+    return shared if shared * (len(texts) - 1) >= SHARED_WORTH else 0
 
 
 def grouped(lengths: Sequence[int]) -> list[list[int]]:
@@ -230,6 +265,11 @@ def grouped(lengths: Sequence[int]) -> list[list[int]]:
         else:
             groups.append([row])
     return groups
+
+
+def _rows(whole: Tensor, places: Tensor) -> Tensor:
+    """The rows at some places, in order; the tensor itself where these are all."""
+    return whole if len(places) == len(whole) else whole[places.to(whole.device)]
 
 
 class _Buffer:
@@ -255,7 +295,7 @@ class _Buffer:
             shape = (self.layers, self.capacity, first.shape[-1])
             self.hidden = torch.empty(shape, dtype=first.dtype, device=first.device)
         for layer, state in enumerate(states):
-            kept = state[places.to(state.device)]
+            kept = _rows(state, places)
             self.hidden[layer, self.fill : self.fill + len(kept)] = kept
 
     def take(self) -> Chunk:
@@ -306,6 +346,7 @@ def generate(
     active = list(range(len(contexts)))  # places in the batch whose text has not ended
     for step in range(max_new_tokens):
         if buffer.fill + len(active) > buffer.capacity:
+            give_back_memory()  # what the steps freed, and then what the reader of the chunk did
             yield buffer.take()
             give_back_memory()
         places = torch.tensor(active)
@@ -315,7 +356,7 @@ def generate(
             give_back_memory()
         buffer.keep(states, places)
         rows = [batch.rows[place] for place in active]
-        live = logits[places.to(logits.device)]
+        live = _rows(logits, places)
         where = [Place(contexts[row].prompt_id, contexts[row].turn, step) for row in rows]
         chosen, noise = choose(live, where, sampling)
         buffer.fill += len(active)
@@ -324,6 +365,7 @@ def generate(
         buffer.tokens.append(chosen)
         buffer.favourites.append(live.argmax(-1) if sampling else chosen)
         buffer.noises += [] if noise is None else [noise]
+        del logits, states, live  # or they live until the next step has made its own
         on_step(step + 1, len(active))
         ended = [token in end_ids for token in chosen.tolist()]
         following = torch.zeros(len(batch.rows), dtype=torch.long)

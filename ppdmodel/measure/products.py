@@ -21,6 +21,8 @@ Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 ROWS = 32
 #: rows of a product that is made by columns: this many, or a multiple
 FILLED = 4
+#: bytes of a head of which a second copy, in oneDNN's order, is kept
+HEAD_BYTES = 2**27
 #: an anonymous map whose pages take memory only when they are written; not on every system
 PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
@@ -122,6 +124,53 @@ def pack(model: nn.Module, layers: Iterable[nn.Module]) -> Callable[[], None]:
     return undo
 
 
+class Blocks:
+    """A linear layer's product in blocks of its outputs, so that each can be read while in cache.
+
+    Args:
+        weight: [out, in].
+        bias: [out], or None.
+        size: outputs of a block; the last may have fewer.
+        packed: whether to keep a copy of the weight in oneDNN's own order, where it can.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, size: int, packed: bool = False
+    ) -> None:
+        self.size, self.outputs = size, len(weight)
+        linear = linear_for(weight)
+        weights: Sequence[Tensor] = torch.split(weight.detach(), size)
+        biases = [None] * len(weights) if bias is None else torch.split(bias.detach(), size)
+        if packed and linear is _by_onednn:
+            weights = [torch.ops.mkldnn._reorder_linear_weight(part, ROWS) for part in weights]
+        self.products = [_by(linear, *both) for both in zip(weights, biases, strict=True)]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The whole product, [..., out], of states [..., in]."""
+        out = states.new_empty(*states.shape[:-1], self.outputs)
+        for start, product in zip(range(0, self.outputs, self.size), self.products, strict=True):
+            out[..., start : start + self.size] = product(states)
+        return out
+
+
+def _by(linear: Linear, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return lambda states: linear(states, weight, bias)
+
+
+def pack_head(head: nn.Module, size: int) -> Blocks | None:
+    """Have a head multiply by a packed copy of its weight, where oneDNN can, if that is small.
+
+    Its parameters stay as they are: an embedding may share them.
+    """
+    if not isinstance(head, nn.Linear) or not _onednn_linears(head):
+        return None
+    if head.weight.numel() * head.weight.element_size() > HEAD_BYTES:
+        return None
+    blocks = Blocks(head.weight, head.bias, size, packed=True)
+    vars(head)["forward"] = blocks
+    return blocks
+
+
 def _onednn_linears(model: nn.Module) -> list[nn.Linear]:
     """A model's plain linear layers whose products are left to oneDNN."""
     return [
@@ -150,6 +199,20 @@ def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
         return like.new_zeros(tuple(shape))
     pages = mmap.mmap(-1, size, flags=PRIVATE)
     return torch.frombuffer(pages, dtype=like.dtype).view(*shape)
+
+
+def drop_pages(zeros: Tensor) -> None:
+    """Return to the system what a part of `lazy_zeros` holds, if it lies in one piece.
+
+    What was there is lost.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if zeros.device.type != "cpu" or not PRIVATE or advice is None or not zeros.is_contiguous():
+        return
+    begin = -(-zeros.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (zeros.data_ptr() + zeros.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if begin < end:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
 
 
 def give_back_memory() -> None:

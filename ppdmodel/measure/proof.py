@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from ..errors import InvalidInputError
 from .exits import TOLERANCE, Exit, logit_exit
 from .generate import Batch, Context
-from .products import pack
+from .products import pack, pack_head
+from .ranks import BLOCK
 
-#: lengths of the two texts of the probe: one is padded for most of its length
-LENGTHS = (11, 3)
+#: lengths of the texts of the probe, of which one is padded for most of its length, and with how
+#: many tokens all begin
+LENGTHS, SHARED = (13, 5, 9), 4
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,20 @@ class Decoder:
     exit: Exit
     drops_rows: bool
 
-    def pack(self) -> None:
-        """Have the layers' weights in the order in which products are fastest, from now on.
+    def packed(self) -> Decoder:
+        """The same, with weights in the order in which products are fastest, from now on.
 
         For a model of one's own: it can be run, and its layers' parameters cannot be read.
         """
         undo = pack(self.model, self.exit.decoder_layers)
+        head = self.exit.head
+        blocks = pack_head(head, BLOCK)
         if _fault(self.model, self.exit, self.drops_rows):  # its code reads a weight by itself
             undo()
+            if blocks is not None:
+                del vars(head)["forward"]
+            return self
+        return replace(self, exit=replace(self.exit, blocks=blocks))
 
 
 def proven(model: Any) -> Decoder:
@@ -60,9 +68,12 @@ def proven(model: Any) -> Decoder:
 
 @torch.inference_mode()
 def _fault(model: Any, exit_: Exit, drop: bool) -> str:
-    """What is wrong with decoding two texts as one batch; empty if nothing is."""
+    """What is wrong with decoding some texts as one batch; empty if nothing is."""
     vocabulary = int(model.config.get_text_config().vocab_size)
-    texts = [[(7 * n + 31 * length) % vocabulary for n in range(length)] for length in LENGTHS]
+    texts = [
+        [(7 * n + 31 * length * (n >= SHARED)) % vocabulary for n in range(length)]
+        for length in LENGTHS
+    ]
     try:
         batch = Batch(model, exit_, [Context("", 0, ids) for ids in texts], room=3)
         for step in range(3):

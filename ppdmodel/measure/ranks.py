@@ -8,22 +8,22 @@ the speed of a plain matrix product (`make bench`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .exits import Exit
-from .products import linear_for
+from .products import Blocks, drop_pages, lazy_zeros, linear_for
 from .sampling import scaled
 
 #: first guesses whose ids and probabilities are kept
 GUESSES = 8
 #: rows of states in one product, and the memory that their logits may take
-ROWS, LOGITS_BYTES = 256, 256 * 2**20
+ROWS, LOGITS_BYTES = 192, 256 * 2**20
 #: vocabulary entries in one product on a CPU, and per group of which the largest logit is kept
-BLOCK, GROUP = 1024, 64
+BLOCK, GROUP = 1536, 64
 #: powers of 2 are faster than powers of e
 LOG2_E = math.log2(math.e)
 
@@ -57,6 +57,11 @@ class Ranker:
         other = Ranker(exit_)
         other._scan = self._scan = self._scan or _Scan(self.exit, self.rows)
         return other
+
+    def rest(self) -> None:
+        """Give back the memory of the logits, until the next are made."""
+        if self._scan is not None:
+            drop_pages(self._scan.buffer)
 
     @torch.inference_mode()
     def rank(
@@ -120,8 +125,9 @@ class _Scan:
         def take(*shape: int, dtype: torch.dtype = self.weight.dtype) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=self.device)
 
-        self.buffer = take(blocks, rows, self.block)
+        self.buffer = lazy_zeros((blocks, rows, self.block), self.weight)
         self.scratch = take(rows, self.block, dtype=torch.float32)
+        self.blocks = exit_.blocks or Blocks(self.weight, self.bias, self.block)
         self.linear = linear_for(self.weight)
         self.n = 0
 
@@ -145,8 +151,8 @@ class _Scan:
         scratch, groups = self.scratch[:n], []
         above, total = torch.zeros(n, device=self.device), torch.zeros(n, device=self.device)
         expected, shift = self._ahead(states, targets), torch.empty(0)
-        for start, logits in self._blocks():
-            self._product(states, start, logits)
+        for (start, logits), product in zip(self._blocks(), self.blocks.products, strict=True):
+            self._product(states, product, logits)
             groups.append(logits.view(n, -1, GROUP).amax(2))
             if start == 0:
                 shift = groups[0].amax(1, keepdim=True).float().mul_(-LOG2_E)
@@ -162,11 +168,10 @@ class _Scan:
             self.log_total[row] = self.buffer[:, row].float().flatten().logsumexp(0)
         return above.to(torch.int32)
 
-    def _product(self, states: Tensor, start: int, logits: Tensor) -> None:
-        weight = self.weight[start : start + self.block]
-        bias = None if self.bias is None else self.bias[start : start + self.block]
-        logits[:, : len(weight)] = self.exit.finish(self.linear(states, weight, bias))
-        logits[:, len(weight) :] = -torch.inf
+    def _product(self, states: Tensor, product: Callable[[Tensor], Tensor], logits: Tensor) -> None:
+        made = self.exit.finish(product(states))
+        logits[:, : made.shape[1]] = made
+        logits[:, made.shape[1] :] = -torch.inf
 
     def _ahead(self, states: Tensor, targets: Tensor) -> Tensor:
         """The targets' own logits [n, 1], from a product of a few columns."""

@@ -249,7 +249,7 @@ class _Run:
             "batch_size": max(map(len, batches)),
             **provenance(PACKAGES),
         }
-        decoder.pack()
+        decoder = decoder.packed()
         ranker = Ranker(decoder.exit)
         before = len(self.store.done)
         for batch in batches:

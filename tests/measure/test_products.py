@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import resource
 from pathlib import Path
 
@@ -10,16 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from ppdmodel.measure import load_model, locate
+from ppdmodel.measure import load_model, locate, products
 from ppdmodel.measure.models import threads
 from ppdmodel.measure.products import (
+    Blocks,
     _has_onednn,
     by_columns,
+    drop_pages,
     fast_linears,
     give_back_memory,
     lazy_zeros,
     linear_for,
     pack,
+    pack_head,
 )
 from ppdmodel.measure.proof import proven
 from tests.conftest import make_tiny_llama
@@ -121,9 +125,59 @@ def test_a_model_that_reads_a_weight_by_itself_is_not_packed(tmp_path: Path) -> 
     mlp = loaded.model.model.layers[1].mlp
     own = mlp.forward
     mlp.forward = lambda x: own(x) + 0 * mlp.gate_proj.weight.sum()
-    decoder.pack()
+    assert decoder.packed() is decoder
+    assert "forward" not in vars(decoder.exit.head)
     after = dict(loaded.model.named_parameters())
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     mlp.forward = own
-    decoder.pack()
+    packed = decoder.packed()
     assert bool(mlp.gate_proj.weight.isnan().all()) == _has_onednn()
+    assert (packed.exit.blocks is not None) == _has_onednn()
+    assert not any(weight.isnan().any() for weight in decoder.exit.head.parameters())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_product_in_blocks_is_the_whole(packed: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(33, 75).to(dtype)
+    states = torch.randn(2, 5, 33, dtype=dtype)
+    blocks = Blocks(head.weight, head.bias, 32, packed=packed)
+    assert [product(states).shape[-1] for product in blocks.products] == [32, 32, 11]
+    assert torch.allclose(blocks(states), head(states), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_head_is_packed_beside_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, states = nn.Linear(33, 75, bias=False), torch.randn(4, 33)
+    before, expected = head.weight.clone(), head(states)
+    blocks = pack_head(head, 32)
+    assert (blocks is not None) == _has_onednn()
+    assert torch.equal(head.weight, before)
+    assert torch.allclose(head(states), expected, rtol=1e-5, atol=1e-5)
+    assert pack_head(head, 32) is None  # something else multiplies there already
+    assert pack_head(nn.Linear(33, 75).double(), 32) is None
+    assert pack_head(nn.Identity(), 32) is None
+    monkeypatch.setattr(products, "HEAD_BYTES", 4 * 33 * 75 - 1)
+    assert pack_head(nn.Linear(33, 75), 32) is None
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="Linux says what is in memory")
+def test_dropped_pages_are_given_back_and_their_neighbours_stay() -> None:
+    rows = lazy_zeros((16, 2**20), torch.ones(1))
+    rows += 1
+    before = resident()
+    drop_pages(rows[4:])
+    assert before - resident() > 40 * 2**20
+    assert bool((rows[:4] == 1).all())
+    assert not rows[5:].any()
+    drop_pages(rows[:2].t())  # not in one piece
+    drop_pages(rows[0, 1:9])  # less than a page
+    drop_pages(rows[:0])
+    assert bool((rows[:4] == 1).all())
