@@ -142,7 +142,7 @@ def test_the_validation_shown_is_the_committed_one(name: str) -> None:
 def test_what_is_said_about_the_validations_is_in_them() -> None:
     page = " ".join((ROOT / "docs" / "decoding.md").read_text("utf-8").split())
     match, late, scatter, plain, errors = [], [], [], [], []
-    rounds = set()
+    by_level, measured, rounds = [], [], set()
     for name in ("smollm2-135m", "smollm2-135m-trained"):
         timing = json.loads((ROOT / "data" / f"{name}.timing.json").read_text("utf-8"))
         rounds.add(timing["provenance"]["rounds"])
@@ -150,6 +150,9 @@ def test_what_is_said_about_the_validations_is_in_them() -> None:
         report = json.loads((folder / "validation.json").read_text("utf-8"))
         cells = report["cells"]
         errors += [abs(row["error"]) for row in cells if row["held_out"]]
+        level = statistics.mean(row["measured"] for row in cells if not row["held_out"])
+        by_level += [abs(level / row["measured"] - 1) for row in cells if row["held_out"]]
+        measured += [row["measured"] for row in cells]
         match += [abs(row["match_part"]) for row in cells]
         late += [row["latency_part"] for row in cells]
         judged_on = {row["n_prompts"] for row in cells}
@@ -177,6 +180,11 @@ def test_what_is_said_about_the_validations_is_in_them() -> None:
     assert median <= 0.03
     assert p90 <= 0.06
     assert f"{len(errors)} settings of both kinds" in page
+    assert (
+        f"All {len(measured)} settings take {min(measured):.2f} to {max(measured):.2f} times"
+        in page
+    )
+    assert f"misses the others by {statistics.median(by_level):.1%} in the median" in page
     assert f"it is met: {median:.1%} and {p90:.1%}. By kind, the median of the trained" in page
     assert f"and {rounds.pop()} repetitions of the timing" in page
     assert not rounds
