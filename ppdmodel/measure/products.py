@@ -21,8 +21,8 @@ Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 ROWS = 32
 #: rows of a product that is made by columns: this many, or a multiple
 FILLED = 4
-#: bytes of a head of which a second copy, in oneDNN's order, is kept
-HEAD_BYTES = 2**27
+#: bytes of a head's weight of which a second copy, in oneDNN's order, is kept
+HEAD_BYTES = 2**26
 #: an anonymous map whose pages take memory only when they are written; not on every system
 PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
@@ -131,18 +131,22 @@ class Blocks:
         weight: [out, in].
         bias: [out], or None.
         size: outputs of a block; the last may have fewer.
-        packed: whether to keep a copy of the weight in oneDNN's own order, where it can.
+        packed_bytes: how much of the weight to keep a copy of in oneDNN's own order, where it can.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, size: int, packed: bool = False
+        self, weight: Tensor, bias: Tensor | None, size: int, packed_bytes: int = 0
     ) -> None:
         self.size, self.outputs = size, len(weight)
         linear = linear_for(weight)
         weights: Sequence[Tensor] = torch.split(weight.detach(), size)
         biases = [None] * len(weights) if bias is None else torch.split(bias.detach(), size)
-        if packed and linear is _by_onednn:
-            weights = [torch.ops.mkldnn._reorder_linear_weight(part, ROWS) for part in weights]
+        self.packed = 0
+        if linear is _by_onednn:
+            self.packed = min(packed_bytes // weights[0].nbytes, len(weights))
+            reorder = torch.ops.mkldnn._reorder_linear_weight
+            first = [reorder(part, ROWS) for part in weights[: self.packed]]
+            weights = [*first, *weights[self.packed :]]
         self.products = [_by(linear, *both) for both in zip(weights, biases, strict=True)]
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -158,15 +162,13 @@ def _by(linear: Linear, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor
 
 
 def pack_head(head: nn.Module, size: int) -> Blocks | None:
-    """Have a head multiply by a packed copy of its weight, where oneDNN can, if that is small.
+    """Have a head multiply by a packed copy of its weight, up to `HEAD_BYTES`, where oneDNN can.
 
     Its parameters stay as they are: an embedding may share them.
     """
     if not isinstance(head, nn.Linear) or not _onednn_linears(head):
         return None
-    if head.weight.numel() * head.weight.element_size() > HEAD_BYTES:
-        return None
-    blocks = Blocks(head.weight, head.bias, size, packed=True)
+    blocks = Blocks(head.weight, head.bias, size, HEAD_BYTES)
     vars(head)["forward"] = blocks
     return blocks
 

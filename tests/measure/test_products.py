@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppdmodel.measure import load_model, locate, products
+from ppdmodel.measure import load_model, locate
 from ppdmodel.measure.models import threads
 from ppdmodel.measure.products import (
     Blocks,
@@ -136,20 +136,22 @@ def test_a_model_that_reads_a_weight_by_itself_is_not_packed(tmp_path: Path) -> 
     assert not any(weight.isnan().any() for weight in decoder.exit.head.parameters())
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [0, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_a_product_in_blocks_is_the_whole(packed: bool, dtype: torch.dtype) -> None:
+def test_a_product_in_blocks_is_the_whole(packed: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     head = nn.Linear(33, 75).to(dtype)
     states = torch.randn(2, 5, 33, dtype=dtype)
-    blocks = Blocks(head.weight, head.bias, 32, packed=packed)
+    room = packed * 32 * 33 * head.weight.element_size() + 1
+    blocks = Blocks(head.weight, head.bias, 32, room)
+    assert blocks.packed == (packed if linear_for(head.weight) is not nn.functional.linear else 0)
     assert [product(states).shape[-1] for product in blocks.products] == [32, 32, 11]
     assert torch.allclose(blocks(states), head(states), rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_a_head_is_packed_beside_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_is_packed_beside_its_parameters() -> None:
     head, states = nn.Linear(33, 75, bias=False), torch.randn(4, 33)
     before, expected = head.weight.clone(), head(states)
     blocks = pack_head(head, 32)
@@ -159,8 +161,6 @@ def test_a_head_is_packed_beside_its_parameters(monkeypatch: pytest.MonkeyPatch)
     assert pack_head(head, 32) is None  # something else multiplies there already
     assert pack_head(nn.Linear(33, 75).double(), 32) is None
     assert pack_head(nn.Identity(), 32) is None
-    monkeypatch.setattr(products, "HEAD_BYTES", 4 * 33 * 75 - 1)
-    assert pack_head(nn.Linear(33, 75), 32) is None
 
 
 def resident() -> int:
