@@ -22,7 +22,7 @@ from .measure import (
     sampled,
 )
 from .options import Json, note, print_json, whole
-from .time import Exits, UnitsOption
+from .time import Exits, UnitsDevice, UnitsOption
 
 if TYPE_CHECKING:
     from ..measure.pipeline.decoding import Decoded, Speed
@@ -73,6 +73,7 @@ def decode_command(
     calibration: CalibrationFile = None,
     timing: TimingFile = None,
     units: UnitsOption = "2",
+    device: UnitsDevice = "cpu",
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -100,8 +101,10 @@ def decode_command(
     from ..files import check_writable
     from ..io import load_calibration, load_timing
     from ..measure import Sampling, decode, load_exits, load_model, locate
+    from ..measure.pipeline.devices import devices
     from ..measure.pipeline.fitness import check_fits
 
+    names = devices(device, numbers["units"])
     rates = load_calibration(calibration) if calibration else None
     times = load_timing(timing) if timing else getattr(rates, "timing", None)
     if trace is not None:
@@ -110,7 +113,7 @@ def decode_command(
         note("a predicted time needs match rates too: add --calibration FILE")
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
-    for warning in check_fits(source, dtype, trained, rates, times):
+    for warning in check_fits(source, dtype, trained, rates, times, names):
         note(warning)
     loaded = load_model(source, dtype)
     said: list[int] = []
@@ -135,6 +138,7 @@ def decode_command(
         sampling=Sampling(**drawn) if drawn else None,
         calibration=rates,
         timing=times,
+        device=device,
         trace=trace,
         on_token=None if as_json else say,
         **numbers,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..results import Timed, Timing
-from .measure import MODEL, Dtype, Model
+from .measure import MACHINE, MODEL, Dtype, Model
 from .options import Json, note, print_json, whole, whole_list
 
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="File for the timing.")]
@@ -16,7 +16,17 @@ Exits = Annotated[
     Path | None,
     typer.Option("--exits", metavar="DIR", help="Trained exits to read.", rich_help_panel=MODEL),
 ]
-UnitsOption = Annotated[str, typer.Option("--units", metavar="U", help="CPUs, one for each unit.")]
+UnitsOption = Annotated[
+    str, typer.Option("--units", metavar="U", help="Units, each with a CPU of its own.")
+]
+UnitsDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="cpu; cuda, a GPU for each unit; or by name: cuda:0,cuda:1.",
+        rich_help_panel=MACHINE,
+    ),
+]
 TERMS = {
     "layer_time_s": "a layer",
     "head_time_s": "the head",
@@ -46,6 +56,7 @@ def time_command(
         str, typer.Option("--rounds", metavar="N", help="Repetitions, at least 4.")
     ] = "8",
     units: UnitsOption = "2",
+    device: UnitsDevice = "cpu",
     as_json: Json = False,
 ) -> None:
     """Time what PPD and plain decoding are made of, inside whole tokens.
@@ -57,8 +68,10 @@ def time_command(
     from ..files import check_writable
     from ..io import save
     from ..measure import load_exits, load_model, locate, time_model
+    from ..measure.pipeline.devices import devices
 
     check_writable(out)
+    devices(device, numbers["units"])
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
     note("loading the model ...")
@@ -66,6 +79,7 @@ def time_command(
         load_model(source, dtype),
         ks=ks,
         exits=trained,
+        device=device,
         on_progress=lambda share: note(f"{share:.0%} done"),
         **numbers,
     )

@@ -11,7 +11,7 @@ import typer
 from ..errors import InvalidInputError
 from .measure import DATA, DECODING, MACHINE, Dtype, Limit, Model, Prompts, Raw, chosen_prompts
 from .options import Json, note, print_json, whole, whole_list, whole_or_none
-from .time import Exits, UnitsOption
+from .time import Exits, UnitsDevice, UnitsOption
 
 #: prompts without --limit
 FEW = 11
@@ -62,6 +62,7 @@ def validate_command(
         ),
     ] = "64",
     units: UnitsOption = "2",
+    device: UnitsDevice = "cpu",
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", help="Of the order.", rich_help_panel=MACHINE)
     ] = 0,
@@ -87,8 +88,10 @@ def validate_command(
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
     from ..io import load_calibration, load_timing
     from ..measure import default_prompts, load_exits, load_model, locate, validate
+    from ..measure.pipeline.devices import devices
     from ..measure.pipeline.fitness import check_fits
 
+    names = devices(device, numbers["units"])
     rates = load_calibration(calibration)
     times = load_timing(timing) if timing else rates.timing
     if times is None:
@@ -97,7 +100,7 @@ def validate_command(
         )
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
-    for warning in check_fits(source, dtype, trained, rates, times):
+    for warning in check_fits(source, dtype, trained, rates, times, names):
         note(warning)
     chosen = chosen_prompts(prompts, most, default_prompts)[: most or FEW]
     try:
@@ -112,6 +115,7 @@ def validate_command(
             exits=trained,
             raw=raw,
             seed=seed,
+            device=device,
             on_progress=lambda stage, share: note(f"{stage}: {share:.0%}"),
             **numbers,
         )

@@ -59,9 +59,12 @@ def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     In float32 on one thread by NumPy's BLAS: with OpenBLAS, as in NumPy's wheels, one row takes
     little more than reading the weight, and a few much less than as many single ones. They are
-    filled up to a multiple of 4, for which it has its fast code. On several threads torch does it:
-    two libraries' threads would wait for each other's cores.
+    filled up to a multiple of 4, for which it has its fast code. On several threads, and on
+    devices, torch does it: two libraries' threads would wait for each other's cores.
     """
+    if weight.device.type != "cpu":
+        product = states @ weight
+        return product if bias is None else product + bias
     n, by_numpy = len(states), weight.dtype == torch.float32 and torch.get_num_threads() == 1
     if n == 1:
         row = states[0]

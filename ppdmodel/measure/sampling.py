@@ -78,7 +78,7 @@ def scaled(logits: Tensor, temperature: float, out: Tensor | None = None) -> Ten
 
     By a tensor on their device: some devices multiply by the reciprocal of a plain number.
     """
-    divisor = torch.tensor(temperature, dtype=torch.float32, device=logits.device)
+    divisor = torch.full((), temperature, dtype=torch.float32, device=logits.device)
     return torch.div(logits.float(), divisor, out=out)
 
 

@@ -15,6 +15,7 @@ from ...results import Calibration, Timing
 from ..models import LoadedModel
 from ..sampling import Sampling
 from ..training import TrainedExits
+from .devices import CPU
 from .pipeline import Pipeline, check_setting
 from .pool import Run
 from .trace import write_trace
@@ -101,19 +102,20 @@ def decode(
     sampling: Sampling | None = None,
     calibration: Calibration | None = None,
     timing: Timing | None = None,
+    device: str = CPU,
     trace: Path | None = None,
     on_token: Callable[[int], None] | None = None,
 ) -> Decoded:
-    """Decode a text by PPD at depth 1 on several CPUs, then plainly on one and on all of them.
+    """Decode a text by PPD at depth 1 on several units, then plainly on one and on all of them.
 
     Args:
-        loaded: a model of Llama's build, on the CPU.
+        loaded: a model of Llama's build, loaded on the CPU.
         prompt: a user message, or plain text with `raw`.
         exit_layer: where the guesses are read, 1 ... d - 1.
         k: guesses, hence sub-processes; on one further unit they run as a batch, on several they
             are spread.
         max_new_tokens: most tokens; at least 1.
-        units: CPUs, at least 2.
+        units: at least 2; each has a CPU of its own.
         exits: trained exits; None reads the logit exits.
         raw: whether to leave out the chat template.
         row_by_row: run the sub-processes of a unit one after another, so that nothing rounds
@@ -121,6 +123,7 @@ def decode(
         sampling: how tokens are drawn; None is greedy.
         calibration: match rates, for the prediction.
         timing: what layers and heads cost here, for the prediction.
+        device: where the units compute, as in `Pipeline`.
         trace: file for a trace that Perfetto opens.
         on_token: called with each token id as it comes.
 
@@ -137,7 +140,13 @@ def decode(
         seconds = predicted_latency_s(timing, rate, exit_layer, k)
     ids = loaded.encode([prompt], not raw)
     with Pipeline(
-        loaded, units=units, prompt_tokens=len(ids), tokens=max_new_tokens, k=k, exits=exits
+        loaded,
+        units=units,
+        prompt_tokens=len(ids),
+        tokens=max_new_tokens,
+        k=k,
+        exits=exits,
+        device=device,
     ) as pipeline:
         options: dict[str, Any] = {"sampling": sampling}
         setting: dict[str, Any] = {"exit_layer": exit_layer, "k": k, "row_by_row": row_by_row}

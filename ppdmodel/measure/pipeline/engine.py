@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, RunFailedError
 from ..exits import TOLERANCE, AffineMap, Exit
-from ..models import LoadedModel
 from ..products import by_columns
+from .devices import CPU
 from .memory import Shared, share
+from .parts import Link, part_of
+
+if TYPE_CHECKING:
+    from ..models import LoadedModel
 
 #: tokens of the text on which an engine is held against its model
 PROBE = 12
@@ -40,13 +45,15 @@ class Shape:
 
 
 class Engine:
-    """Layers, exits and head of one model, on weights that may lie in shared memory.
+    """Layers, exits and head of one model, or a part of them, on weights that may be shared.
 
     A state is [rows, width]; rows are guesses for one and the same place of the text.
     """
 
-    def __init__(self, shape: Shape, weights: Mapping[str, Tensor]) -> None:
-        self.shape = shape
+    def __init__(
+        self, shape: Shape, weights: Mapping[str, Tensor], link: Link | None = None
+    ) -> None:
+        self.shape, self.link = shape, link
         self.head_weight = weights["head"]  # [width, vocabulary], as all weights: [in, out]
         self.embedding = weights.get("embedding", self.head_weight.t())
         self.head_bias = weights.get("head_bias")
@@ -67,6 +74,11 @@ class Engine:
         """Of weights, states and cache."""
         return self.embedding.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where weights and states are."""
+        return self.embedding.device
+
     def cache_shape(self, room: int) -> tuple[int, ...]:
         """Of keys and values of a text: [layers, 2, kv heads, room, head size]."""
         return (self.shape.layers, 2, self.shape.kv_heads, room, self.shape.head_size)
@@ -77,16 +89,16 @@ class Engine:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """States [rows, width] before the first layer."""
-        return self.embedding[token_ids]
+        return self.embedding[token_ids.to(self.device)]
 
-    def layer(self, index: int, x: Tensor, place: int, cache: Tensor, own: Tensor) -> Tensor:
+    def layer(self, index: int, x: Tensor, place: int, before: Tensor, own: Tensor) -> Tensor:
         """Run layer `index` (from 0) on guesses for one place of the text.
 
         Args:
             index: the layer.
             x: states [rows, width].
             place: how many tokens of the text come before.
-            cache: that text's keys and values, `cache_shape`; read up to `place`.
+            before: their keys and values, [2, kv heads, place, head size].
             own: takes the guesses' keys and values, `own_shape`.
 
         Returns:
@@ -102,8 +114,8 @@ class Engine:
         values = qkv[:, (heads + kv) * size :].view(rows, kv, size)
         own[index, 0, :rows], own[index, 1, :rows] = keys, values
         queries = rotated[:, :heads].reshape(rows, kv, heads // kv, size)
-        attended = self._attend(queries, keys, values, cache[index, :, :, :place])
-        x = x + by_columns(attended, layer["out"], layer.get("out_bias"))
+        attended = self._attend(queries, keys, values, before)
+        x = x + self._sum(by_columns(attended, layer["out"], layer.get("out_bias")))
         return self._feed_forward(x, layer)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, before: Tensor) -> Tensor:
@@ -117,7 +129,7 @@ class Engine:
         """
         rows, kv, group, size = queries.shape
         flat = queries.transpose(0, 1).reshape(kv, rows * group, size)
-        scores = torch.empty(kv, rows * group, before.shape[2] + 1, dtype=flat.dtype)
+        scores = flat.new_empty(kv, rows * group, before.shape[2] + 1)
         scores[:, :, :-1] = torch.bmm(flat, before[0].transpose(1, 2))
         scores[:, :, -1] = (queries * keys[:, :, None]).sum(-1).transpose(0, 1).reshape(kv, -1)
         weights = scores.mul_(self.shape.scaling).softmax(-1)
@@ -130,7 +142,11 @@ class Engine:
         normed = self._norm(x, layer["post_norm"])
         both = by_columns(normed, layer["gate_up"], layer.get("gate_up_bias"))
         gate, up = both[:, : self.shape.inner], both[:, self.shape.inner :]
-        return x + by_columns(functional.silu(gate).mul_(up), layer["down"], layer.get("down_bias"))
+        gated = functional.silu(gate).mul_(up)
+        return x + self._sum(by_columns(gated, layer["down"], layer.get("down_bias")))
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return x if self.link is None else self.link.sum(x)
 
     def read_prompt(self, token_ids: Tensor, cache: Tensor) -> Tensor:
         """Fill the cache with a prompt's keys and values; its last state [1, width] is returned."""
@@ -157,9 +173,8 @@ class Engine:
                 .transpose(0, 1)
                 .reshape(n, heads * size)
             )
-            x = self._feed_forward(
-                x + by_columns(mixed, layer["out"], layer.get("out_bias")), layer
-            )
+            attended = by_columns(mixed, layer["out"], layer.get("out_bias"))
+            x = self._feed_forward(x + self._sum(attended), layer)
         return x[-1:]
 
     def logits(self, x: Tensor, exit_layer: int | None = None) -> Tensor:
@@ -168,7 +183,8 @@ class Engine:
         trained = self.maps.get(exit_layer) if exit_layer else None
         if trained is not None:
             normed = normed + trained(x)
-        return by_columns(normed, self.head_weight, self.head_bias)
+        found = by_columns(normed, self.head_weight, self.head_bias)
+        return found if self.link is None else self.link.whole(found, self.shape.vocabulary)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.epsilon)
@@ -191,6 +207,8 @@ class Engine:
         return torch.addcmul(x * cos, x.roll(self.shape.head_size // 2, -1), sin)
 
 
+#: weights [in, out] that states are multiplied by
+PRODUCTS = ("head", "qkv", "out", "gate_up", "down")
 _LAYER = (
     "norm", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias",
     "post_norm", "gate_up", "gate_up_bias", "down", "down_bias",
@@ -199,21 +217,58 @@ _LAYER = (
 
 @dataclass(frozen=True)
 class SharedEngine:
-    """An engine that can be sent to another process: its weights lie in shared memory."""
+    """An engine that can be sent to another process: its weights lie in shared memory.
+
+    Attributes:
+        shape: its numbers.
+        weights: its weights.
+        probed: the logits that it gave on the CPU for the text of `probe`.
+    """
 
     shape: Shape
     weights: Shared
+    probed: np.ndarray
 
-    def open(self) -> Engine:
-        """The engine, in this process."""
-        return Engine(self.shape, self.weights.tensors())
+    def open(self, device: str = CPU, link: Link | None = None) -> Engine:
+        """The engine in this process, or this process's part of it.
+
+        On another device than a CPU it is held against the logits that it gave there.
+
+        Args:
+            device: where the weights go, if not to stay in shared memory.
+            link: the way to the other parts, for a part.
+
+        Raises:
+            RunFailedError: it gives other logits on the device.
+        """
+        shape, weights = self.shape, self.weights.tensors()
+        if link is not None:
+            shape, weights = part_of(shape, weights, link.part)
+        if device != CPU:
+            weights = {name: _placed(name, w, device) for name, w in weights.items()}
+        engine = Engine(shape, weights, link)
+        if device != CPU or link is not None:
+            gap = _gap(torch.from_numpy(self.probed), probe(engine))
+            if not gap <= TOLERANCE.get(engine.dtype, 1e-4):
+                raise RunFailedError(
+                    f"{device} must give the CPU's logits; got {gap:.2g} of the largest one away; "
+                    "use cpu"
+                )
+        return engine
+
+
+def _placed(name: str, weight: Tensor, device: str) -> Tensor:
+    """A weight on a device; those of products lie by outputs there, as in torch's own layers."""
+    if name.rsplit(".", 1)[-1] in PRODUCTS:
+        return weight.t().to(device).contiguous().t()
+    return weight.to(device)
 
 
 def shared_engine(loaded: LoadedModel, exit_: Exit, room: int) -> SharedEngine:
     """Bring a model's weights, and its trained exits, into the form that an engine runs.
 
     Args:
-        loaded: a model on the CPU.
+        loaded: a model, loaded on the CPU.
         exit_: from `logit_exit` or with trained maps.
         room: most tokens of a text.
 
@@ -224,16 +279,17 @@ def shared_engine(loaded: LoadedModel, exit_: Exit, room: int) -> SharedEngine:
         shape, tensors = _taken_apart(loaded.model, exit_, room)
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise _unsupported(loaded, " ".join(str(error).split())[:120]) from None
-    engine = SharedEngine(shape, share(tensors))
-    gap = _gap(loaded.model, engine.open())
+    weights = share(tensors)
+    made, own = probe(Engine(shape, weights.tensors())), _own_logits(loaded.model, shape)
+    gap = _gap(own, made)
     if not gap <= TOLERANCE.get(loaded.model.dtype, 1e-4):
         raise _unsupported(loaded, f"its logits were {gap:.2g} of the largest one away")
-    return engine
+    return SharedEngine(shape, weights, made.numpy())
 
 
 def _unsupported(loaded: LoadedModel, why: str) -> InvalidInputError:
     return InvalidInputError(
-        "real pipelined decoding runs decoders of Llama's build on the CPU (Llama, Mistral, Qwen2, "
+        "real pipelined decoding runs decoders of Llama's build (Llama, Mistral, Qwen2, "
         f"Qwen3, SmolLM2); got {type(loaded.model).__name__}: {why}; measure and fit work for it"
     )
 
@@ -295,21 +351,37 @@ def _layer(layer: Any) -> dict[str, Tensor]:
     return found
 
 
+def _probe_ids(shape: Shape) -> Tensor:
+    return torch.tensor([(7 * n + 31) % shape.vocabulary for n in range(PROBE)])
+
+
 @torch.inference_mode()
-def _gap(model: Any, engine: Engine) -> float:
-    """Largest difference from the model's logits on a probe, over the largest logit."""
-    vocabulary, shape = engine.shape.vocabulary, engine.shape
-    ids = torch.tensor([(7 * n + 31) % vocabulary for n in range(PROBE)])
-    own = model(input_ids=ids[None], use_cache=False).logits[0].float()
-    cache = torch.zeros(engine.cache_shape(PROBE), dtype=engine.dtype)
-    rows = torch.zeros(engine.own_shape(2), dtype=engine.dtype)
+def probe(engine: Engine) -> Tensor:
+    """An engine's logits over a text, in float32 on the CPU: [PROBE - PROBE // 2 + 1, vocabulary].
+
+    It reads the first half as a prompt, and runs the rest token by token beside a wrong guess.
+    """
+    ids, device = _probe_ids(engine.shape), engine.device
+    cache = torch.zeros(engine.cache_shape(PROBE), dtype=engine.dtype, device=device)
+    rows = torch.zeros(engine.own_shape(2), dtype=engine.dtype, device=device)
     x = engine.read_prompt(ids[: PROBE // 2], cache)
     made = [engine.logits(x)[0]]
     for place in range(PROBE // 2, PROBE):
         x = engine.embed(ids[[place, place - 1]])  # the second row is a wrong guess
-        for index in range(shape.layers):
-            x = engine.layer(index, x, place, cache, rows)
+        for index in range(engine.shape.layers):
+            x = engine.layer(index, x, place, cache[index, :, :, :place], rows)
             cache[index, :, :, place] = rows[index, :, 0]
         made.append(engine.logits(x)[0])
-    read = torch.stack(made).float()
-    return float((read - own[PROBE // 2 - 1 :]).abs().max() / own.abs().max())
+    return torch.stack(made).cpu().float()
+
+
+@torch.inference_mode()
+def _own_logits(model: Any, shape: Shape) -> Tensor:
+    """The model's own logits where `probe` gives an engine's."""
+    logits: Tensor = model(input_ids=_probe_ids(shape)[None], use_cache=False).logits[0].float()
+    return logits[PROBE // 2 - 1 :]
+
+
+def _gap(right: Tensor, found: Tensor) -> float:
+    """The largest difference of logits, over the largest logit."""
+    return float((found - right).abs().max() / right.abs().max())

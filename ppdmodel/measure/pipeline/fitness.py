@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import InvalidInputError
 from ...results import Calibration, Timing
 from ..sources import ModelSource
 from ..training import TrainedExits
-from .timing import machine
+from .devices import machine
 
 
 def check_fits(
@@ -18,8 +18,17 @@ def check_fits(
     exits: TrainedExits | None,
     calibration: Calibration | None,
     timing: Timing | None,
+    names: Sequence[str] = (),
 ) -> list[str]:
     """Refuse results of another model, type or kind of exit.
+
+    Args:
+        source: the model that is about to run.
+        dtype: its type.
+        exits: its trained exits, if any.
+        calibration: match rates, if any.
+        timing: costs, if any.
+        names: the units' devices.
 
     Returns:
         Warnings: a timing of another machine is used, and labelled.
@@ -39,7 +48,7 @@ def check_fits(
         _check(name, "exits", about, "exit_kind", kind)
         if exits is not None and "exits_sha256" in about:
             _check(name, "exits", about, "exits_sha256", exits.sha256)
-    if timing is not None and timing.provenance["machine"] != machine():
+    if timing is not None and timing.provenance["machine"] != machine(names):
         return [
             f"WARNING: the timing is of another machine ({timing.provenance['machine']}); "
             "predicted times are not for this one"

@@ -1,7 +1,7 @@
 """A model on its units, ready to decode one text in each of three ways.
 
 PPD on U units; greedy text on one of them; and greedy text on the same U units, every product split
-over them: the rival that has the same hardware.
+over them, by threads of CPUs or parts on devices: the rival that has the same hardware.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from ..models import LoadedModel
 from ..proof import proven
 from ..sampling import Sampling
 from ..training import TrainedExits
+from .devices import CPU
 from .engine import SharedEngine, shared_engine
+from .parts import check_parts
 from .pool import Place, Run, Units, places
 from .unit import Script, Task
 
@@ -39,27 +41,31 @@ class Pipeline:
         tokens: int,
         k: int = 1,
         exits: TrainedExits | None = None,
+        device: str = CPU,
     ) -> None:
         """Check everything and share the weights; entering the context starts the processes.
 
         Args:
-            loaded: a model of Llama's build, on the CPU.
+            loaded: a model of Llama's build, loaded on the CPU.
             units: processes that decode together, at least 2; each has a CPU of its own.
             prompt_tokens: most tokens of a prompt.
             tokens: most new tokens.
             k: most guesses.
             exits: trained exits; None reads the logit exits.
+            device: where the units compute: "cpu"; "cuda", a GPU for each; or the GPUs by name, one
+                for each unit, such as "cuda:0,cuda:1". Weights and cache are copied there.
 
         Raises:
             InvalidInputError: the model is of another build or its context too short, or there are
-                fewer CPUs than units.
+                fewer CPUs or GPUs than units.
         """
         if positive_integer("units", units) < 2:
             raise InvalidInputError(
                 "units must be at least 2: one for the main process, one or more for the "
                 f"sub-processes; got {units}; one unit alone decodes greedily"
             )
-        where = places(units)
+        where = places(units, device=device)
+        self.devices = tuple(place.device for place in where)
         loaded.check_room("the longest", prompt_tokens, tokens)
         room = prompt_tokens + tokens
         exit_: Exit = proven(loaded.model).exit
@@ -73,7 +79,16 @@ class Pipeline:
             )
         self.engine: SharedEngine = shared_engine(loaded, exit_, room)
         self.together = Units(self.engine, where, tokens=tokens, room=room, k=k)
-        self.split = Units(self.engine, [_joined(where)], tokens=tokens, room=room)
+        on_cpus = set(self.devices) == {CPU}
+        if not on_cpus:
+            check_parts(self.engine.shape, units)
+        self.split = Units(
+            self.engine,
+            [_joined(where)] if on_cpus else where,
+            tokens=tokens,
+            room=room,
+            split=not on_cpus,
+        )
 
     def __enter__(self) -> Pipeline:
         self.together.__enter__()
@@ -97,7 +112,7 @@ class Pipeline:
             self.engine.weights.close()
 
     def greedy(self, prompt_ids: Sequence[int], max_new_tokens: int, **options: Any) -> Run:
-        """Plain decoding on one unit. Options: as `ppd`."""
+        """Plain decoding on one unit. Options: as `ppd`, and `timed`: wait after each layer."""
         return self.together.run(self._task(prompt_ids, max_new_tokens, **options))
 
     def greedy_split(self, prompt_ids: Sequence[int], max_new_tokens: int, **options: Any) -> Run:
@@ -152,6 +167,7 @@ class Pipeline:
         stops: bool = True,
         sampling: Sampling | None = None,
         prompt_id: str = "",
+        timed: bool = False,
     ) -> Task:
         return Task(
             prompt_ids=tuple(prompt_ids),
@@ -159,6 +175,7 @@ class Pipeline:
             end_ids=self.loaded.end_ids if stops else frozenset(),
             sampling=sampling,
             prompt_id=prompt_id,
+            timed=timed,
         )
 
 

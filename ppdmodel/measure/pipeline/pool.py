@@ -15,11 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 from ...errors import InvalidInputError, RunFailedError
 from .board import Board, Size, new_board
+from .devices import CPU, devices
 from .engine import SharedEngine
+from .kv import Cache
+from .member import Member
 from .memory import Shared, zeros
+from .parts import ADDRESS, Meeting, backend_for
 from .unit import EVENT, Task, Unit
 
 #: tokens from which on a run is timed: token 0 comes of the prompt, and nothing was guessed for
@@ -32,14 +37,18 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a unit runs: threads of its own, on CPUs of its own."""
+    """Where a unit runs: threads of its own, on CPUs of its own or any; and where it computes."""
 
     threads: int
     cpus: tuple[int, ...] | None
+    device: str = CPU
 
 
-def places(units: int, threads: int = 1) -> list[Place]:
-    """CPUs for some units.
+def places(units: int, threads: int = 1, device: str = CPU) -> list[Place]:
+    """Where some units run: on CPUs, or on devices, as `devices` reads them.
+
+    A unit on a CPU is kept there. One on a device has a thread that feeds it, wherever there is
+    room: what drives the device starts threads of its own.
 
     Raises:
         InvalidInputError: there are fewer.
@@ -55,10 +64,10 @@ def places(units: int, threads: int = 1) -> list[Place]:
             f"units must not exceed the CPUs that this process may use; got {units} of "
             f"{threads} threads each; there are {found}"
         )
-    return [
-        Place(threads, tuple(cpus[n * threads : (n + 1) * threads]) if cpus else None)
-        for n in range(units)
-    ]
+    names = devices(device, units)
+    if cpus is None or set(names) != {CPU}:
+        return [Place(threads, None, name) for name in names]
+    return [Place(threads, tuple(cpus[n * threads : (n + 1) * threads])) for n in range(units)]
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class Units:
         tokens: int,
         room: int,
         k: int = 1,
+        split: bool = False,
     ) -> None:
         """Prepare; entering the context starts the processes.
 
@@ -109,6 +119,7 @@ class Units:
             tokens: most new tokens of a text.
             room: most tokens of a text with its prompt.
             k: most guesses.
+            split: the units make plain texts together, each with a part of every product.
         """
         opened = engine.open()
         shape, dtype = engine.shape, opened.dtype
@@ -116,7 +127,7 @@ class Units:
         self.memory = new_board(Size(tokens, len(where), k, shape.width, dtype))
         self.cache = zeros({"cache": (opened.cache_shape(room), dtype)})
         self.board = Board(self.memory)
-        self.room, self.tokens, self.k = room, tokens, k
+        self.room, self.tokens, self.k, self.split = room, tokens, k, split
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._due: set[int] = set()  # units that owe an answer
@@ -124,10 +135,11 @@ class Units:
     def __enter__(self) -> Units:
         context = multiprocessing.get_context("spawn")
         try:
+            meeting = self._meeting() if self.split else None
             for number, place in enumerate(self.where):
                 ours, theirs = context.Pipe()
                 self._pipes.append(ours)
-                arguments = (number, place, theirs, self.engine, self.memory, self.cache)
+                arguments = (number, place, theirs, self.engine, self.memory, self.cache, meeting)
                 process = context.Process(target=_serve, args=arguments, daemon=True)
                 try:
                     with _thread_settings(place.threads), _deaf_to_interrupts():
@@ -141,6 +153,13 @@ class Units:
             self.close()
             raise
         return self
+
+    def _meeting(self) -> Meeting:
+        self._store = distributed.TCPStore(  # type: ignore[attr-defined]
+            ADDRESS, 0, is_master=True, wait_for_workers=False
+        )
+        names = [place.device for place in self.where]
+        return Meeting(self._store.port, len(names), backend_for(names))
 
     def __exit__(
         self,
@@ -300,6 +319,7 @@ def _serve(
     engine: SharedEngine,
     memory: Shared,
     cache: Shared,
+    meeting: Meeting | None,
 ) -> None:
     """Run in a unit's own process: one task after another, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program that started it ends it
@@ -308,7 +328,7 @@ def _serve(
     torch.set_num_threads(place.threads)
     try:
         try:
-            unit = Unit(number, engine.open(), Board(memory), cache.tensor("cache"))
+            unit = _unit(number, place.device, engine, Board(memory), cache, meeting)
         except Exception as error:  # no memory, say
             pipe.send(_named(error))
             return
@@ -322,6 +342,29 @@ def _serve(
             pipe.send(done)
     except (EOFError, OSError):
         return
+    finally:
+        if meeting is not None:
+            meeting.leave()
+
+
+def _unit(
+    number: int,
+    device: str,
+    engine: SharedEngine,
+    board: Board,
+    cache: Shared,
+    meeting: Meeting | None,
+) -> Unit:
+    shared = cache.tensor("cache")
+    if meeting is not None:
+        part = engine.open(device, meeting.join(number, device))
+        room = part.cache_shape(shared.shape[3])
+        alone = Cache(torch.zeros(room, dtype=part.dtype, device=device))
+        return Member(number, part, board, alone)
+    held = Cache(shared)
+    if device != CPU:
+        held = Cache(torch.zeros(shared.shape, dtype=shared.dtype, device=device), shared)
+    return Unit(number, engine.open(device), board, held)
 
 
 def _named(error: Exception) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from ...resample import percentiles
 from ...results import Timed, Timing
 from ..models import LoadedModel
 from ..training import TrainedExits
+from .devices import CPU, machine
 from .pipeline import Pipeline
 from .pool import FIRST_TIMED, Run
 from .unit import EVENT, Did, Script
@@ -42,6 +40,7 @@ def time_model(
     rounds: int = 8,
     units: int = 2,
     exits: TrainedExits | None = None,
+    device: str = CPU,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Timing:
     """Time plain decoding and PPD on this machine, term by term.
@@ -53,11 +52,13 @@ def time_model(
     median of the repetitions.
 
     Args:
-        loaded: a model of Llama's build, on the CPU.
+        loaded: a model of Llama's build, loaded on the CPU.
         ks: numbers of guesses to time.
         rounds: repetitions, at least 4.
-        units: CPUs, at least 2.
+        units: at least 2; each has a CPU of its own.
         exits: trained exits, whose maps take time too.
+        device: as in `Pipeline`. On a GPU the layers of plain text are timed in a run of its own,
+            which waits after each; the latency of plain text is of one that does not.
         on_progress: called with the share that is done.
 
     Raises:
@@ -79,6 +80,7 @@ def time_model(
         tokens=TOKENS,
         k=max(ks),
         exits=exits,
+        device=device,
     ) as pipeline:
         bench = _Bench(pipeline, prompt, tuple(sorted(set(ks))))
         bench.round(0)  # warm
@@ -94,7 +96,7 @@ def time_model(
                 f"layer times must spread by at most {UNSTEADY:.0%} between repetitions; got "
                 f"{unsteadiness(samples):.0%} twice; stop other work on this machine, and try again"
             )
-    return _summary(loaded, samples, bench.ks, units, exits)
+    return _summary(loaded, samples, bench.ks, exits, pipeline.devices)
 
 
 def unsteadiness(samples: Sequence[Any]) -> float:
@@ -119,11 +121,18 @@ class _Bench:
         """One repetition of every term; those of PPD by k, a value per exit layer."""
         plain = self.pipeline.greedy(self.prompt, TOKENS, stops=False)
         split = self.pipeline.greedy_split(self.prompt, TOKENS, stops=False)
-        found = plain_terms(plain, self.pipeline.layers)
+        found = plain_terms(self._waiting(plain), self.pipeline.layers)
+        found["plain_latency_s"] = float(plain.times_s.mean())
         found["split_latency_s"] = float(split.times_s.mean())
         rng = np.random.default_rng(number)
         found["by_k"] = {k: self._ppd(plain.token_ids, k, rng) for k in self.ks}
         return found
+
+    def _waiting(self, plain: Run) -> Run:
+        """Plain text that waits after each layer, as on a CPU each does."""
+        if set(self.pipeline.devices) == {CPU}:
+            return plain
+        return self.pipeline.greedy(self.prompt, TOKENS, stops=False, timed=True)
 
     def _ppd(
         self, token_ids: tuple[int, ...], k: int, rng: np.random.Generator
@@ -278,8 +287,8 @@ def _summary(
     loaded: LoadedModel,
     samples: Sequence[dict[str, Any]],
     ks: Sequence[int],
-    units: int,
     exits: TrainedExits | None,
+    devices: tuple[str, ...],
 ) -> Timing:
     names = [name for name in samples[0] if name not in ("by_k", "layers_s")]
     series = {name: [sample[name] for sample in samples] for name in names}
@@ -293,7 +302,7 @@ def _summary(
     return Timing(
         model=loaded.source.name,
         layers=loaded.layers,
-        units=units,
+        units=len(devices),
         terms={name: timed(values) for name, values in series.items()},
         exit_layers=timed_exit_layers(loaded.layers),
         by_k={
@@ -304,7 +313,7 @@ def _summary(
             np.median([sample["layers_s"] for sample in samples], axis=0).tolist()
         ),
         samples={"terms": series, "by_k": {str(k): terms for k, terms in by_k.items()}},
-        provenance=timing_provenance(loaded, units, exits)
+        provenance=timing_provenance(loaded, exits, devices)
         | {"rounds": len(samples), "context": CONTEXT, "tokens": TOKENS},
     )
 
@@ -319,7 +328,7 @@ def timed(values: Sequence[float]) -> Timed:
 
 
 def timing_provenance(
-    loaded: LoadedModel, units: int, exits: TrainedExits | None
+    loaded: LoadedModel, exits: TrainedExits | None, devices: tuple[str, ...]
 ) -> dict[str, Any]:
     """What a time depends on: model, type, exits, machine."""
     return {
@@ -329,18 +338,9 @@ def timing_provenance(
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "exit_kind": "trained" if exits else "logit",
         "exits_sha256": exits.sha256 if exits else None,
-        "units": units,
+        "units": len(devices),
         "threads_per_unit": 1,
-        "machine": machine(),
+        "devices": list(devices),
+        "machine": machine(devices),
         **provenance(PACKAGES),
     }
-
-
-def machine() -> str:
-    """The processor's name, as far as the system tells it, and how many CPUs there are."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(errors="replace").splitlines()
-        name = next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} CPUs"

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ..sampling import Place, Sampling, choose, gumbel, scaled
 from .board import AFRESH, Board
+from .devices import wait_for
 from .engine import Engine
+from .kv import Cache
 
 #: looks at the board between two looks at whether the program is still there
 PATIENCE = 4096
@@ -59,7 +61,11 @@ class Script:
 
 @dataclass(frozen=True)
 class Task:
-    """One text to make. Without `exit_layer` the first unit makes it alone."""
+    """One text to make. Without `exit_layer` the first unit makes it alone.
+
+    `timed` waits for the device after each layer, so that a layer's time can be told; with an exit
+    it always does.
+    """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
@@ -70,6 +76,7 @@ class Task:
     sampling: Sampling | None = None
     prompt_id: str = ""
     script: Script | None = None
+    timed: bool = False
 
 
 @dataclass
@@ -88,10 +95,11 @@ class GoneError(Exception):
 class Unit:
     """One unit at work on one text after another."""
 
-    def __init__(self, number: int, engine: Engine, board: Board, cache: Tensor) -> None:
+    def __init__(self, number: int, engine: Engine, board: Board, cache: Cache) -> None:
         self.number, self.engine, self.board, self.cache = number, engine, board, cache
         self.units, _, k = board.guesses.shape
-        self.own = torch.zeros(engine.own_shape(max(k, 1)), dtype=engine.dtype)
+        own = engine.own_shape(max(k, 1))
+        self.own = torch.zeros(own, dtype=engine.dtype, device=engine.device)
         self.parent = os.getppid()
         self.events: list[tuple[int, int, int, int, int, int]] = []
 
@@ -105,6 +113,7 @@ class Unit:
 
     def _text(self, task: Task) -> None:
         self.task = task
+        self.cache.begin(handed_over=task.exit_layer is not None)
         if self.number == 0:
             self._prompt()
         elif task.exit_layer is None:
@@ -127,7 +136,9 @@ class Unit:
     def _prompt(self) -> None:
         ids = torch.tensor(self.task.prompt_ids)
         begin = time.monotonic_ns()
-        x = self.engine.read_prompt(ids, self.cache)
+        x = self.engine.read_prompt(ids, self.cache.tensor)
+        self.cache.put_prompt(len(ids))
+        self._finish()
         self._did(begin, Did.PROMPT, 0, 0, len(ids))
         self._give_verdict(0, x)
 
@@ -143,8 +154,9 @@ class Unit:
         x, own = started.x, self.own[:, :, :1]
         for index in range(started.layers, self.engine.shape.layers):
             begin = time.monotonic_ns()
-            x = self.engine.layer(index, x, place, self.cache, own)
-            self.cache[index, :, :, place] = own[index, :, 0]
+            x = self.engine.layer(index, x, place, self.cache.before(index, place), own)
+            self.cache.put(index, place, own[index : index + 1, :, 0])
+            self._finish()
             self._did(begin, Did.LAYER, token, index + 1, 1)
             if index + 1 == self.task.exit_layer:
                 self._at_exit(token, x)
@@ -204,14 +216,14 @@ class Unit:
         """This unit's share of the k guesses at the exit of the process that makes `token`."""
         task, owner = self.task, self.board.owner[token]
         self.board.fence()
-        state = self.board.exit_state[token : token + 1].clone()
+        state = self.board.exit_state[token : token + 1].clone().to(self.engine.device)
         logits = self.engine.logits(state, task.exit_layer)
         if task.sampling is not None:
             place = Place(task.prompt_id, 0, token)
             logits = scaled(logits, task.sampling.temperature) + _noise(
                 task.sampling, place, logits
             )
-        guesses = logits[0].topk(task.k).indices.numpy()
+        guesses = logits[0].topk(task.k).indices.cpu().numpy()
         if task.script is not None:
             guesses = self._scripted(token, task.script)
         share = self.number - (self.number > owner)  # the place among the other units
@@ -233,6 +245,7 @@ class Unit:
             self._await_layer(token, index)
             begin = time.monotonic_ns()
             started.x = self._rows(index, started.x, place)
+            self._finish()
             started.layers = index + 1
             self._did(begin, Did.LAYER, token + 1, index + 1, len(guesses))
             if started.layers == task.exit_layer:
@@ -255,12 +268,13 @@ class Unit:
 
     def _rows(self, index: int, x: Tensor, place: int) -> Tensor:
         """A layer on all guesses at once, or on one after another, which rounds as a single one."""
+        before = self.cache.before(index, place)
         if not self.task.row_by_row:
-            return self.engine.layer(index, x, place, self.cache, self.own)
+            return self.engine.layer(index, x, place, before, self.own)
         return torch.cat(
             [
                 self.engine.layer(
-                    index, x[row : row + 1], place, self.cache, self.own[:, :, row : row + 1]
+                    index, x[row : row + 1], place, before, self.own[:, :, row : row + 1]
                 )
                 for row in range(len(x))
             ]
@@ -269,12 +283,17 @@ class Unit:
     def _promote(self, started: Started, row: int, place: int) -> None:
         """Keep one guess, and put its keys and values where the text's are."""
         done = started.layers
-        self.cache[:done, :, :, place] = self.own[:done, :, row]
+        self.cache.put(0, place, self.own[:done, :, row])
         started.x = started.x[row : row + 1].clone()
         if started.at_exit is not None:
             started.at_exit = started.at_exit[row : row + 1].clone()
 
     # ------------------------------------------------------------ waiting and telling
+
+    def _finish(self) -> None:
+        """Until the device has done it, where others wait for that, or it is timed."""
+        if self.task.timed or self.task.exit_layer is not None:
+            wait_for(self.engine.device)
 
     def _until(
         self,
@@ -295,7 +314,7 @@ class Unit:
             if self.board.stop[0] and not ready():
                 raise GoneError
             if soon():
-                _give_way()
+                give_way()
             else:
                 time.sleep(NAP)
         self.board.fence()
@@ -311,10 +330,10 @@ class Unit:
 
 def _noise(sampling: Sampling, place: Place, like: Tensor) -> Tensor:
     """The Gumbel noise [1, vocabulary] that draws the next token."""
-    return torch.from_numpy(gumbel(sampling.seed, place, like.shape[1]))[None]
+    return torch.from_numpy(gumbel(sampling.seed, place, like.shape[1]))[None].to(like.device)
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Let another process have the core, should one be waiting for it."""
     if hasattr(os, "sched_yield"):
         os.sched_yield()

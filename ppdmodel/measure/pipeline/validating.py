@@ -38,6 +38,7 @@ from ...validation import (
 from ..models import LoadedModel
 from ..prompts import Prompt
 from ..training import TrainedExits
+from .devices import CPU
 from .pipeline import Pipeline, check_setting
 from .pool import Run
 from .timing import timing_provenance
@@ -65,6 +66,7 @@ def validate(
     exits: TrainedExits | None = None,
     raw: bool = False,
     seed: int = 0,
+    device: str = CPU,
     on_progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> dict[str, Any]:
     """Predict the latency of every setting, run it, and write both.
@@ -75,7 +77,7 @@ def validate(
     fitted. A stopped run goes on where it was.
 
     Args:
-        loaded: a model of Llama's build, on the CPU.
+        loaded: a model of Llama's build, loaded on the CPU.
         prompts: to run; at least `fit_prompts` + 1. Their own rates in the calibration are not
             used.
         calibration: match rates.
@@ -85,10 +87,11 @@ def validate(
         ks: numbers of guesses; all timed.
         fit_prompts: prompts for the corrections; at least 1.
         max_new_tokens: most tokens of a text.
-        units: CPUs.
+        units: 2; each has a CPU of its own.
         exits: trained exits, those of the calibration.
         raw: whether to leave out the chat template.
         seed: of the order of the runs, and of the intervals.
+        device: as in `Pipeline`.
         on_progress: called with the stage and the share of it.
 
     Returns:
@@ -120,6 +123,7 @@ def validate(
         "raw": raw,
         "seed": seed,
         "units": units,
+        **({} if device == CPU else {"device": device}),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "calibration_sha256": rates_of(others),
         "timing_sha256": _sha256(asdict(timing)),
@@ -137,6 +141,7 @@ def validate(
         tokens=max_new_tokens,
         k=max(ks),
         exits=exits,
+        device=device,
     ) as pipeline:
         runner = _Runner(pipeline, ids, max_new_tokens, book, seed)
         runner.warm(prompts[0])
@@ -166,7 +171,7 @@ def validate(
         "plain_latency_s": float(
             np.median([run["plain_per_token_s"] for run in book.runs if run["n_tokens"]])
         ),
-        "provenance": timing_provenance(loaded, units, exits),
+        "provenance": timing_provenance(loaded, exits, pipeline.devices),
     }
     write_json(out / VALIDATION_FILE, report)
     return report
