@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -301,6 +302,18 @@ def test_more_parts_than_heads(engine: SharedEngine) -> None:
 def test_how_parts_talk() -> None:
     assert backend_for(("cuda:0", "cuda:0")) == "gloo", "NCCL does not take a GPU twice"
     assert backend_for(("cpu", "cpu")) == "gloo"
+
+
+def test_a_part_that_never_comes(engine: SharedEngine) -> None:
+    """The first waits for it; still the error is the other one's, and soon."""
+    nowhere = Place(1, None, "cuda:99")
+    begin = time.monotonic()
+    with (
+        pytest.raises(RunFailedError, match="got on unit 1: "),
+        units(engine, [CPUS[0], nowhere], split=True),
+    ):
+        pass
+    assert time.monotonic() - begin < 60, "not as long as it would wait"
 
 
 @pytest.mark.parametrize("where", [CPUS, FAR])

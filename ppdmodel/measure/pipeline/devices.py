@@ -50,7 +50,7 @@ def devices(device: str, units: int) -> tuple[str, ...]:
     if found <= max(int(name.split(":")[1]) for name in names):
         raise InvalidInputError(
             f"units must not exceed the CUDA devices; got {', '.join(names)}; torch finds {found}; "
-            + ("name one twice to share it" if found else "use cpu")
+            + ("name one twice to share it" if found else "use cpu, or install a torch for CUDA")
         )
     return tuple(names)
 

@@ -131,6 +131,7 @@ class Units:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._due: set[int] = set()  # units that owe an answer
+        self._store: Any = None  # where the parts of a split text meet
 
     def __enter__(self) -> Units:
         context = multiprocessing.get_context("spawn")
@@ -147,8 +148,9 @@ class Units:
                 finally:
                     theirs.close()
                 self._processes.append(process)
-            for number in range(len(self.where)):
-                self._receive(number)
+            here = set[int]()
+            while len(here) < len(self.where):  # whoever fails says so, though others wait for it
+                here |= set(self._arrived(None, here))
         except BaseException:
             self.close()
             raise
@@ -180,7 +182,7 @@ class Units:
             if process.is_alive():
                 process.kill()
                 process.join()
-        self._processes, self._pipes = [], []
+        self._processes, self._pipes, self._store = [], [], None
         self.memory.close()
         self.cache.close()
 
