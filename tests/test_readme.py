@@ -221,6 +221,40 @@ def test_what_is_said_about_the_times_is_in_them() -> None:
     assert f"The fastest setting is {1 / best['measured']:.2f} times as fast" in page
 
 
+def test_what_is_said_about_another_day_is_in_its_data() -> None:
+    page = " ".join((ROOT / "docs" / "decoding.md").read_text("utf-8").split())
+    said = page[page.index("**On another day**") : page.index("**The same text.**")]
+    folder = ROOT / "data" / "smollm2-135m-another-day-validation"
+    report = json.loads((folder / "validation.json").read_text("utf-8"))
+    written = json.loads((folder / "predictions.json").read_text("utf-8"))["predictions"]
+    timing_file = ROOT / "data" / "smollm2-135m-another-day.timing.json"
+    timing = json.loads(timing_file.read_text("utf-8"))
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()[1:]]
+    cells, splits = report["cells"], report["coverage_over_splits"]
+    assert [row["predicted"] for row in cells] == [row["ratio"] for row in written]
+    plain = [1e3 * row["plain_per_token_s"] for row in runs]
+    assert f"took {min(plain):.0f} to {max(plain):.0f} ms" in said
+    layer = timing["terms"]["layer_time_s"]["value"]
+    reading = statistics.median(term["value"] for term in timing["by_k"]["1"]["exit_time_s"])
+    assert f"as long as {reading / layer:.1f} layers" in said
+    for words, name in (("predicted", "predicted"), ("measured", "measured")):
+        speeds = [1 / row[name] for row in cells]
+        assert f"{words} {min(speeds):.2f} to {max(speeds):.2f}" in said
+    errors = [-row["error"] for row in cells]
+    assert min(errors) > 0
+    assert (
+        f"by {min(errors):.1%} to {max(errors):.1%} (median {statistics.median(errors):.1%}, "
+        in said
+    )
+    assert f"{report['all']['median_match_part']:.1%} of it match rate)" in said
+    assert f"{report['all']['within']} of {len(cells)} lie within" in said
+    assert f"{splits['within']} of {splits['n']}, far from 95%" in said
+    assert report["n_other_text"] == 0
+    assert f"{timing['provenance']['rounds']} repetitions of the timing" in said
+    judged, fitted = cells[0]["n_prompts"], report["settings"]["fit_prompts"]
+    assert f"{fitted} prompts to correct, {judged} to judge" in said
+
+
 def test_the_texts_of_real_ppd_are_those_of_plain_decoding() -> None:
     found = json.loads((ROOT / "data" / "smollm2-135m-exactness.json").read_text("utf-8"))
     page = (ROOT / "docs" / "decoding.md").read_text("utf-8")
