@@ -19,6 +19,9 @@ from .results import Calibration, Timed, Timing
 #: times that are corrected by a factor, which is held to 1 as by an observation with this deviation
 CORRECTED = ("busy_layer_time", "batch_layer_time", "exit_time")
 PRIOR_DEVIATION, NOISE = 0.05, 0.02
+#: how far one text's runs lie from the others' together, and one run by itself: standard deviations
+#: of logarithms, as if each had been seen `PRIOR_RUNS` times, since few texts say little of them
+TEXT_SCATTER, RUN_SCATTER, PRIOR_RUNS = 0.03, 0.06, 3
 RESAMPLES = 1000
 
 
@@ -53,6 +56,19 @@ class CellRuns:
     n_tokens: np.ndarray
     n_matched: np.ndarray
 
+    @classmethod
+    def of_rows(cls, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> CellRuns:
+        """From the lines of `runs.jsonl`, a prompt each; those without tokens do not count."""
+        rows = [row for row in rows if row["n_tokens"]]
+        n = np.array([row["n_tokens"] for row in rows])
+        return cls(
+            cell=cell,
+            ppd_s=np.array([row["ppd_s"] for row in rows]),
+            plain_s=np.array([row["plain_per_token_s"] for row in rows]) * n,
+            n_tokens=n,
+            n_matched=np.array([row["n_matched"] for row in rows]),
+        )
+
     @property
     def ratio(self) -> float:
         """PPD's latency over that of plain decoding."""
@@ -72,10 +88,37 @@ class CellRuns:
 
 @dataclass(frozen=True)
 class Corrections:
-    """Factors of some times, fitted to real runs, and the deviation that they leave."""
+    """Factors of some times, fitted to real runs, and how far the runs lie from them.
+
+    Attributes:
+        factors: by name of the time.
+        deviation: of cells: what the factors leave. This and the others are standard deviations of
+            logarithms.
+        n_texts: texts that the factors were fitted to; 0 takes them to be exact.
+        text_scatter: of the mean of all cells, from one text to another.
+        run_scatter: of single runs within a cell.
+    """
 
     factors: Mapping[str, float]
     deviation: float
+    n_texts: int = 0
+    text_scatter: float = 0.0
+    run_scatter: float = 0.0
+
+    def noise(self, rng: np.random.Generator, n_texts: int, size: int) -> np.ndarray:
+        """Draws of what a cell's ratio over `n_texts` other texts may be off by, [size].
+
+        The factors are off by what the texts that they were fitted to are off by; and the texts to
+        come scatter too.
+        """
+        logs = rng.normal(0, self.deviation, size)
+        logs += rng.normal(0, self.run_scatter / np.sqrt(n_texts), size)
+        if self.n_texts:
+            freedom = self.n_texts - 1 + PRIOR_RUNS
+            off = self.text_scatter / np.sqrt(self.n_texts)
+            logs += off * rng.standard_t(freedom, size)
+        drawn: np.ndarray = np.exp(logs)
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -139,7 +182,30 @@ def fit_corrections(timing: Timing, runs: Sequence[CellRuns]) -> Corrections:
     # as if NOISE had been seen as often as there are factors: few runs say little of it
     prior, freedom = len(CORRECTED), max(len(runs) - len(CORRECTED), 0)
     deviation = float(np.sqrt(((left**2).sum() + prior * NOISE**2) / (freedom + prior)))
-    return Corrections(dict(zip(CORRECTED, found.x.tolist(), strict=True)), deviation)
+    factors = dict(zip(CORRECTED, found.x.tolist(), strict=True))
+    return Corrections(factors, deviation, *_scatter(timing, runs, factors))
+
+
+def _scatter(
+    timing: Timing, runs: Sequence[CellRuns], factors: Mapping[str, float]
+) -> tuple[int, float, float]:
+    """How many texts there are, and how far apart they lie: of their means, and of single runs.
+
+    Each text is held against what its own matches let expect, so that only times scatter.
+    """
+    if not runs:
+        return 0, TEXT_SCATTER, RUN_SCATTER
+    expected = [predicted_ratio(timing, r.n_matched / r.n_tokens, r.cell, factors) for r in runs]
+    logs = [np.log(r.ppd_s / r.plain_s / e) for r, e in zip(runs, expected, strict=True)]
+    left = np.array([each - each.mean() for each in logs])  # [cells, texts]
+    n = left.shape[1]
+
+    def scatter(squares: np.ndarray, freedom: int, prior: float) -> float:
+        total = squares.sum() + PRIOR_RUNS * prior**2
+        return float(np.sqrt(total / (freedom + PRIOR_RUNS)))
+
+    between = scatter(left.mean(0) ** 2, n - 1, TEXT_SCATTER)
+    return n, between, scatter(left**2, (n - 1) * len(runs), RUN_SCATTER)
 
 
 def predict(
@@ -155,7 +221,8 @@ def predict(
     """Predict every cell's ratio for as many other prompts, with 95% prediction intervals.
 
     The interval resamples the calibration's prompts twice, for its own error and for the prompts
-    that will be run; the repetitions of the timing; and the deviation that the corrections left.
+    that will be run; the repetitions of the timing; the deviation that the corrections left; and
+    the scatter of the texts' times, of those that corrected and of those to come.
     """
     rng = np.random.default_rng(seed)
     own = prompt_weights(len(calibration.prompt_ids), resamples, rng)
@@ -163,7 +230,7 @@ def predict(
     new = rng.multinomial(n_prompts, chance, size=resamples)
     draws = [resampled_timing(timing, rng) for _ in range(50)]
     of_draw = np.arange(resamples) % len(draws)
-    noise = np.exp(rng.normal(0, corrections.deviation, resamples))
+    noise = corrections.noise(rng, n_prompts, resamples)
     found = []
     for cell in cells:
         place = (slice(None), cell.exit_layer - 1, cell.k - 1)

@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ppdmodel import Calibration, Measurement, load, optimize
+from ppdmodel.io import load_calibration, load_timing
+from ppdmodel.validation import (
+    Cell,
+    CellRuns,
+    coverage_over_splits,
+    fit_corrections,
+    predict,
+    without,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -247,12 +258,60 @@ def test_what_is_said_about_another_day_is_in_its_data() -> None:
         in said
     )
     assert f"{report['all']['median_match_part']:.1%} of it match rate)" in said
-    assert f"{report['all']['within']} of {len(cells)} lie within" in said
-    assert f"{splits['within']} of {splits['n']}, far from 95%" in said
+    assert f"only {report['all']['within']} of {len(cells)} lay within" in said
+    assert f"of the prompts {splits['within']} of {splits['n']}." in said
     assert report["n_other_text"] == 0
     assert f"{timing['provenance']['rounds']} repetitions of the timing" in said
     judged, fitted = cells[0]["n_prompts"], report["settings"]["fit_prompts"]
     assert f"{fitted} prompts to correct, {judged} to judge" in said
+    before, after, within, again = intervals_made_again("another-day", "-trained")
+    assert f"reaches {after} to either side instead of {before}" in said
+    assert f"after the fact, {within} of {len(cells)} and {again} of {splits['n']} hold" in said
+
+
+def test_what_the_scatter_of_texts_does_to_the_other_intervals() -> None:
+    page = " ".join((ROOT / "docs" / "decoding.md").read_text("utf-8").split())
+    found = [intervals_made_again(name.strip("-"), name) for name in ("", "-trained")]
+    ends = [[half.split(" to ") for half in row[:2]] for row in found]
+
+    def reach(kind: int) -> str:
+        low, high = ([int(row[kind][end].rstrip("%")) for row in ends] for end in (0, 1))
+        return f"{min(low)}% to {max(high)}%"
+
+    assert f"would reach {reach(1)} instead of {reach(0)}" in page
+    assert all(row[2:] == (18, 720) for row in found)
+
+
+def intervals_made_again(name: str, kind: str) -> tuple[str, str, int, int]:
+    """How far intervals reach without and with the scatter of texts; how many hold with it."""
+    stem = "-".join(filter(None, ("smollm2-135m", name)))
+    folder = ROOT / "data" / f"{stem}-validation"
+    timing = load_timing(ROOT / "data" / f"{stem}.timing.json")
+    calibration = load_calibration(ROOT / "data" / f"smollm2-135m{kind}.calibration.json")
+    head, *rows = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    settings = head["settings"]
+    others = without(calibration, settings["prompts"])
+    fitted, judged = (
+        [found for cell in settings["cells"] if (found := runs_of_cell(rows, part, cell))]
+        for part in ("fit", "held-out")
+    )
+    corrections = fit_corrections(timing, fitted)
+    alike = replace(corrections, n_texts=0, run_scatter=0.0)
+    reach, within = [], 0
+    for kept in (alike, corrections):
+        made = predict(others, timing, [r.cell for r in judged], len(judged[0].n_tokens), kept)
+        half = [(p.ci_high - p.ci_low) / p.ratio / 2 for p in made]
+        reach.append(f"{min(half):.0%} to {max(half):.0%}")
+        within = sum(p.ci_low <= r.ratio <= p.ci_high for p, r in zip(made, judged, strict=True))
+    splits = coverage_over_splits(others, timing, judged, corrections)
+    return reach[0], reach[1], within, splits["within"]
+
+
+def runs_of_cell(rows: list[dict[str, Any]], part: str, name: str) -> CellRuns | None:
+    """The runs of a cell on file, if there are any."""
+    exit_layer, k = (int(number[1:]) for number in name.split("-"))
+    own = [r for r in rows if (r["part"], r["cell"]) == (part, name)]
+    return CellRuns.of_rows(Cell(exit_layer, k), own) if own else None
 
 
 def test_the_texts_of_real_ppd_are_those_of_plain_decoding() -> None:

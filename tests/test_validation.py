@@ -127,9 +127,18 @@ def a_calibration(prompts: int, seed: int = 0, tokens: int = 60) -> Calibration:
 
 
 def runs_of(
-    timing: Timing, calibration: Calibration, cell: Cell, factors: Any, noise: float, seed: int
+    timing: Timing,
+    calibration: Calibration,
+    cell: Cell,
+    factors: Any,
+    noise: float,
+    seed: int,
+    texts: Any = 0.0,
 ) -> CellRuns:
-    """What real runs would give, if the model held but for a noise from prompt to prompt."""
+    """What real runs would give, if the model held but for a noise from prompt to prompt.
+
+    `texts` is what the runs of a prompt have in common, [prompts].
+    """
     rng = np.random.default_rng([seed, cell.exit_layer, cell.k])
     n = len(calibration.prompt_ids)
     matched = calibration.hits[:, cell.exit_layer - 1, cell.k - 1]
@@ -138,7 +147,7 @@ def runs_of(
         predicted_ratio(timing, m / t, cell, factors)
         for m, t in zip(matched, calibration.tokens, strict=True)
     ]
-    ppd_s = plain * np.array(ratios) * np.exp(rng.normal(0, noise, n))
+    ppd_s = plain * np.array(ratios) * np.exp(rng.normal(0, noise, n) + texts)
     return CellRuns(cell, ppd_s, plain, calibration.tokens, matched)
 
 
@@ -217,6 +226,44 @@ def test_prediction_intervals_hold_as_often_as_they_say() -> None:
             n += 1
     low, high = binomial_interval(within, n)
     assert low <= 0.95 <= high, f"{within} of {n}"
+
+
+@pytest.mark.parametrize("fitted_on", [3, 6])
+def test_intervals_know_that_texts_scatter(fitted_on: int) -> None:
+    """Real runs of a text lie 2 to 8% from others in common, and some 5% from each other."""
+    timing, counts = a_timing(), {"all": 0, "as if texts were alike": 0}
+    worlds, cells = 40, [CELLS[0], CELLS[3], CELLS[6]]
+    for seed in range(worlds):
+        rng = np.random.default_rng(seed)
+        known = a_calibration(40, seed)
+        first, new = a_calibration(fitted_on, 2000 + seed), a_calibration(8, 1000 + seed)
+        common = [rng.normal(0, 0.07, len(c.prompt_ids)) for c in (first, new)]
+        truth = NO_CORRECTIONS.factors
+        runs = [runs_of(timing, first, cell, truth, 0.05, seed, common[0]) for cell in cells]
+        found = fit_corrections(timing, runs)
+        assert found.n_texts == fitted_on
+        judge = runs_of(timing, new, cells[1], truth, 0.05, 999 + seed, common[1])
+        alike = replace(found, n_texts=0, run_scatter=0.0)
+        for name, corrections in zip(counts, (found, alike), strict=True):
+            (asked,) = predict(known, timing, [cells[1]], 8, corrections, seed=seed, resamples=200)
+            counts[name] += asked.ci_low <= judge.ratio <= asked.ci_high
+    low, high = binomial_interval(counts["all"], worlds)
+    assert low <= 0.95 <= high, counts
+    assert counts["as if texts were alike"] < counts["all"], "or the scatter did not matter"
+
+
+def test_the_scatter_of_texts_is_found() -> None:
+    timing, many = a_timing(), a_calibration(400, tokens=400)
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 0.05, 400)
+    runs = [runs_of(timing, many, c, NO_CORRECTIONS.factors, 0.04, 1, common) for c in CELLS]
+    found = fit_corrections(timing, runs)
+    # of a mean over eight cells, and of a run
+    assert found.text_scatter == pytest.approx(np.hypot(0.05, 0.04 / np.sqrt(8)), rel=0.1)
+    assert found.run_scatter == pytest.approx(np.hypot(0.05, 0.04), rel=0.1)
+    one = fit_corrections(timing, [run.of([0]) for run in runs])  # says nothing of others
+    assert one.n_texts == 1
+    assert (one.text_scatter, one.run_scatter) == pytest.approx((0.03, 0.06))
 
 
 def test_an_error_is_split_into_its_parts() -> None:

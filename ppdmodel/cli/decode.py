@@ -101,10 +101,10 @@ def decode_command(
     from ..files import check_writable
     from ..io import load_calibration, load_timing
     from ..measure import Sampling, decode, load_exits, load_model, locate
-    from ..measure.pipeline.devices import devices
     from ..measure.pipeline.fitness import check_fits
+    from ..measure.pipeline.pool import places
 
-    names = devices(device, numbers["units"])
+    names = [place.device for place in places(numbers["units"], device=device)]
     rates = load_calibration(calibration) if calibration else None
     times = load_timing(timing) if timing else getattr(rates, "timing", None)
     if trace is not None:

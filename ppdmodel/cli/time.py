@@ -68,10 +68,10 @@ def time_command(
     from ..files import check_writable
     from ..io import save
     from ..measure import load_exits, load_model, locate, time_model
-    from ..measure.pipeline.devices import devices
+    from ..measure.pipeline.pool import places
 
     check_writable(out)
-    devices(device, numbers["units"])
+    places(numbers["units"], device=device)
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
     note("loading the model ...")

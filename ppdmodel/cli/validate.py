@@ -88,10 +88,10 @@ def validate_command(
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
     from ..io import load_calibration, load_timing
     from ..measure import default_prompts, load_exits, load_model, locate, validate
-    from ..measure.pipeline.devices import devices
     from ..measure.pipeline.fitness import check_fits
+    from ..measure.pipeline.pool import places
 
-    names = devices(device, numbers["units"])
+    names = [place.device for place in places(numbers["units"], device=device)]
     rates = load_calibration(calibration)
     times = load_timing(timing) if timing else rates.timing
     if times is None:

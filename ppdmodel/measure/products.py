@@ -62,10 +62,8 @@ def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     filled up to a multiple of 4, for which it has its fast code. On several threads, and on
     devices, torch does it: two libraries' threads would wait for each other's cores.
     """
-    if weight.device.type != "cpu":
-        product = states @ weight
-        return product if bias is None else product + bias
-    n, by_numpy = len(states), weight.dtype == torch.float32 and torch.get_num_threads() == 1
+    n, alone = len(states), weight.device.type == "cpu" and torch.get_num_threads() == 1
+    by_numpy = alone and weight.dtype == torch.float32
     if n == 1:
         row = states[0]
         product = torch.from_numpy(row.numpy() @ weight.numpy()) if by_numpy else weight.t() @ row

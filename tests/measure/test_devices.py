@@ -24,12 +24,14 @@ from ppdmodel.measure.exits import logit_exit
 from ppdmodel.measure.models import LoadedModel
 from ppdmodel.measure.pipeline import pipeline as pipeline_module
 from ppdmodel.measure.pipeline import timing as timing_module
+from ppdmodel.measure.pipeline import unit as unit_module
+from ppdmodel.measure.pipeline.board import Board, Size, new_board
 from ppdmodel.measure.pipeline.devices import devices, machine
 from ppdmodel.measure.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.measure.pipeline.kv import Cache
 from ppdmodel.measure.pipeline.parts import Link, Part, backend_for, check_parts
 from ppdmodel.measure.pipeline.pool import Place, Units, places
-from ppdmodel.measure.pipeline.unit import Did, Script, Task
+from ppdmodel.measure.pipeline.unit import Did, Script, Task, Unit
 from tests.conftest import TEXT, make_tiny_llama
 
 from .far import FarPlace
@@ -37,6 +39,12 @@ from .far import FarPlace
 LAYERS, TOKENS, K = 4, 12, 3
 #: most new tokens, and most tokens of a text
 MOST, ROOM = 40, 80
+#: commands as far as their last option, a file
+RUNS = {
+    "decode": ["--exit-layer", "2", "--prompt", "x", "--trace"],
+    "time": ["--out"],
+    "validate": ["--calibration", "data/smollm2-135m.json", "--out"],
+}
 CPUS = [Place(1, None)] * 2
 FAR = [FarPlace(1, None, "far:0"), FarPlace(1, None, "far:1")]
 
@@ -118,15 +126,21 @@ def test_wrong_names(device: str, found: int, words: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", ["decode", "time", "validate"])
+def test_more_units_than_there_could_be(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for device in ("cpu", "cuda"):
+        words = [*RUNS[command], str(tmp_path / "x"), "--units", str(10**12), "--device", device]
+        assert run_command([command, *words]) == 2
+        assert "units must not exceed the CPUs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["decode", "time", "validate"])
 def test_a_device_that_is_not_there(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    options = {
-        "decode": ["--exit-layer", "2", "--prompt", "x"],
-        "time": ["--out", str(tmp_path / "timing.json")],
-        "validate": ["--calibration", "data/smollm2-135m.json", "--out", str(tmp_path / "v")],
-    }
-    assert run_command([command, *options[command], "--device", "cuda:0,cuda:99"]) == 2
+    words = [*RUNS[command], str(tmp_path / "x"), "--device", "cuda:0,cuda:99"]
+    assert run_command([command, *words]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert "units must not exceed the CUDA devices; got cuda:0, cuda:99" in error[0]
@@ -193,9 +207,7 @@ def test_samples_on_devices(
 
 
 @pytest.mark.skipif(not torch.cuda.device_count(), reason="there is no GPU")
-def test_on_gpus(
-    engine: SharedEngine, texts: list[tuple[int, ...]], plain: Any
-) -> None:  # pragma: no cover
+def test_on_gpus(engine: SharedEngine, texts: list[tuple[int, ...]], plain: Any) -> None:
     for split in (False, True):
         with units(engine, places(2, device="cuda:0,cuda:0"), split=split) as made:
             if not split:
@@ -210,6 +222,33 @@ def test_a_device_that_computes_wrongly_is_refused(engine: SharedEngine) -> None
         units(engine, [FAR[0], wrong]),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("options", "waits"),
+    [
+        ({}, 0),  # plain text is as fast as it can be
+        ({"timed": True}, 1 + 3 * LAYERS),
+        ({"exit_layer": 2, "k": 1}, 1 + 3 * LAYERS),  # others wait for what a layer made
+    ],
+)
+def test_where_a_device_is_waited_for(
+    engine: SharedEngine,
+    texts: list[tuple[int, ...]],
+    plain: Any,
+    options: dict[str, Any],
+    waits: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the prompt, and after each layer of the three tokens behind the first."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(unit_module, "wait_for", waited.append)
+    opened = engine.open()
+    board = new_board(Size(MOST, 1, K, engine.shape.width, opened.dtype))
+    unit = Unit(0, opened, Board(board), Cache(torch.zeros(opened.cache_shape(ROOM))))
+    unit.run(Task(texts[0], 4, **options))
+    assert tuple(unit.board.verdict[:4] - 1) == plain[0][:4]
+    assert len(waited) == waits
 
 
 def test_a_cache_fetches_each_row_once() -> None:
@@ -279,7 +318,7 @@ def test_parts_make_the_whole(
         try:
             link = ThreadLink(Part(number, of), box, all_here)
             found[number] = engine.open(link=link).shape
-        except Exception as error:  # pragma: no cover
+        except Exception as error:
             all_here.abort()
             found[number] = error
 

@@ -173,15 +173,15 @@ def test_sha256_of_parts_is_that_of_the_whole(tmp_path: Path) -> None:
     [
         ("/a/b", "/xdg", "/a/b"),
         ("", "/xdg", "/xdg/ppdmodel"),
-        (None, "relative", "/home/me/.cache/ppdmodel"),
-        (None, "", "/home/me/.cache/ppdmodel"),
-        (None, None, "/home/me/.cache/ppdmodel"),
+        (None, "relative", "/mine/.cache/ppdmodel"),
+        (None, "", "/mine/.cache/ppdmodel"),
+        (None, None, "/mine/.cache/ppdmodel"),
     ],
 )
 def test_the_cache_is_per_user(
     monkeypatch: pytest.MonkeyPatch, ours: str | None, base: str | None, expected: str
 ) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr(Path, "home", lambda: Path("/mine"))
     for name, value in (("PPDMODEL_CACHE", ours), ("XDG_CACHE_HOME", base)):
         if value is None:
             monkeypatch.delenv(name, raising=False)

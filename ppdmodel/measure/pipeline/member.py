@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from torch import Tensor
 
 from .unit import PATIENCE, GoneError, Task, Unit, give_way
@@ -21,12 +19,11 @@ class Member(Unit):
     def _text(self, task: Task) -> None:
         self.task = task
         self.cache.begin(handed_over=False)
-        with suppress(GoneError):
-            self._prompt()
-            for token in range(1, task.max_new_tokens):
-                if not self._goes_on(token):
-                    return
-                self._verified(token, None)
+        self._prompt()
+        for token in range(1, task.max_new_tokens):
+            if not self._goes_on(token):
+                return
+            self._verified(token, None)
 
     def _goes_on(self, token: int) -> bool:
         said = self.board.progress

@@ -248,20 +248,10 @@ class _Book:
         found = {(r["prompt_id"], r["cell"]): r for r in self.runs if r["part"] == part}
         result = []
         for cell in cells:
-            rows = [found[prompt.id, cell.name] for prompt in prompts]
-            rows = [row for row in rows if row["n_tokens"]]
-            if not rows:
+            runs = CellRuns.of_rows(cell, [found[prompt.id, cell.name] for prompt in prompts])
+            if not len(runs.n_tokens):
                 raise RunFailedError(f"cell {cell.name} must have tokens; got texts of under 3")
-            n = np.array([row["n_tokens"] for row in rows])
-            result.append(
-                CellRuns(
-                    cell=cell,
-                    ppd_s=np.array([row["ppd_s"] for row in rows]),
-                    plain_s=np.array([row["plain_per_token_s"] for row in rows]) * n,
-                    n_tokens=n,
-                    n_matched=np.array([row["n_matched"] for row in rows]),
-                )
-            )
+            result.append(runs)
         return result
 
     def predictions(
