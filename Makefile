@@ -38,9 +38,10 @@ test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
 	$(BIN)/python -m pytest -q $(ALONE)
 
-lint: $(STAMP) ## ruff
+lint: $(STAMP) ## ruff, and imports that run one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --quiet
 
 types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
@@ -63,10 +64,10 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel models install smollm2-135m
 	$(BIN)/ppdmodel measure --model smollm2-135m --max-new-tokens 128 --out data/smollm2-135m
 	$(BIN)/ppdmodel measure --model smollm2-135m --temperature 1 --no-guesses --out data/smollm2-135m-sampled
-	$(BIN)/python data/exits.py smollm2-135m
+	$(BIN)/python -m experiments.exits smollm2-135m
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
 	$(BIN)/ppdmodel fit data/smollm2-135m-trained --out data/smollm2-135m-trained.calibration.json
-	$(BIN)/python data/coverage.py
+	$(BIN)/python -m experiments.coverage
 	$(MAKE) data-validation
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg
@@ -81,13 +82,13 @@ data-validation: $(STAMP) ## time, predict and run PPD again on this machine (an
 	$(BIN)/ppdmodel validate --exits $(EXITS) --calibration data/smollm2-135m-trained.calibration.json --timing data/smollm2-135m-trained.timing.json --limit 20 --fit-prompts 6 --out data/smollm2-135m-trained-validation
 	$(BIN)/ppdmodel time --k 1,3,5 --rounds 16 --out data/smollm2-135m.timing.json
 	$(BIN)/ppdmodel validate --calibration data/smollm2-135m.calibration.json --timing data/smollm2-135m.timing.json --limit 20 --fit-prompts 6 --out data/smollm2-135m-validation
-	$(BIN)/python data/exactness.py $(EXITS)
+	$(BIN)/python -m experiments.exactness $(EXITS)
 	$(BIN)/ppdmodel plot data/smollm2-135m-validation,data/smollm2-135m-trained-validation --kind predicted --out docs/images/predicted.svg
 
 data-gemma: $(STAMP) ## make again what data/ holds of Gemma 3 270M; ACCEPT=--accept-license accepts its licence
 	$(BIN)/ppdmodel models install gemma3-270m $(ACCEPT)
 	$(BIN)/ppdmodel measure --model gemma3-270m --raw --no-guesses --max-new-tokens 128 --out data/gemma3-270m
-	$(BIN)/python data/exits.py gemma3-270m --raw --tokens
+	$(BIN)/python -m experiments.exits gemma3-270m --raw --tokens
 
 figures: $(STAMP) ## draw the figures of theory/ again
 	$(BIN)/python theory/figures.py

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ppdmodel import fit, optimize
-from ppdmodel.fitting import Counts, calibrated
-from ppdmodel.resample import percentiles, prompt_weights, resampled_rates
-from ppdmodel.results import Measurement
+from ppdmodel.fitting.calibrate import Counts, calibrated
+from ppdmodel.results.intervals import percentiles, prompt_weights, resampled_rates
+from ppdmodel.results.measurement import Measurement
 
 PROMPTS, TOKENS, ROUNDS = 100, 100, 3
 FIT_S, OPTIMIZE_S = 10.0, 2.0

@@ -7,8 +7,9 @@ import time
 
 import torch
 
-from ppdmodel.measure import Pipeline, default_prompts, load_model, locate
-from ppdmodel.measure.models import LoadedModel
+from ppdmodel.measure import default_prompts, load_model, locate
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import Pipeline
 
 from .measuring import spread
 

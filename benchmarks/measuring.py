@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppdmodel.measure.exits import Exit
-from ppdmodel.measure.models import load_model
-from ppdmodel.measure.products import pack_head
+from ppdmodel.measure.decoder.exit import Exit
+from ppdmodel.measure.decoder.kernels import pack_head
+from ppdmodel.measure.decoder.ranks import BLOCK, Ranker
+from ppdmodel.measure.models.loading import load_model
+from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import default_prompts
-from ppdmodel.measure.ranks import BLOCK, Ranker
-from ppdmodel.measure.sources import locate
 
 from .rivals import envs
 
@@ -59,8 +59,8 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 def loading() -> None:
     """The model from its cache, in a fresh process, and the libraries that this imports."""
     code = (
-        "import time; from ppdmodel.measure.models import load_model;"
-        "from ppdmodel.measure.sources import locate; import transformers;"
+        "import time; from ppdmodel.measure import load_model;"
+        "from ppdmodel.measure import locate; import transformers;"
         "begin = time.perf_counter(); transformers.AutoTokenizer, transformers.LlamaForCausalLM;"
         f"start = time.perf_counter(); load_model(locate('{MODEL}'));"
         "print(start - begin, time.perf_counter() - start)"

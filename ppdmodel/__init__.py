@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import symbolic
-    from .comparison import compare
-    from .counting import fit_table
-    from .differing import differences
-    from .distribution import TotalLatency, total_latency
-    from .estimation import estimate, estimate_from, required_p_correct
-    from .explorer import explore
-    from .fitting import fit
+    from .decide.compare import compare
+    from .decide.estimate import estimate, estimate_from, required_p_correct
+    from .decide.optimize import optimize
+    from .decide.replay_report import replay_report
+    from .decide.threshold_rule import threshold_report
+    from .fitting.calibrate import fit
+    from .fitting.counts_file import fit_table
+    from .fitting.group_differences import differences
     from .formulas import (
         DraftTree,
         best_exit,
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         speculative_tokens_per_round,
         speedup,
         start_worth,
+        symbolic,
         tensor_parallel_compute,
         tensor_parallel_latency,
         tensor_parallel_linked_latency,
@@ -76,31 +77,35 @@ if TYPE_CHECKING:
         tree_speculative_compute,
         tree_speculative_latency,
     )
-    from .io import load, load_guesses, save
-    from .optimization import optimize
-    from .replays import replay_report
-    from .results import Calibration, Guesses, Measurement, Policy, Replay, Simulation
-    from .sensitivities import sensitivity
-    from .simulation import replay, simulate
-    from .thresholds import threshold_report
+    from .formulas.distribution import TotalLatency, total_latency
+    from .formulas.symbolic.sensitivity import sensitivity
+    from .results.calibration import Calibration
+    from .results.io import load, load_guesses, save
+    from .results.measurement import Guesses, Measurement
+    from .show.explorer import explore
+    from .simulation.policy import Policy
+    from .simulation.runs import Replay, Simulation
+    from .simulation.simulator import replay, simulate
 
-#: module -> its public names, loaded when a name is first used. No module is called like one of
-#: its public names: importing it would hide that name behind the module.
+#: module -> its public names beside the formulas, loaded when a name is first used
 _NAMES = {
-    "comparison": ("compare",),
-    "counting": ("fit_table",),
-    "differing": ("differences",),
-    "distribution": ("TotalLatency", "total_latency"),
-    "estimation": ("estimate", "estimate_from", "required_p_correct"),
-    "explorer": ("explore",),
-    "fitting": ("fit",),
-    "io": ("load", "load_guesses", "save"),
-    "optimization": ("optimize",),
-    "replays": ("replay_report",),
-    "results": ("Calibration", "Guesses", "Measurement", "Policy", "Replay", "Simulation"),
-    "sensitivities": ("sensitivity",),
-    "simulation": ("replay", "simulate"),
-    "thresholds": ("threshold_report",),
+    "decide.compare": ("compare",),
+    "decide.estimate": ("estimate", "estimate_from", "required_p_correct"),
+    "decide.optimize": ("optimize",),
+    "decide.replay_report": ("replay_report",),
+    "decide.threshold_rule": ("threshold_report",),
+    "fitting.calibrate": ("fit",),
+    "fitting.counts_file": ("fit_table",),
+    "fitting.group_differences": ("differences",),
+    "formulas.distribution": ("TotalLatency", "total_latency"),
+    "formulas.symbolic.sensitivity": ("sensitivity",),
+    "results.calibration": ("Calibration",),
+    "results.io": ("load", "load_guesses", "save"),
+    "results.measurement": ("Guesses", "Measurement"),
+    "show.explorer": ("explore",),
+    "simulation.policy": ("Policy",),
+    "simulation.runs": ("Replay", "Simulation"),
+    "simulation.simulator": ("replay", "simulate"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -191,7 +196,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "symbolic":
-        return importlib.import_module(".symbolic", __name__)
+        return importlib.import_module(".formulas.symbolic", __name__)
     if name in _HOMES or name in __all__:
         return getattr(importlib.import_module(f".{_HOMES.get(name, 'formulas')}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,6 +40,39 @@ def real_number(name: str, value: Any, least: float, fix: str) -> Any:
     return value
 
 
+def probability(name: str, value: Any, fix: str = "give a probability") -> Any:
+    """Return `value`, or raise `InvalidInputError` unless it is one number in [0, 1].
+
+    >>> probability("share", 0.5)
+    0.5
+    """
+    try:
+        holds = bool(0 <= value <= 1)
+    except (TypeError, ValueError, RuntimeError):
+        holds = False
+    if not holds:
+        raise InvalidInputError(f"{name} must lie in [0, 1]; got {value}; {fix}")
+    return value
+
+
+#: what must hold of an autocorrelation, and what it means where it does not
+POSSIBLE_AUTOCORRELATION = (
+    "autocorrelation must be at least -p/(1-p) and -(1-p)/p",
+    "no sequence of matches at this match rate alternates that much",
+)
+
+
+def possible_autocorrelation(autocorrelation: Any, p_correct: Any) -> Any:
+    """Whether a two-state Markov chain has this rate and lag-1 autocorrelation, elementwise.
+
+    Its probabilities of a match after a miss, p(1 - rho), and after a match, p + rho(1 - p), must
+    both lie in [0, 1].
+    """
+    after_miss = p_correct * (1 - autocorrelation)
+    after_match = p_correct + autocorrelation * (1 - p_correct)
+    return (after_miss <= 1 + 1e-12) & (after_match >= 0)
+
+
 def check_schedule(layers: Any, exit_layer: Any, k: Any = 1, depth: Any = 1) -> None:
     """Raise unless all four are positive integers and `exit_layer <= layers`; depth may be None."""
     positive_integer("layers", layers)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppdmodel.results import Measurement
+from ppdmodel.results.measurement import Measurement
 
 pytest.register_assert_rewrite("tests.pages")  # so that its comparisons are shown
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

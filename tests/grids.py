@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ppdmodel import symbolic
+from ppdmodel.formulas import symbolic
 
 
 def arguments(name: str, rng: random.Random) -> dict[str, Any]:

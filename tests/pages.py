@@ -15,7 +15,7 @@ from typing import Any
 from typer.main import get_command
 
 from ppdmodel.cli import run
-from ppdmodel.cli.app import app
+from ppdmodel.cli.app import app_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -59,7 +59,7 @@ def command_lines(text: str) -> list[str]:
 
 def parse(arguments: list[str]) -> None:
     """Read a command's arguments without running it; a usage error if they are not its own."""
-    command: Any = get_command(app)
+    command: Any = get_command(app_of())
     at = 0
     while hasattr(command, "commands"):
         command, at = command.commands[arguments[at]], at + 1

@@ -12,11 +12,12 @@ import pytest
 
 import ppdmodel as ppd
 from ppdmodel import compare, fit
-from ppdmodel.answers import Comparison, Method
+from ppdmodel.decide.methods import Family, gated, self_speculation, two_exits
+from ppdmodel.decide.outcomes import Comparison, Method
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.recorded import DRAFTED, Recorded, rounds_of
-from ppdmodel.results import Calibration, Guesses, Measurement
-from ppdmodel.tallies import Family, gated, self_speculation, two_exits
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.measurement import Guesses, Measurement
+from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
 
 from .conftest import make_measurement
 from .test_validation import a_timing
@@ -87,7 +88,7 @@ def test_rounds_of_self_speculation_by_hand(measurement: Measurement) -> None:
 
 
 def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
-    family = self_speculation(Recorded.of(measurement))
+    family = self_speculation(TokenCounts.of(measurement))
     weights = weights_of(measurement)
     latency, compute = all_of(family, weights)
     rounds, tokens, d = rounds_of(measurement), measurement.tokens_by_prompt(), measurement.layers
@@ -97,12 +98,12 @@ def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
         assert latency[row, place] == pytest.approx(per_token * (3 * 5 + d) / d)
         assert compute[row, place] == pytest.approx(per_token * 4 * d / d)
     perfect = replace(measurement, rank=np.ones_like(measurement.rank))
-    at_exit = self_speculation(Recorded.of(perfect))
+    at_exit = self_speculation(TokenCounts.of(perfect))
     assert all_of(at_exit, weights)[0].min() < 0.5, "a perfect draft is much faster"
 
 
 def test_a_gate_by_hand(measurement: Measurement) -> None:
-    family, weights = gated(Recorded.of(measurement)), weights_of(measurement)
+    family, weights = gated(TokenCounts.of(measurement)), weights_of(measurement)
     latency, compute = all_of(family, weights)
     d, tokens = measurement.layers, measurement.tokens_by_prompt()
     assert not any(name.startswith("exit 3,") for name in family.settings), "the second half"
@@ -144,7 +145,7 @@ def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None
 
 
 def pairs(measurement: Measurement, guesses: Guesses | None = None) -> Family:
-    family = two_exits(Recorded.of(measurement, guesses))
+    family = two_exits(TokenCounts.of(measurement, guesses))
     assert family is not None
     return family
 
@@ -156,7 +157,7 @@ def named(result: Comparison, name: str) -> Method:
 def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
     result = compare(measurement, max_compute=1.8, acceptance_rate=0.8, draft_time=0.05)
     weights = np.ones((1, len(measurement.prompt_ids)), dtype=np.int64)
-    counts = Recorded.of(measurement)
+    counts = TokenCounts.of(measurement)
     for family in (gated(counts), self_speculation(counts), pairs(measurement)):
         latency, compute = (x[0] for x in all_of(family, weights))
         within = latency[(compute <= 1.8) & (latency < 1)]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ppdmodel import fit, load, save, threshold_report
-from ppdmodel.confidence import reliability_of
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results import Calibration, Guesses, Measurement
+from ppdmodel.fitting.guess_reliability import reliability_of
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.measurement import Guesses, Measurement
 
 from .test_thresholds import made_up
 

@@ -9,10 +9,11 @@ import pytest
 
 from ppdmodel import estimate_from, fit, fit_table, load, optimize, save
 from ppdmodel.cli import run
+from ppdmodel.decide.prediction import predicted_match_rate
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.prediction import predicted_match_rate
-from ppdmodel.results import Calibration, Measurement
-from ppdmodel.surfaces import FAMILIES
+from ppdmodel.fitting.curves import FAMILIES
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 

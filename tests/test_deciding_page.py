@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ppdmodel import (
-    Measurement,
-    compare,
-    load,
-    load_guesses,
-    threshold_report,
-)
-from ppdmodel.results import Interval, Timing
-from ppdmodel.shapes import shape
+from ppdmodel import Measurement, compare, load, load_guesses, threshold_report
+from ppdmodel.decide.hardware import shape
+from ppdmodel.results.intervals import Interval
+from ppdmodel.results.timing import Timing
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "deciding.md").read_text("utf-8")

@@ -11,7 +11,7 @@ import pytest
 from ppdmodel import differences, save
 from ppdmodel.cli import run
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results import Measurement
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 

@@ -10,7 +10,7 @@ import pytest
 
 from ppdmodel import estimate, estimate_from, fit, latency_per_token, required_p_correct
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results import Measurement
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 

@@ -11,10 +11,11 @@ import pytest
 
 from ppdmodel import fit, load, save
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting import curve_values
-from ppdmodel.resample import prompt_weights, resampled_rates
-from ppdmodel.results import Calibration, Measurement
-from ppdmodel.surfaces import family_of
+from ppdmodel.fitting.calibrate import curve_values, residuals
+from ppdmodel.fitting.curves import family_of
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.intervals import prompt_weights, resampled_rates
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 
@@ -76,9 +77,9 @@ def test_rates_and_intervals_are_those_of_resampled_prompts(measurement: Measure
 
 def test_residuals_are_measured_less_fitted(measurement: Measurement) -> None:
     result = fit(measurement, k_max=4, resamples=40)
-    residuals = result.residuals()
-    assert residuals == pytest.approx(result.p_correct - surface_of(result.curve, 6, 4))
-    inner = residuals[:-1]
+    left = residuals(result)
+    assert left == pytest.approx(result.p_correct - surface_of(result.curve, 6, 4))
+    inner = left[:-1]
     assert np.sqrt(np.mean(inner**2)) == pytest.approx(result.curve.rms_residual)
     worst = np.unravel_index(np.abs(inner).argmax(), inner.shape)
     assert result.curve.largest_residual_layer == worst[0] + 1

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ppdmodel import Calibration, files, fit, load, save
+from ppdmodel import Calibration, fit, load, save
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.results import Measurement
+from ppdmodel.results import files
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 

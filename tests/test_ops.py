@@ -10,7 +10,7 @@ import pytest
 import sympy
 import torch
 
-from ppdmodel import ops
+from ppdmodel.formulas import ops
 
 
 def test_extrema_of_every_backend() -> None:

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from ppdmodel import compute_per_token, fit, latency_per_token, optimize
-from ppdmodel.costing import TimedCosts
-from ppdmodel.errors import InvalidInputError
-from ppdmodel.judging import Rule
-from ppdmodel.prediction import (
+from ppdmodel.decide.costs import TimedCosts
+from ppdmodel.decide.methods import Family, gated, two_exits
+from ppdmodel.decide.prediction import (
     predicted_compute,
     predicted_latency_s,
     predicted_plain_latency_s,
 )
-from ppdmodel.results import Calibration, Measurement
-from ppdmodel.tallies import Family, gated, two_exits
+from ppdmodel.decide.selection import Rule
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 from .test_validation import a_calibration, a_timing

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import ppdmodel
-from ppdmodel.shapes import shape
+from ppdmodel.decide.hardware import shape
 
 from .pages import DECLARED, PAGES, ROOT, RUN_ELSEWHERE, Reader, blocks, inline_commands, parse
 
@@ -44,7 +44,7 @@ def workspace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "notes.txt").write_text("the quick brown fox\n\nover a lazy dog\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("ppdmodel.measure.exits._REGISTERED", {})
+    monkeypatch.setattr("ppdmodel.measure.decoder.exit._REGISTERED", {})
     return Reader(tmp_path, tiny_model)
 
 

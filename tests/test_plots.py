@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ppdmodel import Calibration, Measurement, compare, fit, plots, threshold_report
+from ppdmodel import Calibration, Measurement, compare, fit, threshold_report
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.show import plots
 
 from .conftest import make_measurement
 from .test_thresholds import made_up

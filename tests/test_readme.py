@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from ppdmodel import Calibration, Measurement, load, optimize
-from ppdmodel.io import load_calibration, load_timing
-from ppdmodel.validation import (
+from ppdmodel.pipeline.prediction_error import (
     Cell,
     CellRuns,
     coverage_over_splits,
@@ -22,6 +21,7 @@ from ppdmodel.validation import (
     predict,
     without,
 )
+from ppdmodel.results.io import load_calibration, load_timing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

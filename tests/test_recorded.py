@@ -16,10 +16,11 @@ import pytest
 import ppdmodel as ppd
 from ppdmodel import compare, fit_table, load, save
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.packed import pack, unpack
-from ppdmodel.recorded import COUNTS, MOST_PAIRED, Recorded, paired, pairs_of
-from ppdmodel.results import Calibration, Measurement
-from ppdmodel.validation import without
+from ppdmodel.pipeline.prediction_error import without
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.measurement import Measurement
+from ppdmodel.results.packing import pack, unpack
+from ppdmodel.results.token_counts import COUNTS, MOST_PAIRED, TokenCounts, paired, pairs_of
 
 from .conftest import make_measurement
 from .test_comparison import made_guesses
@@ -37,18 +38,18 @@ def renamed(measurement: Measurement, prefix: str) -> Measurement:
     return replace(measurement, prompt_ids=tuple(prefix + name for name in measurement.prompt_ids))
 
 
-def same(a: Recorded, b: Recorded) -> bool:
+def same(a: TokenCounts, b: TokenCounts) -> bool:
     names = ("tokens", *COUNTS, "shared")
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 def test_counts_are_those_of_their_shapes(measurement: Measurement) -> None:
-    found = Recorded.of(measurement, made_guesses(measurement))
+    found = TokenCounts.of(measurement, made_guesses(measurement))
     for name, shape in found.shapes().items():
         assert getattr(found, name).shape == shape
     assert found.pair_exits == (3, 4, 5)
     assert pairs_of(3).tolist() == [[0, 1], [0, 2], [1, 2]]
-    assert Recorded.of(make_measurement(layers=2)).both.shape[1] == 0
+    assert TokenCounts.of(make_measurement(layers=2)).both.shape[1] == 0
 
 
 def test_several_measurements_are_one(measurement: Measurement) -> None:
@@ -56,9 +57,9 @@ def test_several_measurements_are_one(measurement: Measurement) -> None:
     halves = (renamed(measurement, "a"), renamed(make_measurement(seed=4), "b"))
     guesses = [made_guesses(half) for half in halves]
     together = fit(halves, guesses=guesses).recorded
-    apart = [Recorded.of(*pair) for pair in zip(halves, guesses, strict=True)]
+    apart = [TokenCounts.of(*pair) for pair in zip(halves, guesses, strict=True)]
     assert together is not None
-    assert same(together, Recorded.joined(apart))
+    assert same(together, TokenCounts.joined(apart))
     assert len(together.tokens) == 24
     assert same(together.only(range(12)), apart[0])
     assert same(together.only(range(12, 24)), apart[1])

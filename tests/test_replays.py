@@ -9,7 +9,7 @@ import pytest
 
 from ppdmodel import Policy, expected_total_latency, replay, replay_report
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results import Measurement
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 

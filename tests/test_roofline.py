@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ppdmodel import optimize
+from ppdmodel.decide.hardware import Device, device, published_decoding, shape
+from ppdmodel.decide.prediction import predicted_latency_s, predicted_plain_latency_s
+from ppdmodel.decide.roofline import carried_over, ideal_times, roofline, shape_from_config
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.prediction import predicted_latency_s, predicted_plain_latency_s
-from ppdmodel.results import Timing
-from ppdmodel.roofline import carried_over, ideal_times, roofline, shape_from_config
-from ppdmodel.shapes import Device, device, published_decoding, shape
+from ppdmodel.results.timing import Timing
 
 from .test_validation import a_calibration
 

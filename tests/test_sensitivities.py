@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ppdmodel import formulas, sensitivity, symbolic
+from ppdmodel import formulas, sensitivity
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.formulas import symbolic
 
 from .grids import arguments
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ppdmodel.decide.hardware import device, models, shape
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.shapes import device, models, shape
 
 
 @pytest.mark.parametrize(

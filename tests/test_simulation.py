@@ -11,7 +11,7 @@ import pytest
 
 from ppdmodel import Measurement, Policy, formulas, replay, simulate
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results import Simulation
+from ppdmodel.simulation.runs import Simulation
 
 from .reference import tick_by_tick
 

@@ -14,8 +14,8 @@ from sphinx.util.inventory import InventoryFile
 from typer.main import get_command
 
 import ppdmodel
-from ppdmodel.cli.app import app
-from ppdmodel.files import KINDS
+from ppdmodel.cli.app import app_of
+from ppdmodel.results.files import KINDS
 
 from .pages import PAGES, ROOT, blocks
 
@@ -104,7 +104,7 @@ def test_every_public_name_is_documented(site: Path) -> None:
 def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
     text = page(site, "docs/reference/commands.html")
     text = re.sub(r"<[^>]+>", "", unescape(text))
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in get_command(app_of()).commands.items():  # type: ignore[attr-defined]
         inner = getattr(command, "commands", {"": command})
         for last, each in inner.items():
             assert f"ppdmodel {name} {last}".strip() in text

@@ -9,9 +9,9 @@ import pytest
 from scipy.special import logit
 
 from ppdmodel import load, load_guesses, threshold
-from ppdmodel.policies import Policies
-from ppdmodel.results import Measurement
-from ppdmodel.stopping import Candidates
+from ppdmodel.decide.optimal_stopping import Candidates
+from ppdmodel.decide.threshold_policies import Policies
+from ppdmodel.results.measurement import Measurement
 from tests.test_thresholds import LAYERS, made_up
 
 DATA = Path(__file__).parents[1] / "data"

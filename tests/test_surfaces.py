@@ -11,10 +11,10 @@ from scipy.optimize import check_grad, minimize
 
 from ppdmodel import fit
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting import curve_values
-from ppdmodel.likelihood import Cells, maximize
-from ppdmodel.results import Measurement
-from ppdmodel.surfaces import FAMILIES, Family, family_of
+from ppdmodel.fitting.calibrate import curve_values
+from ppdmodel.fitting.curves import FAMILIES, Family, family_of
+from ppdmodel.fitting.likelihood import Cells, maximize
+from ppdmodel.results.measurement import Measurement
 
 from .conftest import make_measurement
 

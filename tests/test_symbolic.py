@@ -12,8 +12,9 @@ import pytest
 import sympy
 from py_mini_racer import MiniRacer
 
-from ppdmodel import formulas, symbolic
+from ppdmodel import formulas
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.formulas import symbolic
 
 from .grids import arguments
 

@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppdmodel import files, load, save
+from ppdmodel import load, save
 from ppdmodel.errors import PpdModelError
-from ppdmodel.results import Guesses, Measurement
-from ppdmodel.summary import FOLLOWED_K, Tally, summarize
-from ppdmodel.tables import read_guesses, read_tokens, write_guesses, write_tokens
+from ppdmodel.results import files
+from ppdmodel.results.measurement import Guesses, Measurement
+from ppdmodel.results.parquet import read_guesses, read_tokens, write_guesses, write_tokens
+from ppdmodel.results.summary import FOLLOWED_K, Tally, summarize
 
 from .conftest import make_measurement
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ppdmodel import threshold, threshold_report
+from ppdmodel.decide.threshold_policies import Policies, Reading
+from ppdmodel.decide.threshold_rule import Priced, ThresholdReport
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.policies import Policies, Reading
-from ppdmodel.results import Guesses, Measurement
-from ppdmodel.thresholds import Priced, ThresholdReport
+from ppdmodel.results.measurement import Guesses, Measurement
 
 from .conftest import make_measurement
 from .test_validation import a_timing

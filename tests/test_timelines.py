@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ppdmodel import Policy, replay
 from ppdmodel.cli import run
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.timelines import DROPPED, KEPT, KNOWN, timeline
+from ppdmodel.show.timeline import DROPPED, KEPT, KNOWN, timeline
 
 
 def cells(ax: Axes, color: str) -> int:

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 
 import ppdmodel as ppd
-from ppdmodel.errors import InvalidInputError
-from ppdmodel.prediction import (
+from ppdmodel.decide.prediction import (
     predicted_compute,
     predicted_latency_s,
     predicted_match_rate,
     predicted_plain_latency_s,
     schedule_times,
 )
-from ppdmodel.results import Calibration, Timed, Timing
-from ppdmodel.validation import (
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.pipeline.prediction_error import (
     CORRECTED,
     Cell,
     CellRuns,
@@ -34,9 +33,10 @@ from ppdmodel.validation import (
     judged,
     predict,
     predicted_ratio,
-    resampled_timing,
     without,
 )
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.timing import Timed, Timing, resampled_timing
 
 CELLS = [Cell(e, k) for e in (16, 19, 22, 25) for k in (1, 3)]
 NO_CORRECTIONS = Corrections(dict.fromkeys(CORRECTED, 1.0), 0.0)

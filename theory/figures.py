@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import ppdmodel as ppd
-from ppdmodel.plots import regime, save, style
-from ppdmodel.roofline import ideal_times
-from ppdmodel.shapes import device, models, shape
-from ppdmodel.timelines import timeline
+from ppdmodel.decide.hardware import device, models, shape
+from ppdmodel.decide.roofline import ideal_times
+from ppdmodel.show.plots import regime, save, style
+from ppdmodel.show.timeline import timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from ppdmodel.measure.batch import measure_batch
-from ppdmodel.measure.models import load_model
+from ppdmodel.measure.decoder.ranks import Ranker
+from ppdmodel.measure.decoder.verify import proven
+from ppdmodel.measure.models.loading import load_model
+from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import Prompt
-from ppdmodel.measure.proof import proven
-from ppdmodel.measure.ranks import Ranker
-from ppdmodel.measure.sources import locate
 
 WARM_UP_TOKENS = 2
 

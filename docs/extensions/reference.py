@@ -17,7 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 from typer.main import get_command
 
 import ppdmodel
-from ppdmodel.cli.app import app as commands_app
+from ppdmodel.cli.app import app_of
 
 from .tables import Cell, code, table
 
@@ -70,7 +70,7 @@ class Commands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Walk the application."""
-        return [self._section(name, command) for name, command in _walk(get_command(commands_app))]
+        return [self._section(name, command) for name, command in _walk(get_command(app_of()))]
 
     def _section(self, name: str, command: Any) -> nodes.section:
         section = nodes.section("", nodes.title("", name), ids=[nodes.make_id(name)])

@@ -17,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    from .app import app
+    from .app import app_for
 
     try:
-        code = app(list(argv), prog_name="ppdmodel", standalone_mode=False)
+        code = app_for(argv)(list(argv), prog_name="ppdmodel", standalone_mode=False)
     except BrokenPipeError:  # the reader left, as `head` does: nothing to say to it
         sys.stderr.close()
         return FAILED

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..answers import Comparison, Method
-from ..results import Interval, Measurement
+from ..decide.outcomes import Comparison, Method
+from ..results.intervals import Interval
+from ..results.measurement import Measurement
 from .options import Json, guesses_beside, note, refuse, whole_or_none
 
 ROW = "{:<21}{:<21} {:>8} {:>8} {:>6}  {:<8}"
@@ -62,8 +63,8 @@ def compare_command(
     units = whole_or_none("max_units", max_units)
     if acceptance_rate is None:
         refuse("--acceptance-rate", draft_time=draft_time)
-    from ..comparison import compare
-    from ..io import load_rates, load_timing
+    from ..decide.compare import compare
+    from ..results.io import load_rates, load_timing
 
     found = load_rates(source)
     guesses = None

@@ -25,7 +25,7 @@ from .options import Json, note, print_json, whole
 from .time import Exits, UnitsDevice, UnitsOption
 
 if TYPE_CHECKING:
-    from ..measure.pipeline.decoding import Decoded, Speed
+    from ..pipeline.decoding import Decoded, Speed
 
 PREDICTION = "The prediction"
 CalibrationFile = Annotated[
@@ -98,11 +98,12 @@ def decode_command(
     drawn = sampled(temperature, top_p, seed)
     if not prompt.strip():
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
-    from ..files import check_writable
-    from ..io import load_calibration, load_timing
-    from ..measure import Sampling, decode, load_exits, load_model, locate
-    from ..measure.pipeline.fitness import check_fits
-    from ..measure.pipeline.pool import places
+    from ..measure import Sampling, load_exits, load_model, locate
+    from ..pipeline import decode
+    from ..pipeline.fitness import check_fits
+    from ..pipeline.worker_pool import places
+    from ..results.files import check_writable
+    from ..results.io import load_calibration, load_timing
 
     names = [place.device for place in places(numbers["units"], device=device)]
     rates = load_calibration(calibration) if calibration else None

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvalidInputError
-from ..results import Measurement
+from ..results.measurement import Measurement
 from .options import Json, note, whole_list
 
 if TYPE_CHECKING:
-    from ..differing import Differences
+    from ..fitting.group_differences import Differences
 
 WIDTH = 80
 
@@ -42,8 +42,8 @@ def differ_command(
     ks = whole_list("k", k)
     if seed < 0:
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
-    from ..differing import DEFAULT_DEPTHS, differences
-    from ..io import load_rates
+    from ..fitting.group_differences import DEFAULT_DEPTHS, differences
+    from ..results.io import load_rates
 
     found = []
     for folder in measurements:

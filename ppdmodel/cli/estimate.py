@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..decide.estimate import estimate, estimate_from
 from ..errors import InvalidInputError
-from ..estimation import estimate, estimate_from
 from .options import (
     Depth,
     ExitLayer,
@@ -85,7 +85,7 @@ def estimate_command(
             raise InvalidInputError(
                 "--from must stand alone; got --p-correct or --layers too; give one or the other"
             )
-        from ..io import load_rates
+        from ..results.io import load_rates
 
         results = [estimate_from(load_rates(source), **settings)]
     else:

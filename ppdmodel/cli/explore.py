@@ -28,8 +28,8 @@ def explore_command(
 
     Example: ppdmodel explore results/full.json -o explorer.html
     """
-    from ..files import atomic, check_writable
-    from ..io import load_rates
+    from ..results.files import atomic, check_writable
+    from ..results.io import load_rates
 
     check_writable(out)
     for path in results or []:
@@ -38,7 +38,7 @@ def explore_command(
                 f"the page must not be written over a RESULT; got {out}; choose another name"
             )
     sources = [load_rates(path) for path in results or []]
-    from ..explorer import explore
+    from ..show.explorer import explore
 
     page = explore(*sources)
     with atomic(out) as part:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from ..results import Calibration, Measurement
+from ..results.calibration import Calibration
+from ..results.measurement import Measurement
 from .options import Json, Layers, guesses_beside, note, print_json, refuse, whole, whole_or_none
 
 
@@ -57,10 +58,10 @@ def fit_command(
     """
     numbers = {"k_max": whole("k_max", k_max or "32"), "resamples": whole("resamples", resamples)}
     d = whole_or_none("layers", layers)
-    from ..counting import fit_table
-    from ..files import check_writable, json_ready
-    from ..fitting import fit
-    from ..io import load_timing, save
+    from ..fitting.calibrate import fit
+    from ..fitting.counts_file import fit_table
+    from ..results.files import check_writable, json_ready
+    from ..results.io import load_timing, save
 
     folders = measurements or []
     if (table is None) == (not folders):
@@ -95,7 +96,7 @@ def fit_command(
 
 
 def _measurement(folder: Path, coupled: bool) -> Measurement:
-    from ..io import load_rates
+    from ..results.io import load_rates
 
     source = load_rates(folder)
     if not isinstance(source, Measurement):

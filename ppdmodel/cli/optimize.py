@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..answers import Choice, Decision
+from ..decide.outcomes import Choice, Decision
 from ..errors import InvalidInputError
-from ..results import Calibration, Interval
+from ..results.calibration import Calibration
+from ..results.intervals import Interval
 from .options import Json, print_json, refuse, whole, whole_or_none
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def optimize_command(
         raise InvalidInputError(
             "ideal counts layers, and roofline takes ideal times; got both; leave one out"
         )
-    from ..io import load_rates
-    from ..optimization import optimize
+    from ..decide.optimize import optimize
+    from ..results.io import load_rates
 
     source = load_rates(calibration)
     if not isinstance(source, Calibration):
@@ -144,8 +145,8 @@ def optimize_command(
 
 def _on_paper(source: Calibration, config: Path, **options: Any) -> Calibration:
     """The rates at another model's layers, with its ideal times."""
-    from ..roofline import carried_over, roofline, shape_from_config
-    from ..shapes import device
+    from ..decide.hardware import device
+    from ..decide.roofline import carried_over, roofline, shape_from_config
 
     given = {name: value for name, value in options.items() if value is not None}
     hardware = device(given.pop("device", DEVICE))
@@ -153,7 +154,7 @@ def _on_paper(source: Calibration, config: Path, **options: Any) -> Calibration:
 
 
 def _document(decision: Decision) -> object:
-    from ..files import json_ready
+    from ..results.files import json_ready
 
     return json_ready(asdict(decision))
 

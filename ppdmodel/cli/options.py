@@ -12,7 +12,7 @@ from ..checks import positive_integer
 from ..errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from ..results import Guesses
+    from ..results.measurement import Guesses
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 Layers = Annotated[
@@ -66,8 +66,8 @@ def refuse(wanted: str, **options: Any) -> None:
 
 def guesses_beside(folder: Path) -> Guesses | None:
     """The guesses of a measurement's folder, where they were recorded."""
-    from ..files import GUESSES_FILE
-    from ..io import load_guesses
+    from ..results.files import GUESSES_FILE
+    from ..results.io import load_guesses
 
     return load_guesses(folder) if (folder / GUESSES_FILE).is_file() else None
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..answers import Comparison
+from ..decide.estimate import default_exit
+from ..decide.outcomes import Comparison
 from ..errors import InvalidInputError
-from ..estimation import default_exit
-from ..results import Calibration, Measurement
+from ..results.calibration import Calibration
+from ..results.measurement import Measurement
 from .options import (
     Depth,
     ExitLayer,
@@ -25,7 +26,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..thresholds import ThresholdReport
+    from ..decide.threshold_rule import ThresholdReport
 
 
 class Kind(StrEnum):
@@ -86,7 +87,7 @@ def plot_command(
     """
     _check_options(context, kind)
     d, guesses, in_flight = whole("layers", layers), whole("k", k), depth_value(depth)
-    from ..files import check_writable
+    from ..results.files import check_writable
 
     check_writable(out)
     if kind in (Kind.THEORY, Kind.TIMELINE) and result is not None:
@@ -94,33 +95,34 @@ def plot_command(
             f"the {kind.value} figure must have no RESULT; got {result}; leave it out"
         )
     if kind is Kind.THEORY:
-        from .. import plots
+        from ..show import plots
 
         figure = plots.theory(layers=d, k=guesses, depth=in_flight)
     elif kind is Kind.TIMELINE:
         e = default_exit(d) if exit_layer is None else whole("exit_layer", exit_layer)
         hits = _matches(matches)
-        from .. import plots, timelines
+        from ..show import plots
+        from ..show import timeline as timelines
 
         figure = timelines.timeline(hits, layers=d, exit_layer=e, k=guesses, depth=in_flight)
     elif kind is Kind.PREDICTED:
         reports = _reports(result)
-        from .. import plots
+        from ..show import plots
 
         figure = plots.predicted(reports)
     elif kind is Kind.COMPARE:
         compared = _comparison(result)
-        from .. import plots
+        from ..show import plots
 
         figure = plots.comparison(compared)
     elif kind is Kind.THRESHOLD:
         report = _thresholds(result)
-        from .. import plots
+        from ..show import plots
 
         figure = plots.thresholds(report)
     else:
         calibration = _calibration(result)
-        from .. import plots
+        from ..show import plots
 
         draw = plots.match_rate if kind is Kind.MATCH_RATE else plots.trade_off
         figure = draw(calibration)
@@ -157,7 +159,7 @@ def _reports(path: Path | None) -> list[dict[str, Any]]:
         raise InvalidInputError(
             "this figure must have a RESULT; got none; give a folder of ppdmodel validate"
         )
-    from ..files import VALIDATION, VALIDATION_FILE, read_json
+    from ..results.files import VALIDATION, VALIDATION_FILE, read_json
 
     found = []
     for one in [path] if path.exists() else map(Path, str(path).split(",")):
@@ -176,16 +178,16 @@ def _comparison(path: Path | None) -> Comparison:
         raise InvalidInputError(
             "this figure must have a RESULT; got none; give a measurement or a calibration"
         )
-    from ..comparison import compare
-    from ..io import load_rates
+    from ..decide.compare import compare
+    from ..results.io import load_rates
 
     return compare(load_rates(path), guesses=guesses_beside(path))
 
 
 def _thresholds(path: Path | None) -> ThresholdReport:
     """The threshold rule on a measurement folder."""
-    from ..io import load_guesses, load_rates
-    from ..thresholds import threshold_report
+    from ..decide.threshold_rule import threshold_report
+    from ..results.io import load_guesses, load_rates
 
     source = None if path is None else load_rates(path)
     if path is None or not isinstance(source, Measurement):
@@ -200,8 +202,8 @@ def _calibration(path: Path | None) -> Calibration:
         raise InvalidInputError(
             "this figure must have a RESULT; got none; give a calibration, or use --kind theory"
         )
-    from ..fitting import fit
-    from ..io import load_rates
+    from ..fitting.calibrate import fit
+    from ..results.io import load_rates
 
     source = load_rates(path)
     return fit(source) if isinstance(source, Measurement) else source

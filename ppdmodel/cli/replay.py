@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvalidInputError
-from ..results import Interval, Measurement, Policy
+from ..results.intervals import Interval
+from ..results.measurement import Measurement
+from ..simulation.policy import Policy
 from .options import Json, depth_value, note, refuse, whole_list
 
 if TYPE_CHECKING:
-    from ..replays import ReplayReport
-    from ..thresholds import ThresholdReport
+    from ..decide.replay_report import ReplayReport
+    from ..decide.threshold_rule import ThresholdReport
 
 WIDTH = 80
 READING = (
@@ -87,9 +89,9 @@ def replay_command(
     else:
         refuse("--price", exit_cost=exit_cost, timing=timing)
     policy = None if exit_layer is None else _policy(exit_layer, k or "1", depth or "1", gate)
-    from ..io import load_guesses, load_rates, load_timing
-    from ..replays import replay_report
-    from ..thresholds import threshold_report
+    from ..decide.replay_report import replay_report
+    from ..decide.threshold_rule import threshold_report
+    from ..results.io import load_guesses, load_rates, load_timing
 
     source = load_rates(measurement)
     if not isinstance(source, Measurement):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..results import Timed, Timing
+from ..results.timing import Timed, Timing
 from .measure import MACHINE, MODEL, Dtype, Model
 from .options import Json, note, print_json, whole, whole_list
 
@@ -65,10 +65,11 @@ def time_command(
     """
     ks = whole_list("k", k)
     numbers = {"rounds": whole("rounds", rounds), "units": whole("units", units)}
-    from ..files import check_writable
-    from ..io import save
-    from ..measure import load_exits, load_model, locate, time_model
-    from ..measure.pipeline.pool import places
+    from ..measure import load_exits, load_model, locate
+    from ..pipeline import time_model
+    from ..pipeline.worker_pool import places
+    from ..results.files import check_writable
+    from ..results.io import save
 
     check_writable(out)
     places(numbers["units"], device=device)

@@ -86,10 +86,11 @@ def validate_command(
     given = whole_list("exit_layers", exit_layers) if exit_layers else None
     if seed < 0:
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
-    from ..io import load_calibration, load_timing
-    from ..measure import default_prompts, load_exits, load_model, locate, validate
-    from ..measure.pipeline.fitness import check_fits
-    from ..measure.pipeline.pool import places
+    from ..measure import default_prompts, load_exits, load_model, locate
+    from ..pipeline import validate
+    from ..pipeline.fitness import check_fits
+    from ..pipeline.worker_pool import places
+    from ..results.io import load_calibration, load_timing
 
     names = [place.device for place in places(numbers["units"], device=device)]
     rates = load_calibration(calibration)

@@ -1,16 +1,5 @@
 """Formulas, a module per subject. Nothing else in the package holds a closed form."""
 
-from .calibrated import (
-    calibrated_break_even,
-    calibrated_busy_time,
-    calibrated_compute,
-    calibrated_head_start,
-    calibrated_latency,
-    calibrated_plain_compute,
-    calibrated_plain_latency,
-    calibrated_speedup,
-    calibrated_unfinished,
-)
 from .correlation import (
     correlated_compute,
     correlated_latency,
@@ -25,13 +14,12 @@ from .decision import (
     start_worth,
     threshold,
 )
+from .draft_tree import DraftTree, draft_tree
+from .early_exit import calibrated_early_latency
 from .gated import gated_compute, gated_latency
 from .generation import expected_total_latency, generation_time
-from .linked import (
-    link_break_even,
-    ppd_linked_latency,
-    tensor_parallel_linked_latency,
-)
+from .linked import link_break_even, ppd_linked_latency, tensor_parallel_linked_latency
+from .multi_exit import multi_exit_compute, multi_exit_latency
 from .parallel import (
     parallel_draft_compute,
     parallel_draft_latency,
@@ -50,14 +38,18 @@ from .ppd import (
     reserved_units,
     speedup,
 )
-from .recursive import (
-    DraftTree,
-    draft_tree,
-    multi_exit_compute,
-    multi_exit_latency,
-)
-from .recursive_runs import calibrated_early_latency
 from .roofline import roofline_time
+from .seconds import (
+    calibrated_break_even,
+    calibrated_busy_time,
+    calibrated_compute,
+    calibrated_head_start,
+    calibrated_latency,
+    calibrated_plain_compute,
+    calibrated_plain_latency,
+    calibrated_speedup,
+    calibrated_unfinished,
+)
 from .speculative import (
     self_speculative_compute,
     self_speculative_latency,

@@ -10,13 +10,14 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec
 
-from .. import ops
+from ..checks import POSSIBLE_AUTOCORRELATION, possible_autocorrelation
 from ..errors import InvalidInputError
-from ..ops import Operand
+from . import ops
+from .ops import Operand
 
 P = ParamSpec("P")
 
@@ -158,17 +159,12 @@ def check_order(exit_layer: Operand, layers: Operand) -> None:
 
 
 def check_autocorrelation(autocorrelation: Operand, p_correct: Operand) -> None:
-    """Raise `InvalidInputError` unless a two-state Markov chain has this rate and autocorrelation.
-
-    Its probabilities of a match after a miss, p(1 - rho), and after a match, p + rho(1 - p), must
-    both lie in [0, 1].
-    """
+    """Raise `InvalidInputError` unless a Markov chain of matches has this correlation."""
     if not any(is_unknown(x) for x in (autocorrelation, p_correct)):
         require(
             autocorrelation,
-            "autocorrelation must be at least -p/(1-p) and -(1-p)/p",
-            "no sequence of matches at this match rate alternates that much",
-            lambda r: (p_correct * (1 - r) <= 1 + 1e-12) & (p_correct + r * (1 - p_correct) >= 0),
+            *POSSIBLE_AUTOCORRELATION,
+            lambda r: possible_autocorrelation(r, p_correct),
         )
 
 
@@ -234,6 +230,19 @@ def check_kinds(values: dict[str, Operand]) -> None:
                 f"the shapes of the arguments must broadcast; got {shapes}; give them equal "
                 "lengths, or axes of their own"
             )
+
+
+def listed(name: str, values: Any, what: str) -> list[Operand]:
+    """`values` as a list with an element for each exit or rank."""
+    if isinstance(values, (str, bytes, Mapping, Set)) or not getattr(values, "shape", (1,)):
+        given = None
+    else:
+        given = list(values) if hasattr(values, "__len__") else None
+    if not given:
+        raise InvalidInputError(
+            f"{name} must have one value per {what}; got {values!r}; give a list, also of one"
+        )
+    return [as_real(x.to_numpy() if hasattr(x, "to_numpy") else x) for x in given]
 
 
 def is_unknown(value: Operand) -> bool:

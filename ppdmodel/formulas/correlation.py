@@ -6,9 +6,9 @@ long-run match rate and rho the lag-1 autocorrelation. rho = 0 gives the indepen
 
 from __future__ import annotations
 
-from .. import ops
-from ..ops import Operand
+from . import ops
 from .contract import closed_form
+from .ops import Operand
 
 
 @closed_form

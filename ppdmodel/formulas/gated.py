@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..ops import Operand
 from .contract import closed_form
+from .ops import Operand
 from .ppd import _dropped_family, _latency
 
 

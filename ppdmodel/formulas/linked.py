@@ -7,9 +7,9 @@ theory/11-when-ppd-pays.md.
 
 from __future__ import annotations
 
-from .. import ops
-from ..ops import Operand
+from . import ops
 from .contract import closed_form
+from .ops import Operand
 
 
 @closed_form

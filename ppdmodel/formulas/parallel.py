@@ -5,9 +5,9 @@ All in the units of PPD: layer times and layer executions of the target model.
 
 from __future__ import annotations
 
-from .. import ops
-from ..ops import Operand
+from . import ops
 from .contract import closed_form
+from .ops import Operand
 
 
 @closed_form

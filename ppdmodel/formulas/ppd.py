@@ -6,9 +6,9 @@ symbols. One layer of one process takes one unit of time. The derivations are in
 
 from __future__ import annotations
 
-from .. import ops
-from ..ops import Operand
+from . import ops
 from .contract import closed_form
+from .ops import Operand
 
 
 @closed_form

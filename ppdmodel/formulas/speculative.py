@@ -7,9 +7,9 @@ d layer executions; the positions of one pass run at the same time.
 
 from __future__ import annotations
 
-from .. import ops
-from ..ops import Operand
+from . import ops
 from .contract import closed_form
+from .ops import Operand
 
 
 @closed_form

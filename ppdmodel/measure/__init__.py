@@ -13,56 +13,45 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from .exits import AffineMap, Exit, register_exit
-    from .merging import merge
-    from .models import load_model
-    from .pipeline.decoding import Decoded, decode
-    from .pipeline.pipeline import Pipeline
-    from .pipeline.timing import time_model
-    from .pipeline.validating import validate
+    from .decoder.exit import AffineMap, Exit, register_exit
+    from .decoder.sampling import Sampling
+    from .models.loading import load_model
+    from .models.sources import ModelSource, locate
+    from .progress import Progress
     from .prompts import Prompt, default_prompts, read_prompts, training_prompts
-    from .run import Progress, Shard, measure
-    from .sampling import Sampling
-    from .sources import ModelSource, locate
-    from .training import TrainedExits, load_exits, train_exits
+    from .run import Shard, measure
+    from .shards import merge
+    from .training.train import TrainedExits, load_exits, train_exits
 
 _HOMES = {
-    "AffineMap": "exits",
-    "Decoded": "pipeline.decoding",
-    "Exit": "exits",
-    "ModelSource": "sources",
-    "Pipeline": "pipeline.pipeline",
-    "Progress": "run",
+    "AffineMap": "decoder.exit",
+    "Exit": "decoder.exit",
+    "ModelSource": "models.sources",
+    "Progress": "progress",
     "Prompt": "prompts",
-    "Sampling": "sampling",
+    "Sampling": "decoder.sampling",
     "Shard": "run",
-    "TrainedExits": "training",
-    "decode": "pipeline.decoding",
+    "TrainedExits": "training.train",
     "default_prompts": "prompts",
-    "load_exits": "training",
-    "load_model": "models",
-    "locate": "sources",
+    "load_exits": "training.train",
+    "load_model": "models.loading",
+    "locate": "models.sources",
     "measure": "run",
-    "merge": "merging",
+    "merge": "shards",
     "read_prompts": "prompts",
-    "register_exit": "exits",
-    "time_model": "pipeline.timing",
-    "train_exits": "training",
+    "register_exit": "decoder.exit",
+    "train_exits": "training.train",
     "training_prompts": "prompts",
-    "validate": "pipeline.validating",
 }
 __all__ = [
     "AffineMap",
-    "Decoded",
     "Exit",
     "ModelSource",
-    "Pipeline",
     "Progress",
     "Prompt",
     "Sampling",
     "Shard",
     "TrainedExits",
-    "decode",
     "default_prompts",
     "load_exits",
     "load_model",
@@ -71,10 +60,8 @@ __all__ = [
     "merge",
     "read_prompts",
     "register_exit",
-    "time_model",
     "train_exits",
     "training_prompts",
-    "validate",
 ]
 
 

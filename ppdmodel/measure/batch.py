@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from ..errors import RunFailedError
-from ..results import Guesses, Measurement
-from .exits import Exit
-from .generate import Chunk, Context, generate
-from .models import LoadedModel
+from ..results.measurement import Guesses, Measurement
+from .decoder.exit import Exit
+from .decoder.generate import Chunk, Context, generate
+from .decoder.ranks import Ranked, Ranker, shortfall
+from .decoder.sampling import Sampling
+from .decoder.verify import Decoder
+from .models.loading import LoadedModel
 from .prompts import Prompt
-from .proof import Decoder
-from .ranks import Ranked, Ranker, shortfall
-from .sampling import Sampling
 
 #: a greedily decoded token may rank below 1 at the last layer only this close to the top logit,
 #: where the two products that made those logits round differently

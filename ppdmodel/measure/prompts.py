@@ -52,7 +52,7 @@ def training_prompts() -> list[Prompt]:
 
 
 def _shipped(name: str) -> list[Prompt]:
-    with resources.as_file(resources.files("ppdmodel") / name) as path:
+    with resources.as_file(resources.files(__package__) / name) as path:
         return read_prompts(path)
 
 

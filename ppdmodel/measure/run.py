@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import io
 from ..checks import positive_integer
 from ..errors import InvalidInputError
-from ..files import provenance
-from ..results import Measurement
+from ..results import io
+from ..results.files import provenance
+from ..results.measurement import Measurement
 from .batch import Measured, measure_batch
+from .decoder.ranks import Ranker
+from .decoder.sampling import Sampling
+from .decoder.verify import proven
 from .distributed import Group
-from .models import LoadedModel, check_device, check_device_map, check_dtype, load_model, threads
+from .models.loading import (
+    PACKAGES,
+    LoadedModel,
+    check_device,
+    check_device_map,
+    check_dtype,
+    load_model,
+    threads,
+)
+from .models.sources import ModelSource
+from .progress import OnProgress, Progress
 from .prompts import Prompt, prompts_sha256
-from .proof import proven
-from .ranks import Ranker
-from .sampling import Sampling
-from .sources import ModelSource
 from .store import Store
 
 if TYPE_CHECKING:
-    from .training import TrainedExits
-
-PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    stage: str
-    tokens: int
-    share: float
-
-
-OnProgress = Callable[[Progress], None]
+    from .training.train import TrainedExits
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
-from ..joining import join
-from ..results import Guesses, Measurement
-from ..summary import Tally
-from ..tables import TOKENS, TableFile, guesses_beside, write_guesses, write_tokens
+from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
+from ..results.measurement import Guesses, Measurement
+from ..results.parquet import TOKENS, TableFile, guesses_beside, write_guesses, write_tokens
+from ..results.parquet_merge import join
+from ..results.summary import Tally
 from .prompts import Prompt
 
 #: where finished batches wait until the run ends; inside the measurement's folder

@@ -15,9 +15,9 @@ import pytest
 import ppdmodel
 from ppdmodel import load
 from ppdmodel.cli import run
-from ppdmodel.measure.packaged import PACKAGED
+from ppdmodel.fitting.curves import FAMILIES
+from ppdmodel.measure.models.packaged import PACKAGED
 from ppdmodel.measure.store import UNFINISHED
-from ppdmodel.surfaces import FAMILIES
 from tests.measure.test_packaged import fake_model
 
 COMMANDS = (

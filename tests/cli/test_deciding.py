@@ -11,9 +11,9 @@ import pytest
 
 from ppdmodel import load, save
 from ppdmodel.cli import run
-from ppdmodel.files import GUESSES_FILE
-from ppdmodel.results import Calibration
-from ppdmodel.tables import write_guesses
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.files import GUESSES_FILE
+from ppdmodel.results.parquet import write_guesses
 from tests.conftest import make_measurement
 from tests.test_thresholds import made_up
 from tests.test_validation import a_timing

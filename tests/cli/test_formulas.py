@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ppdmodel import symbolic
 from ppdmodel.cli import run
+from ppdmodel.formulas import symbolic
 
 
 def printed(capsys: pytest.CaptureFixture[str], command: str) -> str:

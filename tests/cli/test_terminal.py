@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from ppdmodel.cli import run
-from ppdmodel.cli.app import app
+from ppdmodel.cli.app import app_of
 
 DATA = Path(__file__).parents[2] / "data"
 CALIBRATION = str(DATA / "smollm2-135m-trained.calibration.json")
@@ -29,7 +29,7 @@ def commands(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
             yield (*before, name)
 
 
-COMMANDS = list(commands(typer.main.get_command(app)))
+COMMANDS = list(commands(typer.main.get_command(app_of())))
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_the_help_has_an_example_of_that_very_command(
     (example,) = re.findall(r"Example: ppdmodel (.*?) ╭", " ".join(out.split()))
     words = shlex.split(example)
     assert tuple(words[: len(command)]) == command
-    found: Any = typer.main.get_command(app)
+    found: Any = typer.main.get_command(app_of())
     for name in command:
         found = found.commands[name]
     options = {option for parameter in found.params for option in parameter.opts}

@@ -10,7 +10,7 @@ import pytest
 
 import ppdmodel as ppd
 from ppdmodel import formulas
-from ppdmodel.estimation import required_p_correct
+from ppdmodel.decide.estimate import required_p_correct
 
 from .conftest import Open
 

@@ -11,7 +11,8 @@ import pytest
 import sympy
 import torch
 
-from ppdmodel import formulas, symbolic
+from ppdmodel import formulas
+from ppdmodel.formulas import symbolic
 
 from ..grids import arguments
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from ppdmodel.measure.pipeline.pool import Place
+from ppdmodel.pipeline.worker_pool import Place
 
 NAME = "far"
 #: the operations that may bring numbers from one place to another

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from ppdmodel import cli
-from ppdmodel.files import GUESSES_FILE, MEASUREMENT, SUMMARY_FILE, TOKENS_FILE
+from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, SUMMARY_FILE, TOKENS_FILE
 
 from ..conftest import TEXT
 
@@ -38,7 +38,7 @@ _FORKS.set_forkserver_preload(
     [
         "ppdmodel.cli.app",
         "ppdmodel.measure.run",
-        "ppdmodel.measure.training",
+        "ppdmodel.measure.training.train",
         "transformers.models.auto.modeling_auto",
         "transformers.models.auto.tokenization_auto",
         "transformers.models.llama.modeling_llama",
@@ -223,8 +223,10 @@ def deaths(words: list[str], folder: Path, every: int = 2, **environment: str) -
 
 def fill_disk_at(name: str) -> None:
     """Have this process fail to write one file, by a limit on sizes that the system enforces."""
-    from ppdmodel import files, joining, tables
-    from ppdmodel.measure import states
+    from ppdmodel.measure.training import hidden_states as states
+    from ppdmodel.results import files
+    from ppdmodel.results import parquet as tables
+    from ppdmodel.results import parquet_merge as joining
 
     whole = files.atomic
 

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ppdmodel.measure import attention
-from ppdmodel.measure.attention import groups, without_padding
-from ppdmodel.measure.generate import shared_beginning
+from ppdmodel.measure.decoder import attention
+from ppdmodel.measure.decoder.attention import groups, without_padding
+from ppdmodel.measure.decoder.generate import shared_beginning
 
 KEYS, HEADS, KV_HEADS, SIZE = 40, 6, 2, 8
 LAYER = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)

@@ -19,19 +19,20 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.measure import Sampling, decode, load_model, locate, time_model
-from ppdmodel.measure.exits import logit_exit
-from ppdmodel.measure.models import LoadedModel
-from ppdmodel.measure.pipeline import pipeline as pipeline_module
-from ppdmodel.measure.pipeline import timing as timing_module
-from ppdmodel.measure.pipeline import unit as unit_module
-from ppdmodel.measure.pipeline.board import Board, Size, new_board
-from ppdmodel.measure.pipeline.devices import devices, machine
-from ppdmodel.measure.pipeline.engine import SharedEngine, shared_engine
-from ppdmodel.measure.pipeline.kv import Cache
-from ppdmodel.measure.pipeline.parts import Link, Part, backend_for, check_parts
-from ppdmodel.measure.pipeline.pool import Place, Units, places
-from ppdmodel.measure.pipeline.unit import Did, Script, Task, Unit
+from ppdmodel.measure import Sampling, load_model, locate
+from ppdmodel.measure.decoder.exit import logit_exit
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import decode, time_model
+from ppdmodel.pipeline import pipeline as pipeline_module
+from ppdmodel.pipeline import timing as timing_module
+from ppdmodel.pipeline import unit as unit_module
+from ppdmodel.pipeline.board import Board, Size, new_board
+from ppdmodel.pipeline.devices import devices, machine
+from ppdmodel.pipeline.engine import SharedEngine, shared_engine
+from ppdmodel.pipeline.kv_cache import Cache
+from ppdmodel.pipeline.tensor_parallel import Link, Part, backend_for, check_parts
+from ppdmodel.pipeline.unit import Did, Script, Task, Unit
+from ppdmodel.pipeline.worker_pool import Place, Units, places
 from tests.conftest import TEXT, make_tiny_llama
 
 from .far import FarPlace

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ppdmodel.files import TOKENS_FILE
 from ppdmodel.measure.store import UNFINISHED
+from ppdmodel.results.files import TOKENS_FILE
 
 from .runs import assert_same, command, measuring, write_prompts
 

@@ -17,13 +17,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ppdmodel.files import GUESSES_FILE, MEASUREMENT, TOKENS_FILE
 from ppdmodel.measure.batch import measure_batch
+from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.run import Progress, measure
-from ppdmodel.measure.sources import locate
+from ppdmodel.measure.run import measure
 from ppdmodel.measure.store import UNFINISHED, Store
-from ppdmodel.results import Measurement
+from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, TOKENS_FILE
+from ppdmodel.results.measurement import Measurement
 
 from ..conftest import make_tiny_llama
 from .runs import (

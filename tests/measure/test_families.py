@@ -22,9 +22,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.measure import Prompt, attention, generate, locate, measure
-from ppdmodel.measure.exits import logit_exit
-from ppdmodel.results import Measurement
+from ppdmodel.measure import Prompt, locate, measure
+from ppdmodel.measure.decoder import attention, generate
+from ppdmodel.measure.decoder.exit import logit_exit
+from ppdmodel.results.measurement import Measurement
 from tests.conftest import TEXT
 from tests.measure.families import (
     FAMILIES,

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure import gguf_header
-from ppdmodel.measure.gguf_header import check_gguf, read_header
-from ppdmodel.measure.packaged import DEFAULT_MODEL, find, packaged
+from ppdmodel.measure.models import gguf_header
+from ppdmodel.measure.models.gguf_header import check_gguf, read_header
+from ppdmodel.measure.models.packaged import DEFAULT_MODEL, find, packaged
 
 UINT8, UINT32, INT32, STRING, ARRAY, UINT64 = 0, 4, 5, 8, 9, 10
 F32, Q4_0 = 0, 2

@@ -13,11 +13,12 @@ import pytest
 
 from ppdmodel import load
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure.merging import merge
+from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.run import Progress, Shard, measure
-from ppdmodel.measure.sources import locate
-from ppdmodel.results import Measurement
+from ppdmodel.measure.run import Shard, measure
+from ppdmodel.measure.shards import merge
+from ppdmodel.results.measurement import Measurement
 
 from ..conftest import make_tiny_llama
 from .runs import Outcome, assert_same, command, measuring, snapshot, write_prompts

@@ -20,10 +20,10 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 
 from ppdmodel import load
-from ppdmodel.measure.exits import Exit
-from ppdmodel.measure.models import load_model
-from ppdmodel.measure.sources import locate
-from ppdmodel.results import Measurement
+from ppdmodel.measure.decoder.exit import Exit
+from ppdmodel.measure.models.loading import load_model
+from ppdmodel.measure.models.sources import locate
+from ppdmodel.results.measurement import Measurement
 
 from .runs import (
     Outcome,

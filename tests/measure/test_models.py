@@ -16,11 +16,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ppdmodel.errors import InvalidInputError, PpdModelError, RunFailedError
-from ppdmodel.measure import models
-from ppdmodel.measure.models import check_device_map, load_model
-from ppdmodel.measure.packaged import DEFAULT_MODEL
-from ppdmodel.measure.proof import proven
-from ppdmodel.measure.sources import ModelSource, locate
+from ppdmodel.measure.decoder.verify import proven
+from ppdmodel.measure.models import loading as models
+from ppdmodel.measure.models.loading import check_device_map, load_model
+from ppdmodel.measure.models.packaged import DEFAULT_MODEL
+from ppdmodel.measure.models.sources import ModelSource, locate
 
 Tensors = dict[str, torch.Tensor]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.measure import packaged as packaged_module
-from ppdmodel.measure.cache import cache_dir
-from ppdmodel.measure.packaged import (
+from ppdmodel.measure.models import packaged as packaged_module
+from ppdmodel.measure.models.cache import cache_dir
+from ppdmodel.measure.models.packaged import (
     PACKAGED,
     PackagedModel,
     find,
@@ -22,7 +22,7 @@ from ppdmodel.measure.packaged import (
     sha256,
     verify,
 )
-from ppdmodel.measure.sources import locate
+from ppdmodel.measure.models.sources import locate
 
 CHUNKS = (b"GGUF first", b" and second", b" and last")
 

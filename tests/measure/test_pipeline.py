@@ -30,16 +30,17 @@ from transformers import (
 
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.measure import Sampling, decode, load_model, locate
-from ppdmodel.measure.exits import logit_exit
-from ppdmodel.measure.models import LoadedModel
-from ppdmodel.measure.pipeline import pool as pool_module
-from ppdmodel.measure.pipeline.decoding import first_difference, match_rate, speed
-from ppdmodel.measure.pipeline.engine import shared_engine
-from ppdmodel.measure.pipeline.pipeline import Pipeline
-from ppdmodel.measure.pipeline.pool import Place, Units, places
-from ppdmodel.measure.pipeline.trace import trace_events
-from ppdmodel.measure.pipeline.unit import Did, Script, Task
+from ppdmodel.measure import Sampling, load_model, locate
+from ppdmodel.measure.decoder.exit import logit_exit
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import decode
+from ppdmodel.pipeline import worker_pool as pool_module
+from ppdmodel.pipeline.decoding import first_difference, match_rate, speed
+from ppdmodel.pipeline.engine import shared_engine
+from ppdmodel.pipeline.perfetto import trace_events
+from ppdmodel.pipeline.pipeline import Pipeline
+from ppdmodel.pipeline.unit import Did, Script, Task
+from ppdmodel.pipeline.worker_pool import Place, Units, places
 from tests.conftest import TEXT, make_tiny_llama
 
 LAYERS, TOKENS, K = 12, 24, 5

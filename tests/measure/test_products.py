@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from ppdmodel.measure import load_model, locate
-from ppdmodel.measure.models import threads
-from ppdmodel.measure.products import (
+from ppdmodel.measure.decoder.kernels import (
     Blocks,
     _has_onednn,
     by_columns,
@@ -25,7 +24,8 @@ from ppdmodel.measure.products import (
     pack,
     pack_head,
 )
-from ppdmodel.measure.proof import proven
+from ppdmodel.measure.decoder.verify import proven
+from ppdmodel.measure.models.loading import threads
 from tests.conftest import make_tiny_llama
 
 

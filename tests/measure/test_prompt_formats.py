@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure import run as run_module
-from ppdmodel.measure.models import load_model
+from ppdmodel.measure.models.loading import load_model
+from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import Prompt, prompts_sha256, read_prompts
 from ppdmodel.measure.run import measure
-from ppdmodel.measure.sources import locate
-from ppdmodel.measure.training import train_exits
-from ppdmodel.results import Measurement
+from ppdmodel.measure.training.train import train_exits
+from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_tiny_llama
 
 TOKENS = 7

@@ -68,6 +68,6 @@ def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
 
 
 def test_the_file_is_plain_json_lines() -> None:
-    path = Path(__file__).parents[2] / "data" / "prompts.jsonl"
+    path = Path(__file__).parents[2] / "ppdmodel" / "measure" / "prompts.jsonl"
     for line in path.read_text("utf-8").splitlines():
         assert list(json.loads(line)) == ["id", "category", "language", "text"]

@@ -13,13 +13,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure.exits import _REGISTERED, Exit, logit_exit, register_exit
-from ppdmodel.measure.generate import Context, generate
-from ppdmodel.measure.models import LoadedModel, load_model
+from ppdmodel.measure.decoder.exit import _REGISTERED, Exit, logit_exit, register_exit
+from ppdmodel.measure.decoder.generate import Context, generate
+from ppdmodel.measure.decoder.ranks import BLOCK, GUESSES, Ranker, _Scan
+from ppdmodel.measure.models.loading import LoadedModel, load_model
+from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.ranks import BLOCK, GUESSES, Ranker, _Scan
 from ppdmodel.measure.run import measure
-from ppdmodel.measure.sources import locate
 
 
 def slow_ranks(model: LlamaForCausalLM, prompt: list[int], made: list[int]) -> torch.Tensor:

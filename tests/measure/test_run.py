@@ -16,16 +16,18 @@ import pytest
 import torch
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.io import read_measurement
-from ppdmodel.measure import batch, proof
+from ppdmodel.measure import batch
 from ppdmodel.measure import run as run_module
-from ppdmodel.measure.exits import Exit, logit_exit
-from ppdmodel.measure.models import load_model
+from ppdmodel.measure.decoder import verify as proof
+from ppdmodel.measure.decoder.exit import Exit, logit_exit
+from ppdmodel.measure.models.loading import load_model
+from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.run import Progress, measure
-from ppdmodel.measure.sources import locate
+from ppdmodel.measure.run import measure
 from ppdmodel.measure.store import UNFINISHED
-from ppdmodel.results import Measurement
+from ppdmodel.results.io import read_measurement
+from ppdmodel.results.measurement import Measurement
 
 
 def run(tiny_model: Path, prompt_file: Path, out: Path, **changes: Any) -> Measurement:

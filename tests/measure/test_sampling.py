@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.io import read_measurement
+from ppdmodel.measure.decoder.sampling import Place, Sampling, choose, gumbel, within_top_p
+from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt
-from ppdmodel.measure.run import Progress, measure
-from ppdmodel.measure.sampling import Place, Sampling, choose, gumbel, within_top_p
-from ppdmodel.measure.sources import locate
-from ppdmodel.results import Measurement
+from ppdmodel.measure.run import measure
+from ppdmodel.results.io import read_measurement
+from ppdmodel.results.measurement import Measurement
 from tests.conftest import TEXT
 
 TOKENS = 12

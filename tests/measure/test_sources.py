@@ -9,7 +9,7 @@ import pytest
 from gguf import GGUFWriter
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.measure.packaged import (
+from ppdmodel.measure.models.packaged import (
     DEFAULT_MODEL,
     PACKAGED,
     find,
@@ -18,7 +18,7 @@ from ppdmodel.measure.packaged import (
     sha256,
     verify,
 )
-from ppdmodel.measure.sources import check_gguf, locate
+from ppdmodel.measure.models.sources import check_gguf, locate
 
 
 def write_gguf(path: Path) -> Path:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ppdmodel.errors import RunFailedError
-from ppdmodel.measure.pipeline.pool import Run
-from ppdmodel.measure.pipeline.timing import _filled, ppd_terms, timed_exit_layers
-from ppdmodel.measure.pipeline.unit import Did
+from ppdmodel.pipeline.timing import _filled, ppd_terms, timed_exit_layers
+from ppdmodel.pipeline.unit import Did
+from ppdmodel.pipeline.worker_pool import Run
 
 LAYER, HEAD, EXIT = Did.LAYER, Did.HEAD, Did.EXIT
 

@@ -21,21 +21,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure import affine, states
-from ppdmodel.measure import generate as generate_module
 from ppdmodel.measure import run as run_module
-from ppdmodel.measure.affine import PENALTIES, Candidate, Normal, Split, descend, fit_layer
-from ppdmodel.measure.exits import AffineMap, normalized
-from ppdmodel.measure.models import load_model
-from ppdmodel.measure.packaged import sha256
+from ppdmodel.measure.decoder import generate as generate_module
+from ppdmodel.measure.decoder.exit import AffineMap, normalized
+from ppdmodel.measure.decoder.ranks import Ranker
+from ppdmodel.measure.decoder.sampling import Sampling
+from ppdmodel.measure.models.loading import load_model
+from ppdmodel.measure.models.packaged import sha256
+from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt, default_prompts, training_prompts
-from ppdmodel.measure.ranks import Ranker
-from ppdmodel.measure.run import Progress, measure
-from ppdmodel.measure.sampling import Sampling
-from ppdmodel.measure.sources import locate
-from ppdmodel.measure.states import States
+from ppdmodel.measure.run import measure
 from ppdmodel.measure.store import UNFINISHED
-from ppdmodel.measure.training import (
+from ppdmodel.measure.training import hidden_states as states
+from ppdmodel.measure.training import ridge as affine
+from ppdmodel.measure.training.hidden_states import States
+from ppdmodel.measure.training.ridge import PENALTIES, Candidate, Normal, Split, descend, fit_layer
+from ppdmodel.measure.training.train import (
     ABOUT_FILE,
     WEIGHTS_FILE,
     TrainedExits,
@@ -43,7 +45,7 @@ from ppdmodel.measure.training import (
     load_exits,
     train_exits,
 )
-from ppdmodel.results import Measurement
+from ppdmodel.results.measurement import Measurement
 from tests.conftest import TEXT, make_tiny_llama
 
 LAYERS, TOKENS, LAYER = 5, 10, 3
@@ -703,7 +705,7 @@ def test_interrupted_while_training_it_goes_on_with_the_next_layer(
         fitted.append(layer)
         return fit(exit_, ranker, found, split, layer)
 
-    monkeypatch.setattr("ppdmodel.measure.training.fit_layer", counting)
+    monkeypatch.setattr("ppdmodel.measure.training.train.fit_layer", counting)
     again = train(tiny_model, out, **options)
     assert len(counted) == 8, "nothing is answered again"
     assert fitted == [3, 4]

@@ -14,13 +14,15 @@ import pytest
 import ppdmodel as ppd
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.io import load_timing
-from ppdmodel.measure import load_model, locate, time_model, validate
-from ppdmodel.measure.models import LoadedModel
-from ppdmodel.measure.pipeline import timing as timing_module
-from ppdmodel.measure.pipeline import validating
+from ppdmodel.measure import load_model, locate
+from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.measure.prompts import Prompt
-from ppdmodel.results import Calibration, Timing
+from ppdmodel.pipeline import time_model, validate
+from ppdmodel.pipeline import timing as timing_module
+from ppdmodel.pipeline import validation as validating
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.io import load_timing
+from ppdmodel.results.timing import Timing
 from tests.conftest import TEXT, make_tiny_llama
 from tests.test_validation import a_timing
 

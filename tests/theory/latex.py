@@ -19,7 +19,7 @@ from typing import Any
 
 import sympy
 
-from ppdmodel import symbolic
+from ppdmodel.formulas import symbolic
 
 THEORY = Path(__file__).parents[2] / "theory"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sympy
 
-from ppdmodel import symbolic
+from ppdmodel.formulas import symbolic
 
 from . import chain
 from .latex import letters_of, parsed, tagged_equations

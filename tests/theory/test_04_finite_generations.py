@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 import sympy
 
-from ppdmodel import formulas, symbolic
+from ppdmodel import formulas
+from ppdmodel.formulas import symbolic
 
 from .test_01_setting import recursion
 

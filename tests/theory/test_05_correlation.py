@@ -7,7 +7,8 @@ import itertools
 import pytest
 import sympy
 
-from ppdmodel import formulas, symbolic
+from ppdmodel import formulas
+from ppdmodel.formulas import symbolic
 
 from . import chain
 from .latex import equations, letters_of, tagged_equations

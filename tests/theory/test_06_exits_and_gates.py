@@ -7,7 +7,8 @@ import random
 import pytest
 import sympy
 
-from ppdmodel import formulas, symbolic
+from ppdmodel import formulas
+from ppdmodel.formulas import symbolic
 
 from . import chain
 from .latex import letters_of, parsed, tagged_equations

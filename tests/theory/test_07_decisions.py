@@ -21,11 +21,11 @@ from ppdmodel import (
     multi_exit_compute,
     multi_exit_latency,
     replay,
-    symbolic,
     threshold,
 )
-from ppdmodel.catalogue import Expr
-from ppdmodel.policies import Reading
+from ppdmodel.decide.threshold_policies import Reading
+from ppdmodel.formulas import symbolic
+from ppdmodel.formulas.symbolic.catalogue import Expr
 
 from .latex import parsed, tagged_equations
 

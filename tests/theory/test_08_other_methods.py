@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import sympy
 
-from ppdmodel import draft_tree, formulas, symbolic
+from ppdmodel import draft_tree, formulas
+from ppdmodel.formulas import symbolic
 
 from .latex import tagged_equations
 

@@ -24,8 +24,8 @@ from ppdmodel import (
     calibrated_unfinished,
     latency_per_token,
     speedup,
-    symbolic,
 )
+from ppdmodel.formulas import symbolic
 
 from ..calibrated_reference import Terms, run
 

@@ -19,11 +19,11 @@ from ppdmodel import (
     link_break_even,
     ppd_linked_latency,
     simulate,
-    symbolic,
     tensor_parallel_linked_latency,
 )
-from ppdmodel.roofline import ideal_times
-from ppdmodel.shapes import device, models, shape
+from ppdmodel.decide.hardware import device, models, shape
+from ppdmodel.decide.roofline import ideal_times
+from ppdmodel.formulas import symbolic
 
 from .. import linked_reference as reference
 from ..linked_reference import Model

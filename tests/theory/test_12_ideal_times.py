@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ppdmodel import normalized_latency, roofline_time
-from ppdmodel.prediction import predicted_latency_s, predicted_plain_latency_s
-from ppdmodel.roofline import roofline
-from ppdmodel.shapes import device, published_decoding, shape
+from ppdmodel.decide.hardware import device, published_decoding, shape
+from ppdmodel.decide.prediction import predicted_latency_s, predicted_plain_latency_s
+from ppdmodel.decide.roofline import roofline
 
 from .latex import THEORY
 

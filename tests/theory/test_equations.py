@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import sympy
 
-from ppdmodel import best_exit, symbolic
+from ppdmodel import best_exit
+from ppdmodel.formulas import symbolic
 
 from ..grids import arguments
 from .latex import THEORY, equations, letters_of, parsed, resolved, tagged_equations

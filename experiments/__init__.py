@@ -1,0 +1,1 @@
+"""Scripts that make what `data/` holds; `make data` runs them."""

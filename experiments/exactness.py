@@ -1,0 +1,112 @@
+"""Whether real PPD makes the tokens of plain decoding and of Transformers' `generate`.
+
+`python -m experiments.exactness EXITS`, a folder of trained exits of SmolLM2; writes
+data/smollm2-135m-exactness.json. `--prompts` and `--tokens` make a shorter run, with `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ppdmodel.measure import Sampling, default_prompts, load_exits, load_model, locate
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import Pipeline
+from ppdmodel.pipeline.decoding import first_difference
+from ppdmodel.pipeline.devices import CPU
+from ppdmodel.pipeline.timing import timing_provenance
+from ppdmodel.results.files import atomic
+
+MODEL, PROMPTS, TOKENS = "smollm2-135m", 20, 128
+#: tokens of the sampled texts, at most
+SAMPLED = 32
+#: exit layer, k, and whether guesses run one by one
+SETTINGS = ((20, 5, False),)
+OUT = Path(__file__).parents[1] / "data" / "smollm2-135m-exactness.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("exits", type=Path)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args(arguments)
+    document = compared(given.model, given.exits, given.prompts, given.tokens)
+    with atomic(given.out) as part:
+        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def compared(model: str, folder: Path, n_prompts: int, tokens: int) -> dict[str, object]:
+    """Decode every prompt in every way and count the texts that differ."""
+    source = locate(model)
+    loaded, exits = load_model(source), load_exits(folder, source)
+    prompts = default_prompts()[:n_prompts]
+    ids = {prompt.id: loaded.encode([prompt.text]) for prompt in prompts}
+    rows: list[dict[str, object]] = []
+    n_tokens, short = 0, min(tokens, SAMPLED)
+    with Pipeline(
+        loaded, prompt_tokens=max(map(len, ids.values())), tokens=tokens, k=5, exits=exits
+    ) as pipeline:
+        for name, given in ids.items():
+            plain = pipeline.greedy(given, tokens).token_ids
+            n_tokens += len(plain)
+            texts = {"generate": generated(loaded, given, tokens)}
+            for e, k, row_by_row in SETTINGS:
+                run = pipeline.ppd(given, tokens, exit_layer=e, k=k, row_by_row=row_by_row)
+                texts[f"e{e}-k{k}" + ("-row-by-row" if row_by_row else "")] = run.token_ids
+            for way, made in texts.items():
+                rows.append(row(loaded, name, given, way, made, plain))
+            sampling = Sampling(temperature=1.0, seed=1)
+            drawn = pipeline.greedy(given, short, sampling=sampling, prompt_id=name).token_ids
+            run = pipeline.ppd(given, short, exit_layer=20, k=5, sampling=sampling, prompt_id=name)
+            same = run.token_ids == drawn
+            rows.append({"prompt_id": name, "way": "sampled-e20-k5", "same": same})
+            sys.stderr.write(f"{name}: {len(rows)} texts\n")
+    return {
+        "n_prompts": len(prompts),
+        "n_tokens": n_tokens,
+        "n_texts": len(rows),
+        "n_different": sum(not r["same"] for r in rows),
+        "rows": rows,
+        "provenance": timing_provenance(loaded, exits, (CPU, CPU)),
+    }
+
+
+def row(
+    loaded: LoadedModel,
+    name: str,
+    given: list[int],
+    way: str,
+    tokens: tuple[int, ...],
+    plain: tuple[int, ...],
+) -> dict[str, object]:
+    """One text beside the plain one, with the first difference and its margin."""
+    found = first_difference(loaded, given, tokens, plain)
+    about = {"difference": asdict(found)} if found else {}
+    return {"prompt_id": name, "way": way, "same": found is None} | about
+
+
+def generated(loaded: LoadedModel, ids: list[int], tokens: int) -> tuple[int, ...]:
+    """What Transformers makes of it."""
+    given = torch.tensor([ids])
+    made = loaded.model.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=2,
+    )
+    return tuple(made[0, len(ids) :].tolist())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Trained exits against the logit exit, by training tokens: `python -m experiments.exits MODEL`.
+
+Trains on 144 prompts, measures on the 72 others, and writes `MODEL-trained/`, the measurement with
+exits trained on all of them, and `MODEL-exits.json`: match rates by number of training tokens, with
+intervals, and the gain over the logit exit on the same tokens. States, exits and the other
+measurements go to results/exits, and are used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppdmodel import Measurement, load
+from ppdmodel.measure import default_prompts, load_exits, locate, measure, training_prompts
+from ppdmodel.measure.models.loading import load_model, threads
+from ppdmodel.measure.models.sources import ModelSource
+from ppdmodel.measure.prompts import prompts_sha256
+from ppdmodel.measure.training.train import Trainer
+from ppdmodel.results.files import atomic
+from ppdmodel.results.intervals import METHOD, percentiles, prompt_weights, resampled_rates
+from ppdmodel.results.summary import RESAMPLES, SEED
+
+DATA, SCRATCH = Path(__file__).parents[1] / "data", Path("results") / "exits"
+#: training tokens, of whole prompts, beside all of them
+TOKENS = (1280, 2560)
+#: values of k, and relative depths of the layers that are told
+SHOWN_K, SHOWN_DEPTHS = (1, 3, 5, 10), (1 / 3, 1 / 2, 2 / 3, 4 / 5, 9 / 10)
+
+
+def main() -> None:
+    """Train, measure, compare."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--raw", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
+    arguments = parser.parse_args()
+    source = locate(arguments.model)
+    folders = trained(source, [None, *arguments.tokens], arguments.raw, arguments.threads)
+    logit = load(DATA / arguments.model)
+    assert isinstance(logit, Measurement)
+    rows = []
+    for tokens, exits in folders.items():
+        whole = tokens is None
+        out = DATA / f"{arguments.model}-trained" if whole else SCRATCH / f"{exits.name}-measured"
+        with_exits = measure(
+            source,
+            default_prompts(),
+            out,
+            exits=load_exits(exits, source),
+            raw=arguments.raw,
+            n_threads=arguments.threads,
+            guesses=whole and not arguments.raw,
+        )
+        rows += compared(logit, with_exits)
+    rows.sort(key=lambda row: row["training_tokens"])
+    document = {
+        "what": "match rates of trained exits on prompts that neither trained nor chose them",
+        "model": source.name,
+        "made_by": " ".join(["python -m experiments.exits", *sys.argv[1:]]),
+        "n_tokens": logit.n_tokens,
+        "n_prompts": len(logit.prompt_ids),
+        "interval": {"method": METHOD, "level": 0.95, "resamples": RESAMPLES, "seed": SEED},
+        "rows": rows,
+    }
+    with atomic(DATA / f"{arguments.model}-exits.json") as part:
+        lines = ",\n  ".join(json.dumps(row) for row in rows)
+        head = json.dumps({**document, "rows": []}, indent=1)
+        part.write_text(head.replace('"rows": []', f'"rows": [\n  {lines}\n ]') + "\n")
+    sys.stdout.write(table(document) + "\n")
+
+
+def trained(
+    source: ModelSource, numbers: Sequence[int | None], raw: bool, n_threads: int
+) -> dict[int | None, Path]:
+    """Folders of exits, by number of training tokens; one collection of states serves all."""
+    home = SCRATCH / source.name
+    folders = {tokens: home.with_name(f"{source.name}-{tokens or 'all'}") for tokens in numbers}
+    if all((folder / "exits.json").is_file() for folder in folders.values()):
+        return folders
+    prompts = training_prompts()
+    settings = {
+        "model": source.name,
+        "weights_sha256": list(source.weights_sha256),
+        "quantization": source.quantization,
+        "dtype": "float32",
+        "prompt_format": "raw" if raw else "chat",
+        "prompts_sha256": prompts_sha256(prompts),
+        "max_new_tokens": 128,
+        "objective": "ridge",
+    }
+    with threads(n_threads):
+        trainer = Trainer(load_model(source), prompts, settings)
+        trainer.collect(home / "states", max_new_tokens=128, batch_size=24, max_tokens=None)
+        for tokens, folder in folders.items():
+            if not (folder / "exits.json").is_file():
+                trainer.train(folder, trainer.checked(None), max_tokens=tokens)
+                shutil.rmtree(folder / ".unfinished", ignore_errors=True)
+    return folders
+
+
+def compared(logit: Measurement, with_exits: Measurement) -> list[dict[str, Any]]:
+    """Rates of both, and the gain, which is paired: the tokens are the same."""
+    assert logit.token_id.tolist() == with_exits.token_id.tolist()
+    tokens = logit.tokens_by_prompt()
+    weights = prompt_weights(len(tokens), RESAMPLES, SEED)
+    about = with_exits.provenance["exits"]
+    rows = []
+    for layer in dict.fromkeys(round(x * logit.layers) for x in SHOWN_DEPTHS):
+        for k in SHOWN_K:
+            before, after = (m.hits_by_prompt_at(layer, k) for m in (logit, with_exits))
+            rows.append(
+                {
+                    "training_tokens": about["n_tokens"],
+                    "training_prompts": about["n_prompts"],
+                    "exit_layer": layer,
+                    "k": k,
+                    "logit": interval(before, tokens, weights),
+                    "trained": interval(after, tokens, weights),
+                    "gain": interval(after - before, tokens, weights),
+                }
+            )
+    return rows
+
+
+def interval(hits: Any, tokens: Any, weights: Any) -> Sequence[float]:
+    """The rate and the ends of its interval."""
+    ends = percentiles(resampled_rates(hits, tokens, weights))
+    return [round(float(x), 4) for x in (hits.sum() / tokens.sum(), *ends)]
+
+
+def table(document: Mapping[str, Any], k: int = 5) -> str:
+    """A Markdown table of the match rates at one k, a row per layer."""
+    rows = [row for row in document["rows"] if row["k"] == k]
+    sizes = sorted({row["training_tokens"] for row in rows})
+    lines = [
+        "| exit layer | logit exit | " + " | ".join(f"{n} tokens" for n in sizes) + " |",
+        "|---|---|" + "---|" * len(sizes),
+    ]
+    for layer in dict.fromkeys(row["exit_layer"] for row in rows):
+        mine = [row for row in rows if row["exit_layer"] == layer]
+        rates = [mine[0]["logit"], *(row["trained"] for row in mine)]
+        cells = " | ".join(f"{p:.3f} [{low:.3f}, {high:.3f}]" for p, low, high in rates)
+        lines.append(f"| {layer} | {cells} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""What settings cost: counted in layers, or in a machine's measured times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from .. import formulas
+from ..results.calibration import Calibration
+from ..results.timing import Timing, resampled_timing
+from .estimate import least_p_correct
+from .prediction import (
+    predicted_compute,
+    predicted_latency_s,
+    predicted_plain_compute,
+    predicted_plain_latency_s,
+)
+
+if TYPE_CHECKING:
+    from .._types import Floats, Ints
+
+LAYERS, TIMES, IDEAL_TIMES = "layers", "measured times", "ideal times"
+#: as many repetitions of a timing as it might have been are drawn
+TIMING_DRAWS = 20
+#: numbers that are worked out at a time
+BLOCK = 2**18
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings side by side: exit layers below the last, k's, depths."""
+
+    layers: int
+    exit_layer: Ints
+    k: Ints
+    depth: Ints
+
+    @classmethod
+    def of(cls, layers: int, ks: int | tuple[int, ...], max_depth: int = 1) -> Grid:
+        """All exit layers 1...layers-1, k's (a number: from 1 to it) and depths 1...max_depth."""
+        axes = np.meshgrid(
+            np.arange(1, max_depth + 1),
+            np.arange(1, layers),
+            np.arange(1, ks + 1) if isinstance(ks, int) else np.array(ks, dtype=np.int64),
+            indexing="ij",
+        )
+        depth, exit_layer, k = (axis.ravel() for axis in axes)
+        return cls(layers, exit_layer, k, depth)
+
+    @property
+    def size(self) -> int:
+        """Number of settings."""
+        return len(self.k)
+
+    def only(self, keep: np.ndarray) -> Grid:
+        """The settings where `keep` is true."""
+        return Grid(self.layers, self.exit_layer[keep], self.k[keep], self.depth[keep])
+
+    def rates(self, table: Floats) -> Floats:
+        """Pick each setting's match rate from a table [..., layers, k_max]."""
+        return table[..., self.exit_layer - 1, self.k - 1]
+
+    def blocks(self, draws: int) -> Iterator[tuple[int, Ints]]:
+        """Each depth and where it is, some settings at a time.
+
+        The formulas are fastest at one depth, on arrays that stay in cache.
+        """
+        size = max(BLOCK // max(draws, 1), 1)
+        for depth in np.unique(self.depth):
+            places = np.flatnonzero(self.depth == depth)
+            for start in range(0, len(places), size):
+                yield int(depth), places[start : start + size]
+
+    def peak_units(self) -> Ints:
+        """Most processes at once, of each setting."""
+        return np.asarray(formulas.peak_units(self.layers, self.exit_layer, self.k, self.depth))
+
+
+class Costs(Protocol):
+    """Latency and compute of settings, as ratios to plain decoding on one unit."""
+
+    name: str
+
+    def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:
+        """The settings that can be judged."""
+
+    def units(self, grid: Grid) -> Ints:
+        """Processes, or devices, that each setting holds at once."""
+
+    def latency(self, grid: Grid, p_correct: Floats) -> Floats:
+        """Of each setting, for match rates [..., settings]."""
+
+    def drawn_latency(self, grid: Grid, p_correct: Floats) -> Floats:
+        """The same for resampled rates [draws, settings], the costs as uncertain as they are."""
+
+    def compute(self, grid: Grid, p_correct: Floats) -> Floats:
+        """Of each setting, for match rates [..., settings]."""
+
+    def drawn_compute(self, grid: Grid, p_correct: Floats) -> Floats:
+        """As `drawn_latency`, with the same draws of the costs."""
+
+    def break_even(self, exit_layer: int, k: int) -> float | None:
+        """Match rate above which PPD saves time; None where none does."""
+
+
+class LayerCosts:
+    """Every layer costs one, and nothing else does: the closed forms of theory pages 2 and 3."""
+
+    name = LAYERS
+
+    def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:
+        """Every exit layer below the last, every k that was recorded, every depth."""
+        return Grid.of(layers, k_max, max_depth)
+
+    def units(self, grid: Grid) -> Ints:
+        """Most processes at once."""
+        return grid.peak_units()
+
+    def latency(self, grid: Grid, p_correct: Floats) -> Floats:
+        """Normalized latency of each setting, for match rates [..., settings]."""
+        result = np.empty_like(p_correct)
+        for depth, at in grid.blocks(math.prod(p_correct.shape[:-1])):
+            p, e = p_correct[..., at], grid.exit_layer[at].astype(p_correct.dtype)
+            result[..., at] = formulas.normalized_latency(p, grid.layers, e, depth)
+        return result
+
+    drawn_latency = latency
+
+    def compute(self, grid: Grid, p_correct: Floats) -> Floats:
+        """Normalized compute of each setting, for match rates [..., settings]."""
+        result = np.empty_like(p_correct)
+        for depth, at in grid.blocks(math.prod(p_correct.shape[:-1])):
+            p = p_correct[..., at]
+            e, k = (x[at].astype(p.dtype) for x in (grid.exit_layer, grid.k))
+            result[..., at] = formulas.normalized_compute(p, grid.layers, e, k, depth)
+        return result
+
+    drawn_compute = compute
+
+    def break_even(self, exit_layer: int, k: int) -> float | None:  # noqa: ARG002
+        """Without overheads any match saves time."""
+        return 0.0
+
+
+class TimedCosts:
+    """The calibrated model of theory page 10, at depth 1 on two units, for the k that were timed.
+
+    Draws take one of a few timings as other repetitions would have made them.
+    """
+
+    def __init__(self, timing: Timing, seed: int = 0) -> None:
+        self.timing = timing
+        self.name = IDEAL_TIMES if timing.provenance.get("basis") == "ideal" else TIMES
+        rng = np.random.default_rng(seed)
+        self.draws = [resampled_timing(timing, rng) for _ in range(TIMING_DRAWS)]
+        self.plain_s = predicted_plain_latency_s(timing)
+
+    def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:  # noqa: ARG002
+        """Every exit layer below the last and every k that was timed and recorded, at depth 1."""
+        ks = tuple(k for k in sorted(self.timing.by_k) if k <= k_max)
+        return Grid.of(layers, ks)
+
+    @property
+    def n_units(self) -> int:
+        """Devices: one runs the main process, one the batch; more where each is split."""
+        return 2 * int(self.timing.provenance.get("units_per_process", 1))
+
+    def units(self, grid: Grid) -> Ints:
+        """The same two for every setting, or as many as both are split over."""
+        return np.full(grid.size, self.n_units)
+
+    def latency(self, grid: Grid, p_correct: Floats) -> Floats:
+        """PPD's time per token over plain decoding's, for match rates [..., settings]."""
+        return _latencies(self.timing, grid, p_correct)
+
+    def drawn_latency(self, grid: Grid, p_correct: Floats) -> Floats:
+        """The same, one of the drawn timings after another along the first axis."""
+        return self._drawn(_latencies, grid, p_correct)
+
+    def compute(self, grid: Grid, p_correct: Floats) -> Floats:
+        """Layer executions with heads, equation (10.5), over plain decoding's with its head."""
+        return _computes(self.timing, grid, p_correct)
+
+    def drawn_compute(self, grid: Grid, p_correct: Floats) -> Floats:
+        """The same, with the timings of `drawn_latency`."""
+        return self._drawn(_computes, grid, p_correct)
+
+    def _drawn(
+        self, ratios: Callable[[Timing, Grid, Floats], Floats], grid: Grid, p_correct: Floats
+    ) -> Floats:
+        result = np.empty_like(p_correct)
+        for number, timing in enumerate(self.draws):
+            mine = slice(number, None, len(self.draws))
+            result[mine] = ratios(timing, grid, p_correct[mine])
+        return result
+
+    def break_even(self, exit_layer: int, k: int) -> float | None:
+        """Where the predicted latency crosses plain decoding's, by bisection."""
+
+        def pays(p: float) -> bool:
+            seconds = predicted_latency_s(self.timing, p, exit_layer, k)
+            return float(seconds) < self.plain_s
+
+        return least_p_correct(pays)
+
+
+def _latencies(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:
+    plain = predicted_plain_latency_s(timing)
+    result = np.empty_like(p_correct)
+    for place, (e, k) in enumerate(zip(grid.exit_layer, grid.k, strict=True)):
+        seconds = predicted_latency_s(timing, p_correct[..., place], int(e), int(k))
+        result[..., place] = seconds / plain
+    return result
+
+
+def _computes(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:
+    plain = predicted_plain_compute(timing)
+    result = np.empty_like(p_correct)
+    for place, (e, k) in enumerate(zip(grid.exit_layer, grid.k, strict=True)):
+        executed = predicted_compute(timing, p_correct[..., place], int(e), int(k))
+        result[..., place] = executed / plain
+    return result
+
+
+def costs_of_calibration(calibration: Calibration, *, ideal: bool = False) -> Costs:
+    """Measured times where the calibration has them, unless only layers are to count."""
+    if calibration.timing is None or ideal:
+        return LayerCosts()
+    return TimedCosts(calibration.timing, calibration.seed)

@@ -1,0 +1,269 @@
+"""One setting's whole estimate, from a given match rate or a measured one."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .. import formulas
+from ..checks import check_schedule, positive_integer
+from ..errors import InvalidInputError
+from ..formulas import ops
+from ..formulas.contract import check
+
+if TYPE_CHECKING:
+    from ..results.calibration import Calibration
+    from ..results.measurement import Measurement
+
+#: of a measurement, as many as `fit` takes; a calibration has its own
+RESAMPLES = 1000
+
+
+def estimate(
+    p_correct: float,
+    layers: int,
+    exit_layer: int | None = None,
+    k: int = 1,
+    depth: int | None = 1,
+    *,
+    tokens: int | None = None,
+    layer_time_s: float | None = None,
+    overhead: float = 0.0,
+    target_speedup: float | None = None,
+) -> dict[str, Any]:
+    """Latency and compute of one PPD setting, ready for JSON: infinite and undefined are None.
+
+    Args:
+        p_correct: match rate of all k guesses together; in [0, 1].
+        layers: decoder layers; a positive integer.
+        exit_layer: exit layer; half of the layers, rounded up, by default.
+        k: guesses per exit; a positive integer.
+        depth: tokens in flight beyond the one being verified; a positive integer, None: unlimited.
+        tokens: also give the distribution of the total latency of so many tokens.
+        layer_time_s: seconds per layer; every time then also appears in seconds.
+        overhead: what every token pays beside its layers, in layer times; it counts as latency.
+        target_speedup: also give the match rate that reaches this speed-up.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    >>> estimate(0.7, 40)["latency_per_token"]
+    26.0
+    """
+    check("p_correct", p_correct)
+    exit_layer = exit_layer if exit_layer is not None else default_exit(layers)
+    check_schedule(layers, exit_layer, k, depth)
+    check("overhead", overhead)
+    result: dict[str, Any] = {
+        "p_correct": p_correct,
+        "layers": layers,
+        "exit_layer": exit_layer,
+        "k": k,
+        "depth": depth,
+        "overhead": overhead,
+        **{n: f(p_correct) for n, f in _quantities(layers, exit_layer, k, depth, overhead).items()},
+        "peak_units": _bounded(formulas.peak_units(layers, exit_layer, k, depth)),
+        "break_even_p_correct": required_p_correct(1.0, layers, exit_layer, depth, overhead),
+    }
+    if tokens is not None:
+        result |= _total(p_correct, layers, exit_layer, tokens, depth, overhead)
+    if target_speedup is not None:
+        if not 1 <= target_speedup < math.inf:
+            raise InvalidInputError(
+                f"target_speedup must be at least 1; got {target_speedup}; 2 means half the time"
+            )
+        needed = required_p_correct(target_speedup, layers, exit_layer, depth, overhead)
+        result |= {"target_speedup": target_speedup, "p_correct_for_target": needed}
+    if layer_time_s is not None:
+        result |= _seconds(result, layer_time_s)
+    return _finite(result)
+
+
+def default_exit(layers: int) -> int:
+    """The middle layer, rounded up."""
+    return -(-positive_integer("layers", layers) // 2)
+
+
+def estimate_from(
+    source: Measurement | Calibration,
+    exit_layer: int | None = None,
+    k: int = 1,
+    depth: int | None = 1,
+    *,
+    resamples: int | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """`estimate` at a measured match rate; what depends on it becomes an interval.
+
+    Args:
+        source: a measurement or a calibration.
+        exit_layer: as `estimate`.
+        k: as `estimate`.
+        depth: as `estimate`.
+        resamples: resamples of the bootstrap over prompts; by default those of the calibration, so
+            that its intervals come out again, or 1000 of a measurement.
+        seed: seed of the bootstrap; by default the calibration's, or 0.
+        **options: the keywords of `estimate`.
+
+    Returns:
+        As `estimate`, with {value, ci_low, ci_high, n_tokens, n_prompts, method} for each number
+        that depends on the match rate. One prompt gives no interval: its ends are None.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain, or k is beyond what was recorded.
+    """
+    from ..results.calibration import Calibration
+    from ..results.intervals import METHOD, percentiles, prompt_weights, resampled_rates
+
+    layers = source.layers
+    exit_layer = exit_layer if exit_layer is not None else default_exit(layers)
+    check_schedule(layers, exit_layer, k, depth)
+    hits, tokens = _counts(source, exit_layer, k)
+    plain = estimate(float(hits.sum() / tokens.sum()), layers, exit_layer, k, depth, **options)
+    draws = None
+    if isinstance(source, Calibration):
+        resamples, seed = resamples or source.resamples, source.seed if seed is None else seed
+    resamples, seed = resamples or RESAMPLES, seed or 0
+    if len(tokens) > 1:
+        draws = resampled_rates(hits, tokens, prompt_weights(len(tokens), resamples, seed))
+
+    def interval(value: float | None, f: Callable[[Any], Any]) -> dict[str, Any]:
+        low = high = None
+        if draws is not None and value is not None:
+            low, high = (_plain(x) for x in percentiles(f(draws)))
+        counts = {"n_tokens": int(tokens.sum()), "n_prompts": len(tokens), "method": METHOD}
+        return {"value": value, "ci_low": low, "ci_high": high, **counts}
+
+    overhead = plain["overhead"]
+    functions = _quantities(layers, exit_layer, k, depth, overhead)
+    plain["p_correct"] = interval(plain["p_correct"], lambda p: p)
+    for name, function in functions.items():
+        plain[name] = interval(plain[name], function)
+    if "latency_per_token_s" in plain:
+        scale = options["layer_time_s"]
+        seconds = plain["latency_per_token_s"]
+        latency = functions["latency_per_token"]
+        plain["latency_per_token_s"] = interval(seconds, lambda p: scale * latency(p))
+    return plain
+
+
+def required_p_correct(
+    target_speedup: float,
+    layers: float,
+    exit_layer: float,
+    depth: int | None = 1,
+    overhead: float = 0.0,
+) -> float | None:
+    """Match rate at which PPD reaches a speed-up over plain decoding, or None if none does.
+
+    Latency never rises with p, so bisection finds it; the result is rounded to 12 digits.
+
+    >>> required_p_correct(1.25, 40, 20)
+    0.4
+    """
+
+    def reached(p: float) -> bool:
+        latency = formulas.latency_per_token(p, layers, exit_layer, depth) + overhead
+        return bool(latency <= layers / target_speedup)
+
+    return least_p_correct(reached)
+
+
+def least_p_correct(reached: Callable[[float], bool]) -> float | None:
+    """The least match rate from which on something holds, to 12 digits; None if it never does."""
+    if reached(0.0):
+        return 0.0
+    if not reached(1.0):
+        return None
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return round(high, 12)
+
+
+def _quantities(
+    layers: int, exit_layer: int, k: int, depth: int | None, overhead: float
+) -> Mapping[str, Callable[[Any], Any]]:
+    """Each quantity as a function of the match rate, a number or an array of draws."""
+
+    def latency(p: Any) -> Any:
+        return formulas.latency_per_token(p, layers, exit_layer, depth) + overhead
+
+    def compute(p: Any) -> Any:
+        return formulas.compute_per_token(p, layers, exit_layer, k, depth)
+
+    peak = _bounded(formulas.peak_units(layers, exit_layer, k, depth))
+    return {
+        "latency_per_token": latency,
+        "normalized_latency": lambda p: latency(p) / layers,
+        "speedup": lambda p: layers / latency(p),
+        "compute_per_token": compute,
+        "normalized_compute": lambda p: compute(p) / layers,
+        "mean_units": lambda p: compute(p) / latency(p),
+        "reserved_units": lambda p: peak * latency(p),
+        "exchange_rate": lambda p: ops.divide(compute(p) - layers, layers - latency(p)),
+    }
+
+
+def _bounded(count: int) -> float:
+    """A whole number, or infinity where it is too large for a float."""
+    return count if count <= sys.float_info.max else math.inf
+
+
+def _counts(source: Measurement | Calibration, exit_layer: int, k: int) -> tuple[Any, Any]:
+    """Hits [prompts] at one exit and k, and tokens [prompts]."""
+    from ..results.measurement import Measurement
+
+    if isinstance(source, Measurement):
+        return source.hits_by_prompt_at(exit_layer, k), source.tokens_by_prompt()
+    if k <= source.k_max and not source.has(exit_layer, k):
+        raise InvalidInputError(
+            f"the calibration must hold the setting; got exit layer {exit_layer}, k = {k}; it has "
+            f"exit layers {source.exit_layers or 'all'} and k {source.ks or 'all'}"
+        )
+    if k > source.k_max:
+        raise InvalidInputError(
+            f"k must not exceed what the calibration recorded; got {k}; it has 1 to {source.k_max}"
+        )
+    return source.hits[:, exit_layer - 1, k - 1], source.tokens
+
+
+def _total(
+    p_correct: float, layers: int, exit_layer: int, tokens: int, depth: int | None, overhead: float
+) -> dict[str, Any]:
+    from ..formulas.distribution import total_latency
+
+    total = total_latency(p_correct, layers, exit_layer, tokens, depth)
+    paid = overhead * tokens
+    quantiles = {f"p{n}": total.quantile(n / 100) + paid for n in (50, 95, 99)}
+    moments = {"mean": total.mean + paid, "std": total.std}
+    return {"tokens": tokens, "total_latency": moments | quantiles}
+
+
+def _seconds(result: Mapping[str, Any], layer_time_s: float) -> dict[str, Any]:
+    if not 0 < layer_time_s < math.inf:
+        raise InvalidInputError(
+            f"layer_time_s must be a positive number; got {layer_time_s}; give seconds per layer"
+        )
+    seconds: dict[str, Any] = {
+        "layer_time_s": layer_time_s,
+        "latency_per_token_s": result["latency_per_token"] * layer_time_s,
+    }
+    if "total_latency" in result:
+        total = result["total_latency"]
+        seconds["total_latency_s"] = {name: t * layer_time_s for name, t in total.items()}
+    return seconds
+
+
+def _finite(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in result.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value for JSON: Python numbers, and None for what is infinite or undefined."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,135 @@
+"""What real PPD should take: match rates from a calibration, times from a timing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidInputError
+from ..formulas import (
+    calibrated_compute,
+    calibrated_early_latency,
+    calibrated_plain_compute,
+    calibrated_plain_latency,
+    calibrated_unfinished,
+)
+from ..results.calibration import Calibration
+from ..results.timing import Timing
+
+#: the times of `calibrated_latency`, by the names of its arguments; a timing has them in seconds
+SCHEDULE = (
+    "layer_time", "busy_layer_time", "batch_layer_time", "head_time", "exit_time", "token_time",
+    "start_delay", "promotion_delay",
+)  # fmt: skip
+
+
+def predicted_match_rate(calibration: Calibration, exit_layer: int, k: int) -> float:
+    """The measured match rate of one exit layer and k.
+
+    Raises:
+        InvalidInputError: the calibration has no such layer or k.
+    """
+    if not calibration.has(exit_layer, k):
+        raise InvalidInputError(
+            f"the calibration must hold the setting; got exit layer {exit_layer}, k = {k}; it has "
+            f"layers 1 to {calibration.layers} and k to {calibration.k_max}"
+        )
+    return float(calibration.p_correct[exit_layer - 1, k - 1])
+
+
+def schedule_times(timing: Timing, exit_layer: int, k: int) -> dict[str, float]:
+    """The times of `calibrated_latency`, by the names of its arguments, for one setting.
+
+    Between the exit layers at which PPD was timed they are interpolated; beyond, the nearest ones
+    hold.
+
+    Raises:
+        InvalidInputError: that k was not timed.
+    """
+    if k not in timing.by_k:
+        raise InvalidInputError(
+            f"k must be one that was timed; got {k}; timed: {', '.join(map(str, timing.by_k))}; "
+            "time more with: ppdmodel time --k"
+        )
+    terms = timing.by_k[k]
+    return {
+        name: float(
+            np.interp(exit_layer, timing.exit_layers, [term.value for term in terms[f"{name}_s"]])
+        )
+        for name in SCHEDULE
+    }
+
+
+def predicted_latency_s(
+    timing: Timing,
+    p_correct: Any,
+    exit_layer: int,
+    k: int,
+    corrections: Mapping[str, float] | None = None,
+) -> Any:
+    """Seconds per token of PPD at depth 1 on two units.
+
+    Args:
+        timing: what layers and heads cost.
+        p_correct: match rate of the k guesses; a number, or an array of any shape.
+        exit_layer: where they are read.
+        k: guesses in one batch.
+        corrections: factors of some of the times of `schedule_times`, fitted to real runs.
+
+    Source:
+        theory/10-seconds.md, equations (10.1) and (10.7).
+    """
+    times = schedule_times(timing, exit_layer, k)
+    for name, factor in (corrections or {}).items():
+        times[name] *= factor
+    unfinished = None if _never_varies(timing) else 0.5
+    return calibrated_early_latency(
+        p_correct, timing.layers, exit_layer, **times, unfinished=unfinished
+    )
+
+
+def _never_varies(timing: Timing) -> bool:
+    """Whether layers always take the same time, as ideal ones do: see `calibrated_latency`."""
+    return bool(timing.provenance.get("basis") == "ideal")
+
+
+def predicted_plain_latency_s(timing: Timing) -> float:
+    """Seconds per token of plain decoding on one unit, equation (10.2)."""
+    terms = timing.terms
+    return float(
+        calibrated_plain_latency(
+            timing.layers,
+            terms["layer_time_s"].value,
+            terms["head_time_s"].value,
+            terms["token_time_s"].value,
+        )
+    )
+
+
+def predicted_plain_compute(timing: Timing) -> float:
+    """Layer executions per token of plain decoding, its head included, equation (10.9)."""
+    terms = timing.terms
+    return float(
+        calibrated_plain_compute(
+            timing.layers, terms["layer_time_s"].value, terms["head_time_s"].value
+        )
+    )
+
+
+def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -> Any:
+    """Layer executions per token, heads included, equation (10.5).
+
+    For a match rate, or an array of them. Where sub-processes get past their own exit before the
+    verdict it counts what they run after it as wrong ones do: an upper bound.
+    """
+    times = schedule_times(timing, exit_layer, k)
+    for name in ("layer_time", "token_time", "promotion_delay"):
+        del times[name]
+    unfinished: Any = 0.5
+    if _never_varies(timing):
+        unfinished = calibrated_unfinished(timing.layers, exit_layer, **times)
+    return calibrated_compute(
+        p_correct, timing.layers, exit_layer, k, **times, unfinished=unfinished
+    )

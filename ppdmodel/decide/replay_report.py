@@ -1,0 +1,170 @@
+"""A measured trace run through the schedule, beside what the closed form says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import formulas
+from ..errors import InvalidInputError
+from ..fitting.calibrate import check_recorded_k
+from ..results.intervals import METHOD, Interval, percentiles, prompt_weights
+from ..results.measurement import Measurement
+from ..results.tabular import Frame
+from ..simulation.policy import Policy
+from ..simulation.simulator import replay, simulate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._types import Floats, Ints
+
+RESAMPLES, SIMULATED_TOKENS = 2000, 20_000
+#: a closed form that is further off than this share of the replayed latency is warned of
+MISLEADS = 0.01
+
+
+@dataclass(frozen=True)
+class ReplayReport(Frame):
+    """A policy on recorded tokens; latency and compute per token, in layers.
+
+    Attributes:
+        latency: of the schedule on the recorded matches, start-up of each text included.
+        closed_form: what independent matches at the same rate give for texts of these lengths;
+            None for several exits or a gate that the formulas do not cover.
+        simulated: independent matches at the same rate through the simulator; None as before.
+        match_rate: None where no text has two tokens.
+        autocorrelation: of the matches of one text, lag 1; None where undefined.
+        misleads: closed form / replayed - 1 where that is more than its share and the interval
+            leaves it out; else None.
+    """
+
+    policy: Policy
+    layers: int
+    n_tokens: int
+    n_prompts: int
+    n_texts: int
+    latency: Interval
+    compute: Interval
+    normalized_latency: Interval
+    normalized_compute: Interval
+    match_rate: float | None
+    autocorrelation: float | None
+    peak_units: int
+    closed_form: float | None
+    closed_form_compute: float | None
+    simulated: float | None
+    misleads: float | None
+    provenance: Mapping[str, Any]
+
+    def _rows(self) -> Sequence[Any]:
+        return (self,)
+
+
+def replay_report(measurement: Measurement, policy: Policy, *, seed: int = 0) -> ReplayReport:
+    """Replay a policy on every recorded text, and say whether independence would mislead.
+
+    Args:
+        measurement: ranks, and for a gate the exits' confidences.
+        policy: exits, guesses, depth, gate.
+        seed: of the bootstrap over prompts and of the simulation.
+
+    Raises:
+        InvalidInputError: the policy does not fit the measurement.
+    """
+    _check_policy(measurement, policy)
+    run = replay(measurement, policy)
+    owners = measurement.prompt_index[measurement.starts()[:-1]]
+    prompts = len(measurement.prompt_ids)
+    times = _sums(owners, [float(r.finish_times[-1]) for r in run.generations], prompts)
+    work = _sums(owners, [float(r.work_done[-1]) for r in run.generations], prompts)
+    tokens = measurement.tokens_by_prompt()
+    d = measurement.layers
+    latency, compute = (_interval(x, tokens, seed) for x in (times, work))
+    closed = _closed_forms(run.match_rate, measurement, policy)
+    simulated = _simulated(run.match_rate, measurement, policy, seed)
+    misleads = None
+    if closed is not None:
+        off = closed[0] / latency.value - 1
+        outside = closed[0] < latency.ci_low or closed[0] > latency.ci_high
+        misleads = off if abs(off) > MISLEADS and outside else None
+    return ReplayReport(
+        policy=policy,
+        layers=d,
+        n_tokens=measurement.n_tokens,
+        n_prompts=prompts,
+        n_texts=len(run.generations),
+        latency=latency,
+        compute=compute,
+        normalized_latency=latency.scaled(1 / d),
+        normalized_compute=compute.scaled(1 / d),
+        match_rate=run.match_rate,
+        autocorrelation=run.autocorrelation,
+        peak_units=max(r.peak_units for r in run.generations),
+        closed_form=closed and closed[0],
+        closed_form_compute=closed and closed[1],
+        simulated=simulated,
+        misleads=misleads,
+        provenance=measurement.provenance,
+    )
+
+
+def _check_policy(measurement: Measurement, policy: Policy) -> None:
+    if policy.exits[-1] >= measurement.layers:
+        raise InvalidInputError(
+            f"exit_layer must lie below layer {measurement.layers}, the last, which makes the "
+            f"token itself; got {policy.exits[-1]}; give an earlier one"
+        )
+    check_recorded_k(measurement, max(policy.guesses))
+
+
+def _sums(owners: Ints, values: Sequence[float], prompts: int) -> Floats:
+    sums: Floats = np.zeros(prompts)
+    np.add.at(sums, owners, values)
+    return sums
+
+
+def _interval(sums: Floats, tokens: Ints, seed: int) -> Interval:
+    value = float(sums.sum() / tokens.sum())
+    low = high = math.nan
+    if len(tokens) > 1:
+        weights = prompt_weights(len(tokens), RESAMPLES, seed)
+        low, high = (float(x) for x in percentiles((weights @ sums) / (weights @ tokens)))
+    return Interval(value, low, high, int(tokens.sum()), len(tokens), METHOD)
+
+
+def _closed_forms(
+    match_rate: float | None, measurement: Measurement, policy: Policy
+) -> tuple[float, float] | None:
+    """Latency of texts of these lengths, and steady-state compute, with independent matches."""
+    if match_rate is None or len(policy.exits) > 1 or policy.gate is not None:
+        return None
+    d, e, k = measurement.layers, policy.exits[0], policy.guesses[0]
+    lengths, counts = np.unique(np.diff(measurement.starts()), return_counts=True)
+    total = sum(
+        count * formulas.expected_total_latency(match_rate, d, e, int(n), policy.depth)
+        for n, count in zip(lengths, counts, strict=True)
+    )
+    compute = float(formulas.compute_per_token(match_rate, d, e, k, policy.depth))
+    return float(total) / measurement.n_tokens, compute
+
+
+def _simulated(
+    match_rate: float | None, measurement: Measurement, policy: Policy, seed: int
+) -> float | None:
+    if match_rate is None or len(policy.exits) > 1 or policy.gate is not None:
+        return None
+    run = simulate(
+        match_rate,
+        measurement.layers,
+        policy.exits[0],
+        policy.guesses[0],
+        policy.depth,
+        tokens=SIMULATED_TOKENS,
+        seed=seed,
+    )
+    return run.latency_per_token

@@ -1,0 +1,233 @@
+"""A timing that was not measured: what reading the weights takes, from a config and a data sheet.
+
+Every time is the larger of two: reading the weights that a step needs from memory, and computing
+with them. No launch, no contention and no attention over a cache is in it: the times are ideal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import positive_integer, real_number
+from ..errors import InvalidInputError
+from ..formulas import roofline_time, tensor_parallel_linked_latency
+from ..results.calibration import Calibration
+from ..results.intervals import percentiles, prompt_weights, resampled_rates
+from ..results.timing import Timed, Timing
+from .hardware import Device, ModelShape
+from .prediction import SCHEDULE
+
+MOST_LAYERS = 1000
+#: numbers of guesses that get a time
+DEFAULT_K = (1, 2, 3, 4, 5, 8, 16, 32)
+
+
+def ideal_times(
+    shape: ModelShape, device: Device, *, rows: int = 1, bytes_per_weight: float = 2
+) -> tuple[float, float]:
+    """Least seconds of a layer and of the head for a batch of some rows, equation (12.1).
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    >>> from ppdmodel.shapes import device, shape
+    >>> layer, head = ideal_times(shape("Llama 2 7B"), device("H100 SXM"))
+    >>> round(1e6 * layer, 1), round(1e6 * head, 1)
+    (120.8, 78.3)
+    """
+    layer, head = (
+        float(roofline_time(w, rows, bytes_per_weight, device.bytes_per_s, device.flops_per_s))
+        for w in (shape.layer_weights, shape.head_weights)
+    )
+    return layer, head
+
+
+def roofline(
+    shape: ModelShape,
+    device: Device,
+    *,
+    ks: Sequence[int] = DEFAULT_K,
+    bytes_per_weight: float = 2,
+    units_per_process: int = 1,
+    link_time_s: float = 0.0,
+) -> Timing:
+    """Times of a model's layers and heads on a device, by its memory and its arithmetic.
+
+    Args:
+        shape: sizes of the model.
+        device: bytes and operations per second.
+        ks: sizes of a batch of sub-processes.
+        bytes_per_weight: 2 for float16 and bfloat16.
+        units_per_process: devices over which each process's weights are split, at no cost.
+        link_time_s: a small message between devices: PPD's guesses wait for one, and splitting
+            over two processes' devices for two all-reduces a layer and one for the head.
+
+    Returns:
+        A timing without intervals, labelled ideal: delays and contention are zero.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+    """
+    positive_integer("units_per_process", units_per_process)
+    link = float(real_number("link_time_s", link_time_s, 0, "give seconds"))
+    sizes = sorted({positive_integer("k", k) for k in ks})
+
+    def seconds(rows: int) -> tuple[float, float]:
+        layer, head = ideal_times(shape, device, rows=rows, bytes_per_weight=bytes_per_weight)
+        return layer / units_per_process, head / units_per_process
+
+    layer, head = seconds(1)
+    plain = {
+        "layer_time_s": layer,
+        "head_time_s": head,
+        "token_time_s": 0.0,
+        "plain_latency_s": shape.layers * layer + head,
+        "split_latency_s": float(
+            tensor_parallel_linked_latency(shape.layers, 2, layer, link, head)
+        ),
+    }
+    same = {
+        "layer_time": layer,
+        "busy_layer_time": layer,
+        "head_time": head,
+        "exit_time": head,
+        "start_delay": link,
+    }
+    by_k = {
+        k: {
+            f"{name}_s": (_exact(same.get(name, 0.0)),)
+            if name != "batch_layer_time"
+            else (_exact(seconds(k)[0]),)
+            for name in SCHEDULE
+        }
+        for k in sizes
+    }
+    return Timing(
+        model=shape.source,
+        layers=shape.layers,
+        units=2,
+        terms={name: _exact(value) for name, value in plain.items()},
+        exit_layers=(max(shape.layers // 2, 1),),
+        by_k=by_k,
+        layer_profile_s=(layer,) * shape.layers,
+        samples={
+            "terms": {name: [value] for name, value in plain.items()},
+            "by_k": {
+                str(k): {name: [[each[0].value]] for name, each in terms.items()}
+                for k, terms in by_k.items()
+            },
+        },
+        provenance={
+            "basis": "ideal",
+            "model": shape.source,
+            "device": device.source,
+            "bytes_per_s": device.bytes_per_s,
+            "flops_per_s": device.flops_per_s,
+            "bytes_per_weight": bytes_per_weight,
+            "units_per_process": units_per_process,
+            "link_time_s": link,
+        },
+    )
+
+
+def carried_over(calibration: Calibration, timing: Timing) -> Calibration:
+    """A model's match rates at another's layers, by relative depth, with an ideal timing.
+
+    Each prompt's counts are interpolated between the measured layers at the same share of the
+    depth; exits before the first one are left out. That another model's exits guess as well as
+    these is an assumption.
+    """
+    d, new = calibration.layers, timing.layers
+    measured = np.array([*(calibration.exit_layers or range(1, d)), d])
+    places = np.arange(1, new + 1) * d / new
+    flat = calibration.hits[:, measured - 1].transpose(0, 2, 1).reshape(-1, len(measured))
+    rows = np.array([np.interp(places, measured, row) for row in flat.astype(float)])
+    hits = rows.reshape(len(calibration.tokens), -1, new).transpose(0, 2, 1)
+    kept = tuple(e for e in range(1, new) if places[e - 1] >= measured[0])
+    rates = resampled_rates(
+        hits,
+        calibration.tokens,
+        prompt_weights(len(calibration.tokens), calibration.resamples, calibration.seed),
+    )
+    low, high = percentiles(rates)
+    return replace(
+        calibration,
+        model=timing.model,
+        layers=new,
+        hits=hits,
+        p_correct=hits.sum(axis=0) / calibration.tokens.sum(),
+        ci_low=low,
+        ci_high=high,
+        timing=timing,
+        exit_layers=kept,
+        recorded=None,  # counted at the measured model's own layers
+        provenance={
+            **calibration.provenance,
+            "rates_of": calibration.title,
+            "roofline": dict(timing.provenance),
+        },
+    )
+
+
+def _exact(value: float) -> Timed:
+    return Timed(value, value, value, 1)
+
+
+def shape_from_config(path: str | Path) -> ModelShape:
+    """The sizes in a model's `config.json`, of a decoder of Llama's build.
+
+    Raises:
+        InvalidInputError: the file is missing, no such config, or of a mixture of experts.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidInputError(f"the config must exist; got {path}; check the path") from None
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"a config must be JSON; got {path} ({error})") from None
+    if not isinstance(config, Mapping):
+        raise InvalidInputError(f"a config must be one JSON object; got {path}")
+    config = config.get("text_config", config)
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if config.get(name):
+            raise InvalidInputError(
+                f"the config must be of a dense decoder; got {name} = {config[name]} in {path}; "
+                "a mixture of experts reads other weights for each token"
+            )
+
+    def size(name: str, *others: str) -> int:
+        for key in (name, *others):
+            if config.get(key) is not None:
+                return positive_integer(key, config[key])
+        raise InvalidInputError(
+            f"the config must have {name}; got none in {path}; use one of a Llama-like decoder"
+        )
+
+    heads = size("num_attention_heads")
+    kv_heads = size("num_key_value_heads", "num_attention_heads")
+    width, layers = size("hidden_size"), size("num_hidden_layers")
+    if heads % kv_heads or layers > MOST_LAYERS:
+        raise InvalidInputError(
+            f"a config must have whole groups of heads and at most {MOST_LAYERS} layers; got "
+            f"{heads} heads for {kv_heads} and {layers} layers in {path}; use a real model's"
+        )
+    head_width = config.get("head_dim")
+    return ModelShape(
+        layers=layers,
+        width=width,
+        inner=size("intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        vocabulary=size("vocab_size"),
+        source=str(config.get("_name_or_path") or path),
+        head_width=None if head_width is None else positive_integer("head_dim", head_width),
+    )

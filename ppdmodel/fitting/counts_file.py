@@ -1,0 +1,146 @@
+"""A user's own counts of hits, as a calibration."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from ..checks import positive_integer
+from ..errors import InvalidInputError
+from ..results.calibration import Calibration
+from ..results.timing import Timing
+from .calibrate import MOST_K, Counts, calibrated
+
+COLUMNS = ("exit_layer", "k", "hits", "n", "prompt_id")
+
+
+def fit_table(
+    path: str | Path,
+    layers: int,
+    *,
+    model: str = "table",
+    timing: Timing | None = None,
+    family: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Calibration:
+    """Fit counts that were made elsewhere: a CSV file `exit_layer,k,hits,n,prompt_id`.
+
+    A row says that of the n tokens of a prompt, `hits` ranked k or better at an exit layer. Every
+    prompt must have a row for each exit layer and k of the table; not all layers and k must be
+    there. Decisions are made among those that are.
+
+    Args:
+        path: the file, with a header.
+        layers: decoder layers of the model.
+        model: its name.
+        timing: as `fit`; that it is of this model cannot be checked beyond its layers.
+        family: as `fit`.
+        resamples: as `fit`.
+        seed: as `fit`.
+
+    Raises:
+        InvalidInputError: the file or a number does not fit.
+    """
+    positive_integer("layers", layers)
+    path = Path(path)
+    cells, totals = _read(path, layers)
+    if timing is not None and timing.layers != layers:
+        raise InvalidInputError(
+            f"the timing must be of the table's model; got one of {timing.layers} layers, not "
+            f"{layers}; time this model"
+        )
+    prompts = tuple(totals)
+    exits = sorted({exit_layer for exit_layer, _ in cells})
+    ks = sorted({k for _, k in cells})
+    hits = np.zeros((len(prompts), layers, ks[-1]), dtype=np.int64)
+    tokens = np.array([totals[prompt] for prompt in prompts])
+    for e in exits:
+        before = None
+        for k in ks:
+            by_prompt = cells.get((e, k), {})
+            missing = [prompt for prompt in prompts if prompt not in by_prompt]
+            if missing:
+                raise InvalidInputError(
+                    f"{path} must have a row for each exit layer, k and prompt; got none for exit "
+                    f"layer {e}, k = {k}, prompt {missing[0]!r}"
+                )
+            row = np.array([by_prompt[prompt] for prompt in prompts])
+            if before is not None and (row < before).any():
+                raise InvalidInputError(
+                    f"hits must not fall with k; got fewer at exit layer {e}, k = {k} in {path}"
+                )
+            hits[:, e - 1, k - 1 :] = row[:, None]
+            before = row
+    hits[:, -1] = tokens[:, None]  # the last layer makes the token itself
+    text = path.read_bytes()
+    return calibrated(
+        Counts(
+            model=model,
+            layers=layers,
+            prompt_ids=prompts,
+            tokens=tokens,
+            hits=hits,
+            exit_layers=tuple(e for e in exits if e < layers),
+            ks=tuple(ks),
+            about={"model": model, "table": path.name, "sha256": hashlib.sha256(text).hexdigest()},
+        ),
+        timing=timing,
+        family=family,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _read(path: Path, layers: int) -> tuple[dict[tuple[int, int], dict[str, int]], dict[str, int]]:
+    """Hits by exit layer, k and prompt, and tokens by prompt."""
+    cells: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    totals: dict[str, int] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InvalidInputError(
+                    f"{path} must have the columns {','.join(COLUMNS)}; got none named {missing[0]}"
+                )
+            for line, row in enumerate(reader, start=2):
+                e, k, hits, n = (_count(path, line, name, row[name]) for name in COLUMNS[:4])
+                prompt = row["prompt_id"] or ""
+                if not (1 <= e <= layers and 1 <= k <= MOST_K and 1 <= n < 2**53 and hits <= n):
+                    raise InvalidInputError(
+                        f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k from 1 to "
+                        f"{MOST_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
+                    )
+                if totals.setdefault(prompt, n) != n:
+                    raise InvalidInputError(
+                        f"n must be the tokens of the prompt, the same in all its rows; got {n} "
+                        f"and {totals[prompt]} for {prompt!r} in line {line} of {path}"
+                    )
+                if prompt in cells[e, k]:
+                    raise InvalidInputError(
+                        f"{path} must have one row for each exit layer, k and prompt; got a second "
+                        f"in line {line}"
+                    )
+                cells[e, k][prompt] = hits
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInputError(f"a table must be readable CSV; got {path} ({error})") from None
+    if not any(e < layers for e, _ in cells):
+        raise InvalidInputError(f"a table must have exits below layer {layers}; got none in {path}")
+    return cells, totals
+
+
+def _count(path: Path, line: int, name: str, text: str | None) -> int:
+    try:
+        value = int(text or "")
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise InvalidInputError(
+            f"{name} must be a whole number of at least 0; got {text!r} in line {line} of {path}"
+        )
+    return value

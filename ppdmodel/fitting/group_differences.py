@@ -1,0 +1,254 @@
+"""Whether match rates differ: between models, exits, temperatures, or categories of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.stats import norm, t
+
+from ..checks import positive_integer
+from ..errors import InvalidInputError
+from ..results.intervals import LEVEL, METHOD, Interval, percentiles, prompt_weights
+from ..results.measurement import Measurement, titled
+from ..results.tabular import Frame
+
+if TYPE_CHECKING:
+    from .._types import Floats
+
+DEFAULT_DEPTHS, DEFAULT_K = (0.25, 0.5, 0.75, 0.9), (1, 5)
+RESAMPLES, SHUFFLES = 2000, 999
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One group's match rate less the first group's, at one relative depth and k.
+
+    `difference` has a pointwise 95% interval, too short for groups of a few prompts. `differs`
+    holds for all depths, k and groups of the table at once: of categories by shuffling them among
+    the prompts, else by the bootstrap's largest deviation, widened for the number of prompts.
+    """
+
+    name: str
+    relative_depth: float
+    k: int
+    p_correct: float
+    p_first: float
+    difference: Interval
+    differs: bool
+
+
+@dataclass(frozen=True)
+class Differences(Frame):
+    """Groups beside the first of them; `paired` where the same prompts are in both."""
+
+    first: str
+    groups: tuple[str, ...]
+    paired: tuple[bool, ...]
+    rows: tuple[Difference, ...]
+
+    def _rows(self) -> Sequence[Difference]:
+        return self.rows
+
+
+@dataclass(frozen=True)
+class _Group:
+    name: str
+    prompt_ids: tuple[str, ...]
+    tokens: Floats
+    hits: Floats  # [prompts, depths, ks]
+
+
+def differences(
+    measurements: Sequence[Measurement],
+    *,
+    by_category: bool = False,
+    relative_depths: Sequence[float] = DEFAULT_DEPTHS,
+    ks: Sequence[int] = DEFAULT_K,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Differences:
+    """Compare match rates with those of the first group, at the same shares of the depth.
+
+    Groups with the same prompts are resampled together, so that what is hard for all cancels out;
+    others apart.
+
+    Args:
+        measurements: at least two; or one, with `by_category`, whose categories are the groups and
+            all its prompts together the first.
+        by_category: compare categories of one measurement.
+        relative_depths: e/d in (0, 1]; between two layers hits are interpolated.
+        ks: numbers of guesses.
+        names: of the measurements; by default their models with kinds of exits.
+        seed: of the bootstrap over prompts.
+
+    Raises:
+        InvalidInputError: there is nothing to compare, or a number is out of its domain.
+    """
+    for k in ks:
+        positive_integer("k", k)
+    for depth in relative_depths:
+        if not 0 < depth <= 1:
+            raise InvalidInputError(
+                f"relative depths must lie in (0, 1]; got {depth}; 0.5 is the middle layer"
+            )
+    if by_category:
+        groups = _categories(measurements, relative_depths, ks)
+    else:
+        named = names or [
+            titled(str(one.provenance["model"]), one.provenance) for one in measurements
+        ]
+        groups = [
+            _group(name, one, relative_depths, ks, np.ones(len(one.prompt_ids), dtype=bool))
+            for name, one in zip(named, measurements, strict=True)
+        ]
+    if len(groups) < 2:
+        raise InvalidInputError(
+            f"a comparison needs two groups; got {len(groups)}; give more measurements, or "
+            "compare categories"
+        )
+    return _compared(groups, relative_depths, ks, seed, shuffled=by_category)
+
+
+def _categories(
+    measurements: Sequence[Measurement], depths: Sequence[float], ks: Sequence[int]
+) -> list[_Group]:
+    if len(measurements) != 1:
+        raise InvalidInputError(
+            f"categories are those of one measurement; got {len(measurements)}; give one"
+        )
+    (one,) = measurements
+    labels = np.array(one.categories)
+    everyone = _group("all", one, depths, ks, np.ones(len(labels), dtype=bool))
+    counted = [(name, labels == name) for name in sorted(set(one.categories))]
+    return [everyone] + [_group(n, one, depths, ks, m) for n, m in counted if m.sum() > 1]
+
+
+def _group(
+    name: str,
+    one: Measurement,
+    depths: Sequence[float],
+    ks: Sequence[int],
+    keep: np.ndarray,
+) -> _Group:
+    counts = one.hits_by_prompt(max(ks))[keep][:, :, np.array(ks) - 1]
+    places = np.array(depths) * one.layers
+    layers = np.arange(1, one.layers + 1)
+    hits = np.array(
+        [[np.interp(places, layers, column) for column in prompt.T] for prompt in counts]
+    ).transpose(0, 2, 1)
+    ids = tuple(np.array(one.prompt_ids)[keep].tolist())
+    return _Group(name, ids, one.tokens_by_prompt()[keep].astype(float), hits)
+
+
+def _compared(
+    groups: Sequence[_Group],
+    depths: Sequence[float],
+    ks: Sequence[int],
+    seed: int,
+    *,
+    shuffled: bool,
+) -> Differences:
+    first, others = groups[0], groups[1:]
+    base, drawn = _rates(first, first.prompt_ids, np.random.default_rng([seed, 0]))
+    values, draws, paired = [], [], []
+    for number, group in enumerate(others, start=1):
+        same = set(group.prompt_ids) <= set(first.prompt_ids)
+        rng = np.random.default_rng([seed, 0 if same else number])  # the same draws, if paired
+        mine, my_draws = _rates(group, first.prompt_ids if same else group.prompt_ids, rng)
+        paired.append(same)
+        values.append(mine - base)
+        draws.append(my_draws - drawn)
+    deviations = np.array(
+        [
+            _deviation(group.hits, group.tokens) if shuffled else draw.std(axis=0)
+            for group, draw in zip(others, draws, strict=True)
+        ]
+    )
+    if shuffled:
+        limit = _of_shuffled(first, others, np.random.default_rng([seed, 1]))
+    else:
+        fewest = min(len(group.prompt_ids) for group in groups)
+        limit = _simultaneous(np.array(values), np.array(draws)) * _widening(fewest)
+    rows = []
+    for group, value, draw, spread in zip(others, values, draws, deviations, strict=True):
+        low, high = percentiles(draw)
+        for i, depth in enumerate(depths):
+            for j, k in enumerate(ks):
+                n = (int(group.tokens.sum()), len(group.prompt_ids))
+                rows.append(
+                    Difference(
+                        name=group.name,
+                        relative_depth=depth,
+                        k=k,
+                        p_correct=float(base[i, j] + value[i, j]),
+                        p_first=float(base[i, j]),
+                        difference=Interval(
+                            float(value[i, j]), float(low[i, j]), float(high[i, j]), *n, METHOD
+                        ),
+                        differs=bool(abs(value[i, j]) > limit * spread[i, j]),
+                    )
+                )
+    return Differences(first.name, tuple(g.name for g in others), tuple(paired), tuple(rows))
+
+
+def _rates(
+    group: _Group, drawn_from: Sequence[str], rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Rates [depths, ks], and those of resamples of some prompts, the group's among them.
+
+    A resample without any of the group's prompts takes each of them once.
+    """
+    where = {name: place for place, name in enumerate(drawn_from)}
+    weights = prompt_weights(len(drawn_from), RESAMPLES, rng)
+    weights = weights[:, [where[name] for name in group.prompt_ids]]
+    weights[weights.sum(axis=1) == 0] = 1
+    total = group.hits.sum(0) / group.tokens.sum()
+    drawn = np.tensordot(weights, group.hits, axes=1) / (weights @ group.tokens)[:, None, None]
+    return total, drawn
+
+
+def _simultaneous(values: Floats, draws: Floats) -> float:
+    """How many deviations a difference must be from 0 so that hardly ever any of all is."""
+    spread = draws.std(axis=1, keepdims=True)
+    safe = np.where(spread > 0, spread, np.inf)
+    largest = np.abs((draws - values[:, None]) / safe).max(axis=(0, 2, 3))
+    return float(np.quantile(largest, LEVEL))
+
+
+def _widening(prompts: int) -> float:
+    """For few prompts: their deviation is underestimated, and its estimate varies."""
+    quantile = 0.5 + LEVEL / 2
+    return float(
+        t.ppf(quantile, prompts - 1) / norm.ppf(quantile) * (prompts / (prompts - 1)) ** 0.5
+    )
+
+
+def _deviation(hits: Floats, tokens: Floats) -> Floats:
+    """Standard error of a ratio of sums over prompts, [depths, ks]; tiny at least."""
+    n, rate = len(tokens), hits.sum(0) / tokens.sum()
+    squares = ((hits - rate * tokens[:, None, None]) ** 2).sum(0)
+    found: Floats = np.sqrt(squares * n / (n - 1)) / tokens.sum()
+    return np.maximum(found, 1e-12)
+
+
+def _of_shuffled(first: _Group, others: Sequence[_Group], rng: np.random.Generator) -> float:
+    """The deviations that the largest difference hardly ever exceeds when categories mean nothing.
+
+    Were all prompts alike, any assignment of them to the categories would be as likely.
+    """
+    sizes = np.cumsum([0, *(len(group.prompt_ids) for group in others)])
+    base = first.hits.sum(0) / first.tokens.sum()
+    largest = []
+    for _ in range(SHUFFLES):
+        order = rng.permutation(len(first.prompt_ids))
+        found = 0.0
+        for start, end in pairwise(sizes):
+            hits, tokens = first.hits[order[start:end]], first.tokens[order[start:end]]
+            off = np.abs(hits.sum(0) / tokens.sum() - base) / _deviation(hits, tokens)
+            found = max(found, float(off.max()))
+        largest.append(found)
+    return float(np.quantile(largest, LEVEL))

@@ -1,0 +1,107 @@
+"""PPD at early exits in seconds: a recursion along a run of matches, for numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InvalidInputError
+from .contract import check, check_order, is_unknown
+from .ops import Operand
+
+#: matches in a row after which a run is taken to repeat its last two steps
+_LONGEST_RUN = 200_000
+
+
+def calibrated_early_latency(
+    p_correct: Operand,
+    layers: float,
+    exit_layer: float,
+    layer_time: float,
+    busy_layer_time: float,
+    batch_layer_time: float,
+    head_time: float = 0,
+    exit_time: float = 0,
+    token_time: float = 0,
+    start_delay: float = 0,
+    promotion_delay: float = 0,
+    unfinished: float | None = 0.5,
+) -> Operand:
+    r"""Mean time between tokens on real units at depth 1, for early exits too.
+
+    As `calibrated_latency` where $n \le e$. A process that has passed its exit when it is promoted
+    reads it once it goes on, so what it saved already shortens the time of the next sub-processes:
+    the steps $t_r$ of a run of matches differ, and $T = (1-p) \sum_{r \ge 0} p^r t_r$.
+
+    Args:
+        p_correct: p, match rate of the k guesses; in [0, 1], a number or an array of any shape.
+            Matches must be independent for n > e.
+        layers: d, and so on to `promotion_delay`: as `calibrated_latency`, but numbers.
+        exit_layer: e.
+        layer_time: tau.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        head_time: h.
+        exit_time: x.
+        token_time: a.
+        start_delay: s.
+        promotion_delay: m.
+        unfinished: phi; or None for layers that never vary: each time what is left of the layer.
+
+    Returns:
+        Latency per token, in the unit of the times.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain, or no number.
+
+    Source:
+        theory/10-seconds.md, equation (10.7).
+
+    >>> round(calibrated_early_latency(0.5, 40, 10, 1, 1, 1, unfinished=0), 4)
+    28.3333
+    """
+    _check_numbers(locals())
+    check_order(exit_layer, layers)
+
+    def ahead(left: float) -> float:
+        """Layers that a sub-process has run at the verdict, `left` after the exit is there."""
+        return min(max(left - start_delay - exit_time, 0) / batch_layer_time, layers)
+
+    left = (layers - exit_layer) * busy_layer_time + head_time
+    steps = [token_time + exit_layer * layer_time + left]
+    places: dict[float, int] = {0: 0}
+    n = ahead(left)
+    while round(n, 9) not in places and len(steps) < _LONGEST_RUN:
+        places[round(n, 9)] = len(steps)
+        going_on = min(n + (-n % 1 if unfinished is None else unfinished), layers)
+        pause = (going_on - n) * batch_layer_time + promotion_delay
+        early = n <= exit_layer + 1e-9  # as computed: n = e is on this side
+        before = (exit_layer - going_on) * layer_time if early else 0
+        rest = layers - (exit_layer if early else going_on)
+        left = rest * busy_layer_time + head_time
+        steps.append(pause + before + left)
+        n = ahead(left)
+    return _mean_step(p_correct, steps, places.get(round(n, 9), len(steps) - 2))
+
+
+def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:
+    """The mean step if place r of a run is taken by p^r and `first` follows the last place."""
+    begun = sum((1 - p) * p**r * step for r, step in enumerate(steps[:first]))
+    weights = [p**j for j in range(len(steps) - first)]
+    again = sum(w * step for w, step in zip(weights, steps[first:], strict=True))
+    return begun + p**first * again / sum(weights)
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Numbers in their domains, and of the match rate any number of them."""
+    for name, value in given.items():
+        if name == "unfinished" and value is None:
+            continue
+        check(name, value)
+        many = name == "p_correct"
+        is_array = bool(getattr(value, "shape", ()))
+        if is_unknown(value) or (is_array and not many):
+            raise InvalidInputError(
+                f"{name} must be {'numbers' if many else 'a number'}; got {value!r}; "
+                "a run of matches is followed for numbers"
+            )

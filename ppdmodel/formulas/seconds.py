@@ -1,0 +1,446 @@
+"""Closed forms of PPD at depth 1 in seconds: heads, delays, contention and the layer in flight.
+
+All times are in one unit of the user's choice. The schedule is that of theory/10-seconds.md.
+"""
+
+from __future__ import annotations
+
+from . import ops
+from .contract import closed_form
+from .ops import Operand
+
+
+@closed_form
+def calibrated_latency(
+    p_correct: Operand,
+    layers: Operand,
+    exit_layer: Operand,
+    layer_time: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    head_time: Operand = 0,
+    exit_time: Operand = 0,
+    token_time: Operand = 0,
+    start_delay: Operand = 0,
+    promotion_delay: Operand = 0,
+    unfinished: Operand = 0.5,
+) -> Operand:
+    r"""Mean time between tokens on real units, at depth 1.
+
+    $T = a + e \tau + R - p \theta \bigl[a - m + n \tau - \phi (\tau_k - \tau)\bigr]$ with
+    $R = (d-e) \tau_b + h$, $n = \max(R - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
+
+    R is the time from the exit to the verdict, n what a sub-process has run by then, and theta is 0
+    where the guesses come too late to be used. For n <= e; for earlier exits
+    `calibrated_early_latency`.
+
+    Args:
+        p_correct: p, match rate of the k guesses; in [0, 1], any shape.
+        layers: d, decoder layers; positive.
+        exit_layer: e, exit layer; 0 < e <= d.
+        layer_time: tau, a layer of the main process while the other unit waits; positive.
+        busy_layer_time: tau_b, a layer of the main process while sub-processes run; positive.
+        batch_layer_time: tau_k, a layer of the batch of k sub-processes meanwhile; positive.
+        head_time: h, final norm, head and choice of the token while sub-processes run; >= 0.
+        exit_time: x, reading the exit on the sub-processes' unit; >= 0.
+        token_time: a, what a token that starts from layer 0 takes beside its layers; >= 0.
+        start_delay: s, from the end of layer e to the start of reading the exit; >= 0.
+        promotion_delay: m, pause of a promoted process before its next layer; >= 0.
+        unfinished: phi, share of a batch layer that is left at a verdict, on average; in [0, 1]:
+            1/2 where verdicts fall anywhere in a layer, 0 for units in step, ceil(n) - n for times
+            that never vary.
+
+    Returns:
+        Latency per token, in the unit of the times.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.1). It needs only the matches' long-run rate.
+
+    >>> round(calibrated_latency(0.5, 30, 20, 1.0, 1.0, 1.5, head_time=6, exit_time=6), 4)
+    32.7917
+    """
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    missed = token_time + exit_layer * layer_time + rest
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
+    saved = _saved(ahead, layer_time, batch_layer_time, token_time, promotion_delay, unfinished)
+    return missed - p_correct * saved
+
+
+def _rest(
+    layers: Operand, exit_layer: Operand, busy_layer_time: Operand, head_time: Operand
+) -> Operand:
+    """R of equation (10.1): the time from the exit to the verdict."""
+    return (layers - exit_layer) * busy_layer_time + head_time
+
+
+def _ahead(
+    rest: Operand, start_delay: Operand, exit_time: Operand, batch_layer_time: Operand
+) -> Operand:
+    """N of equation (10.1): the layers that sub-processes have run at the verdict."""
+    return ops.maximum(rest - start_delay - exit_time, 0) / batch_layer_time
+
+
+def _saved(
+    ahead: Operand,
+    layer_time: Operand,
+    batch_layer_time: Operand,
+    token_time: Operand,
+    promotion_delay: Operand,
+    unfinished: Operand,
+) -> Operand:
+    """What a match saves, equation (10.1): theta times the bracket."""
+    late = unfinished * (batch_layer_time - layer_time)
+    return _in_time(ahead) * (token_time - promotion_delay + ahead * layer_time - late)
+
+
+def _in_time(ahead: Operand) -> Operand:
+    """Whether guesses are there before the verdict: theta of equation (10.1), 1 or 0."""
+    return ops.ceil(ops.minimum(ahead, 1))
+
+
+@closed_form
+def calibrated_plain_latency(
+    layers: Operand, layer_time: Operand, plain_head_time: Operand = 0, token_time: Operand = 0
+) -> Operand:
+    r"""Time per token of plain decoding on one unit: $T_0 = a + d \tau + h_0$.
+
+    Args:
+        layers: d, decoder layers; positive.
+        layer_time: tau, one layer; positive.
+        plain_head_time: h_0, final norm, head and choice of the token; >= 0.
+        token_time: a, what a token takes beside its layers and its head; >= 0.
+
+    Returns:
+        Latency per token, in the unit of the times.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.2).
+
+    >>> calibrated_plain_latency(30, 1.0, plain_head_time=6)
+    36.0
+    """
+    return token_time + layers * layer_time + plain_head_time
+
+
+@closed_form
+def calibrated_speedup(
+    p_correct: Operand,
+    layers: Operand,
+    exit_layer: Operand,
+    layer_time: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    plain_head_time: Operand,
+    head_time: Operand,
+    exit_time: Operand = 0,
+    token_time: Operand = 0,
+    start_delay: Operand = 0,
+    promotion_delay: Operand = 0,
+    unfinished: Operand = 0.5,
+) -> Operand:
+    r"""Plain decoding's latency on one unit over PPD's, $T_0 / T$.
+
+    Args:
+        p_correct: p, and so on to `batch_layer_time`: as `calibrated_latency`.
+        layers: d.
+        exit_layer: e.
+        layer_time: tau.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        plain_head_time: h_0, the head of plain decoding; >= 0.
+        head_time: h, the head while sub-processes run; >= 0.
+        exit_time: x, and the rest: as `calibrated_latency`.
+        token_time: a.
+        start_delay: s.
+        promotion_delay: m.
+        unfinished: phi.
+
+    Returns:
+        A ratio; below 1 where PPD loses.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.3).
+
+    >>> round(calibrated_speedup(0.5, 30, 20, 1.0, 1.0, 1.5, 6, 6, exit_time=6), 4)
+    1.0978
+    """
+    plain = calibrated_plain_latency(layers, layer_time, plain_head_time, token_time)
+    return plain / calibrated_latency(
+        p_correct, layers, exit_layer, layer_time, busy_layer_time, batch_layer_time,
+        head_time, exit_time, token_time, start_delay, promotion_delay, unfinished,
+    )  # fmt: skip
+
+
+@closed_form
+def calibrated_break_even(
+    layers: Operand,
+    exit_layer: Operand,
+    layer_time: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    plain_head_time: Operand,
+    head_time: Operand,
+    exit_time: Operand = 0,
+    token_time: Operand = 0,
+    start_delay: Operand = 0,
+    promotion_delay: Operand = 0,
+    unfinished: Operand = 0.5,
+) -> Operand:
+    r"""Match rate above which PPD saves time against plain decoding on one unit.
+
+    $p_0 = [(d-e)(\tau_b - \tau) + h - h_0] / \max(S, 0)$ with what a match saves,
+    $S = \theta \bigl[a - m + n \tau - \phi (\tau_k - \tau)\bigr]$,
+    $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
+
+    Args:
+        layers: d, and the rest: as `calibrated_speedup`.
+        exit_layer: e.
+        layer_time: tau.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        plain_head_time: h_0.
+        head_time: h.
+        exit_time: x.
+        token_time: a.
+        start_delay: s.
+        promotion_delay: m.
+        unfinished: phi.
+
+    Returns:
+        A match rate; above 1 where none is enough, `inf` where a match saves nothing although
+        sub-processes slow the main one down.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.4). For n <= e.
+
+    >>> round(calibrated_break_even(30, 20, 1.0, 1.03, 1.5, 6, 6.2, exit_time=6), 4)
+    0.0741
+    """
+    slower = (layers - exit_layer) * (busy_layer_time - layer_time) + head_time - plain_head_time
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
+    saved = _saved(ahead, layer_time, batch_layer_time, token_time, promotion_delay, unfinished)
+    return ops.divide(slower, ops.maximum(saved, 0))
+
+
+@closed_form
+def calibrated_compute(
+    p_correct: Operand,
+    layers: Operand,
+    exit_layer: Operand,
+    k: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    head_time: Operand = 0,
+    exit_time: Operand = 0,
+    start_delay: Operand = 0,
+    unfinished: Operand = 0.5,
+) -> Operand:
+    r"""Mean layer executions per token on real units, the head and the exit's own head included.
+
+    $C = d + (h + x) / \tau_b + (k - p)\, \theta\, (n + \phi)$ with
+    $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
+
+    A head counts as the layers that take as long, both while sub-processes run. The layer in flight
+    at a verdict is run to its end.
+
+    Args:
+        p_correct: p, match rate of the k guesses; in [0, 1], any shape.
+        layers: d, decoder layers; positive.
+        exit_layer: e, exit layer; 0 < e <= d.
+        k: guesses per exit, the rows of the batch; >= 1.
+        busy_layer_time: tau_b, and the rest: as `calibrated_latency`.
+        batch_layer_time: tau_k.
+        head_time: h.
+        exit_time: x.
+        start_delay: s.
+        unfinished: phi.
+
+    Returns:
+        Layer executions per token; plain decoding's are d + h_0 / tau.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.5). For n <= e.
+
+    >>> round(calibrated_compute(0.5, 30, 20, 3, 1.0, 1.5, head_time=6, exit_time=6), 4)
+    59.9167
+    """
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
+    heads = (head_time + exit_time) / busy_layer_time
+    return layers + heads + (k - p_correct) * _in_time(ahead) * (ahead + unfinished)
+
+
+@closed_form
+def calibrated_busy_time(
+    p_correct: Operand,
+    layers: Operand,
+    exit_layer: Operand,
+    layer_time: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    head_time: Operand = 0,
+    exit_time: Operand = 0,
+    token_time: Operand = 0,
+    start_delay: Operand = 0,
+    unfinished: Operand = 0.5,
+) -> Operand:
+    r"""Mean time per token that the two units are at work, added up.
+
+    $B = a + e \tau + (d-e) \tau_b + h + x
+    + \theta \bigl[(n + \phi) \tau_k - p (a + (n + \phi) \tau)\bigr]$ with
+    $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
+
+    Delays count as waiting. The units are held for 2 T.
+
+    Args:
+        p_correct: p, and the rest: as `calibrated_latency`.
+        layers: d.
+        exit_layer: e.
+        layer_time: tau.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        head_time: h.
+        exit_time: x.
+        token_time: a.
+        start_delay: s.
+        unfinished: phi.
+
+    Returns:
+        Unit-time per token, in the unit of the times.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.6). For n <= e.
+
+    >>> round(calibrated_busy_time(0.5, 30, 20, 1.0, 1.0, 1.5, head_time=6, exit_time=6), 4)
+    49.1667
+    """
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
+    begun = ahead + unfinished
+    missed = token_time + exit_layer * layer_time + rest
+    kept = p_correct * (token_time + begun * layer_time)
+    return missed + exit_time + _in_time(ahead) * (begun * batch_layer_time - kept)
+
+
+@closed_form
+def calibrated_head_start(
+    layers: Operand,
+    exit_layer: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    head_time: Operand = 0,
+    exit_time: Operand = 0,
+    start_delay: Operand = 0,
+) -> Operand:
+    r"""Layers that the sub-processes have run when the verdict falls, shares of one included.
+
+    $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$: the closed forms of this page need n <= e.
+
+    Args:
+        layers: d, and the rest: as `calibrated_latency`.
+        exit_layer: e.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        head_time: h.
+        exit_time: x.
+        start_delay: s.
+
+    Returns:
+        Layers; 0 where the guesses come too late.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.10).
+
+    >>> calibrated_head_start(30, 20, 1.0, 2.0, head_time=6, exit_time=6)
+    5.0
+    """
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    return _ahead(rest, start_delay, exit_time, batch_layer_time)
+
+
+@closed_form
+def calibrated_unfinished(
+    layers: Operand,
+    exit_layer: Operand,
+    busy_layer_time: Operand,
+    batch_layer_time: Operand,
+    head_time: Operand = 0,
+    exit_time: Operand = 0,
+    start_delay: Operand = 0,
+) -> Operand:
+    r"""Share of a batch layer that is left at a verdict, for times that never vary.
+
+    $\phi = \lceil n \rceil - n$ with $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$.
+
+    Args:
+        layers: d, and the rest: as `calibrated_latency`.
+        exit_layer: e.
+        busy_layer_time: tau_b.
+        batch_layer_time: tau_k.
+        head_time: h.
+        exit_time: x.
+        start_delay: s.
+
+    Returns:
+        The argument `unfinished` of the others, in [0, 1).
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.8).
+
+    >>> round(calibrated_unfinished(30, 20, 1.0, 1.5, head_time=6, exit_time=6), 4)
+    0.3333
+    """
+    rest = _rest(layers, exit_layer, busy_layer_time, head_time)
+    ahead = _ahead(rest, start_delay, exit_time, batch_layer_time)
+    return ops.ceil(ahead) - ahead
+
+
+@closed_form
+def calibrated_plain_compute(
+    layers: Operand, layer_time: Operand, plain_head_time: Operand = 0
+) -> Operand:
+    r"""Layer executions per token of plain decoding, its head included: $C_0 = d + h_0 / \tau$.
+
+    Args:
+        layers: d, decoder layers; positive.
+        layer_time: tau, one layer; positive.
+        plain_head_time: h_0, final norm, head and choice of the token; >= 0.
+
+    Returns:
+        Layer executions per token, on the scale of `calibrated_compute`.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain.
+
+    Source:
+        theory/10-seconds.md, equation (10.9).
+
+    >>> calibrated_plain_compute(30, 1.0, plain_head_time=6)
+    36.0
+    """
+    return layers + plain_head_time / layer_time

@@ -1,0 +1,230 @@
+"""Closed forms as SymPy expressions: with some parameters fixed, derivatives, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+
+from ... import formulas
+from ...errors import InvalidInputError
+from ..contract import DOMAINS, check
+from .catalogue import SYMBOLS, WHOLE, Expr, check_parameters, formula
+
+#: up to this whole number a sum is written out term by term
+_FEW = 8
+
+
+def expr(name: str, **fixed: Any) -> Expr:
+    """A closed form as a SymPy expression in `SYMBOLS`.
+
+    For numbers, call the function of `ppdmodel.formulas` itself; `sympy.lambdify` can do its sums
+    with `modules="math"`.
+
+    Args:
+        name: one of `names()`.
+        **fixed: values or expressions for some parameters. `depth=None` gives the form for
+            unlimited depth.
+
+    Raises:
+        InvalidInputError: there is no such formula or parameter, or a value is out of its domain.
+
+    >>> expr("latency_per_token", depth=1)
+    d + p**2*Max(0, d - 2*e)/(p + 1) - p*(d - e)
+    >>> expr("compute_per_token", depth=None)
+    d + (k - p)*Sum(k**(g - 1)*(d - e*g), (g, 1, ceiling(d/e) - 1))
+    """
+    entry = formula(name)
+    if entry.is_recursion:
+        raise InvalidInputError(
+            f"the formula must be a closed form; got {name!r}, a recursion; "
+            f"call ppdmodel.{name} itself"
+        )
+    check_parameters(entry, fixed)
+    given = {p: fixed.get(p, SYMBOLS[p]) for p in entry.parameters}
+    # sums over more than a few terms stay sums
+    large = {p: n for p, n in fixed.items() if p in WHOLE and isinstance(n, int) and n > _FEW}
+    arguments = given | {p: SYMBOLS[p] for p in large}
+    result = sympy.sympify(getattr(formulas, name)(**arguments))
+    result = result.subs({SYMBOLS[p]: sympy.Integer(n) for p, n in large.items()})
+    return _tidy(_plain_indices(result), given)
+
+
+def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
+    """The derivative of a closed form along one or more real parameters, in that order.
+
+    At a kink, where (D+1)e = d, it holds Heaviside functions: it differs on the two sides.
+
+    Raises:
+        InvalidInputError: as `expr`, or a parameter is a whole number.
+
+    >>> derivative("latency_per_token", "p_correct", depth=None)
+    -d + e
+    """
+    entry = formula(name)
+    if not parameters:
+        raise InvalidInputError("a derivative must have a parameter; got none; give its name")
+    check_parameters(entry, dict.fromkeys(parameters))
+    for parameter in parameters:
+        if parameter in WHOLE:
+            raise InvalidInputError(
+                f"a derivative must be along a real parameter; got {parameter}; "
+                f"choose from {', '.join(p for p in entry.parameters if p not in WHOLE)}"
+            )
+        if parameter in fixed:
+            raise InvalidInputError(
+                f"a derivative must be along a free parameter; got {parameter} fixed; "
+                "put its value into the result instead"
+            )
+    whole = expr(name, **fixed)
+    for parameter in parameters:
+        whole = _slope(whole, SYMBOLS[parameter])
+    return whole
+
+
+def _slope(expression: Expr, along: Expr) -> Expr:
+    """The derivative, with rounded numbers and steps constant: between jumps they are."""
+    jumps = expression.atoms(sympy.ceiling, sympy.floor, sympy.Heaviside)
+    steps = {x: sympy.Dummy(integer=True) for x in jumps}
+    slope = sympy.diff(expression.xreplace(steps), along)
+    back = {dummy: x for x, dummy in steps.items()}
+    return _each_sum(_plain_indices(slope.xreplace(back)), _without_empty_start)
+
+
+def _without_empty_start(total: Expr) -> Expr:
+    """The derivative of a sum of powers, from the first power that has one."""
+    (index, first, last), *others = total.limits
+    if others or first != 0 or total.function.subs(index, 0) != 0:
+        return total
+    return total.func(sympy.powsimp(total.function), (index, 1, last))
+
+
+def limit(name: str, parameter: str, value: Any, **fixed: Any) -> Expr:
+    """The limit of a closed form as one parameter goes to `value`, which may be `sympy.oo`.
+
+    Raises:
+        InvalidInputError: as `expr`, or `value` is outside the parameter's domain and its ends, or
+            SymPy finds no limit.
+
+    >>> limit("latency_per_token", "p_correct", 1)
+    Max(e, d/(D + 1))
+    >>> limit("latency_per_token", "depth", sympy.oo)
+    d - p*(d - e)
+    """
+    check_parameters(formula(name), {parameter: None})
+    if parameter in fixed:
+        raise InvalidInputError(
+            f"a limit must be along a free parameter; got {parameter} fixed; leave it out"
+        )
+    value = _as_expression(parameter, value)
+    has_end = value == 0 or (value == sympy.oo and bool(DOMAINS[parameter][1](1e9)))
+    if not has_end:  # what is no end of an open domain must lie inside
+        check(parameter, value)
+    if parameter == "depth" and value == sympy.oo:
+        return expr(name, **fixed, depth=None)
+    whole = expr(name, **fixed)
+    at = _evaluated(whole.subs(SYMBOLS[parameter], value))
+    if value == sympy.oo or at.has(sympy.nan, sympy.zoo):
+        try:
+            side = "+" if value == 0 else "-"  # from inside the domain
+            at = sympy.limit(_evaluated(whole), SYMBOLS[parameter], value, side)
+        except (NotImplementedError, ValueError):
+            at = sympy.nan
+    if at.has(sympy.nan, sympy.zoo, sympy.Limit):
+        raise InvalidInputError(
+            f"the limit must be one that SymPy finds; got {name} at {parameter} -> {value}; "
+            "fix other parameters, depth first"
+        )
+    return _one_maximum(at)
+
+
+def _as_expression(parameter: str, value: Any) -> Expr:
+    try:
+        found = sympy.sympify(value, strict=True)
+    except sympy.SympifyError:
+        found = sympy.nan
+    if found in (sympy.nan, sympy.zoo):
+        raise InvalidInputError(
+            f"{parameter} must go to a number, an expression or sympy.oo; got {value!r}; give one"
+        )
+    return found
+
+
+def _evaluated(expression: Expr) -> Expr:
+    """Sums of powers as closed expressions; those over generations stay."""
+
+    def is_plain(term: Expr) -> bool:
+        return isinstance(term, sympy.Sum) and not term.has(sympy.Max, sympy.Min)
+
+    evaluated = expression.replace(is_plain, lambda total: total.doit())
+    # the last exponents of a geometric series of 0 are at least 1
+    return evaluated.replace(lambda t: t.is_Pow and t.base == 0, lambda _: sympy.Integer(0))
+
+
+def _plain_indices(expression: Expr) -> Expr:
+    """Summation indices as symbols of their own name."""
+    return expression.xreplace(
+        {x: sympy.Symbol(x.name, integer=True) for x in expression.atoms(sympy.Dummy)}
+    )
+
+
+def _tidy(expression: Expr, arguments: Mapping[str, Any]) -> Expr:
+    """What the domains allow to drop: e <= d, and generations that unlimited depth leaves room."""
+    if "exit_layer" not in arguments:
+        return expression
+    d, e = sympy.sympify(arguments["layers"]), sympy.sympify(arguments["exit_layer"])
+    known = {sympy.Max(0, d - e): d - e}
+    if arguments.get("depth", 1) is None:
+        reach, g = sympy.ceiling(d / e), sympy.Symbol("g", integer=True)
+        free = sympy.Max(0, d - e * g)
+        known |= {
+            sympy.Max(0, d - e * reach): sympy.Integer(0),
+            sympy.Min(e * (reach - g), free): d - e * g,
+            free: d - e * g,
+        }
+        expression = _each_sum(expression.xreplace(known), _collected)
+    else:
+        expression = expression.xreplace(known)
+    return expression.replace(lambda t: t.is_Mul, _together)
+
+
+def _collected(total: Expr) -> Expr:
+    """A sum whose summand says nothing twice."""
+    factored = sympy.powsimp(sympy.factor(sympy.expand_mul(total.function)), combine="base")
+    return total.func(min(total.function, factored, key=_length), *total.limits)
+
+
+def _each_sum(expression: Expr, change: Callable[[Expr], Expr]) -> Expr:
+    return expression.xreplace({total: change(total) for total in expression.atoms(sympy.Sum)})
+
+
+def _together(product: Expr) -> Expr:
+    """A product whose factors of several fractions stand over one denominator, if shorter."""
+    return product.func(
+        *(min(x, sympy.together(x), key=_length) if _fractions(x) > 1 else x for x in product.args)
+    )
+
+
+def _fractions(factor: Expr) -> int:
+    if not factor.is_Add or factor.has(sympy.Sum):
+        return 0
+    return sum(sympy.fraction(sympy.together(term))[1] != 1 for term in factor.args)
+
+
+def _one_maximum(expression: Expr) -> Expr:
+    """A term c Max(0, y) beside x as Max(x, x + c y), where that is shorter."""
+    expanded = sympy.expand_mul(expression)
+    maxima = [term for term in sympy.Add.make_args(expanded) if term.has(sympy.Max)]
+    if len(maxima) != 1:
+        return expression
+    factor, maximum = maxima[0].as_independent(sympy.Max)
+    if not (isinstance(maximum, sympy.Max) and 0 in maximum.args and factor.is_positive):
+        return expression
+    rest = expanded - maxima[0]
+    other = sympy.Max(*(x for x in maximum.args if x != 0))
+    return min(sympy.Max(rest, sympy.simplify(rest + factor * other)), expression, key=_length)
+
+
+def _length(expression: Expr) -> int:
+    return int(sympy.count_ops(expression))

@@ -1,0 +1,95 @@
+"""How fast a closed form changes along one of its parameters, as numbers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ... import formulas
+from ...errors import InvalidInputError
+from .. import ops, symbolic
+from ..contract import is_unknown
+from .catalogue import check_parameters
+
+
+def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
+    """The partial derivative of a closed form along a parameter, from its symbolic derivative.
+
+    Args:
+        name: a closed form, one of `ppdmodel.symbolic.names()`.
+        parameter: a real parameter of it, such as "p_correct" or "exit_layer".
+        **values: its arguments: numbers or arrays, which broadcast. For torch tensors take
+            autograd: the closed forms carry gradients.
+
+    Returns:
+        The derivative, in the formula's unit per unit of the parameter; a float, or an array. Where
+        the slope jumps, as at (D+1)e = d, a value from that of one side to that of the other; NaN
+        where there is none, or none that a float holds.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain, or the parameter is a whole number.
+
+    Source:
+        `ppdmodel.symbolic.derivative`; theory/02-latency.md, equations (2.5) and (2.6).
+
+    >>> sensitivity("latency_per_token", "p_correct", p_correct=0.7, layers=40, exit_layer=20)
+    -20.0
+    """
+    entry = symbolic.formula(name)
+    symbolic.derivative(name, parameter, **({"depth": 1} if "depth" in entry.parameters else {}))
+    check_parameters(entry, values)
+    function = getattr(formulas, name)
+    bound = inspect.signature(function).bind_partial(**values)
+    bound.apply_defaults()
+    missing = [p for p in entry.parameters if p not in bound.arguments]
+    if missing:
+        raise InvalidInputError(
+            f"{name} must be given {missing[0]}; got none; give a number or an array"
+        )
+    function(**bound.arguments)  # raises on what is outside its domain
+    given = list(bound.arguments.values())
+    for argument, value in bound.arguments.items():
+        if is_unknown(value) or ops.is_tensor(value):
+            raise InvalidInputError(
+                f"{argument} must be numbers; got {value!r}; "
+                "symbols: ppdmodel.symbolic.derivative, tensors: autograd"
+            )
+    arrays = np.broadcast_arrays(*(math.inf if value is None else value for value in given))
+    results = [
+        _at(name, parameter, dict(zip(entry.parameters, map(float, point), strict=True)))
+        for point in zip(*(array.ravel() for array in arrays), strict=True)
+    ]
+    return np.array(results).reshape(arrays[0].shape) if arrays[0].shape else results[0]
+
+
+def _at(name: str, parameter: str, point: dict[str, float]) -> float:
+    """The derivative at one point, whose whole numbers choose the expression."""
+    whole = {n: int(x) for n, x in point.items() if n in symbolic.WHOLE and n != "depth"}
+    depth = None
+    if "depth" in point and (point["depth"] + 1) * point["exit_layer"] <= point["layers"]:
+        depth = int(point["depth"])
+    real = {n: x for n, x in point.items() if n not in symbolic.WHOLE}
+    try:
+        return float(_compiled(name, parameter, depth, tuple(whole.items()))(**real))
+    except (ZeroDivisionError, OverflowError):
+        return math.nan
+
+
+@cache
+def _compiled(
+    name: str, parameter: str, depth: int | None, whole: tuple[tuple[str, int], ...]
+) -> Callable[..., float]:
+    import sympy
+
+    entry = symbolic.formula(name)
+    fixed = {"depth": depth} if "depth" in entry.parameters else {}
+    slope = symbolic.derivative(name, parameter, **fixed, **dict(whole))
+    named = {symbolic.SYMBOLS[p]: sympy.Symbol(p) for p in entry.parameters}
+    real = [p for p in entry.parameters if p not in symbolic.WHOLE]
+    known = {"Heaviside": lambda x, at=0.5: at if x == 0 else float(x > 0)}
+    return sympy.lambdify(real, slope.xreplace(named), modules=[known, "math"])  # type: ignore[no-any-return]

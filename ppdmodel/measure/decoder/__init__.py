@@ -1,0 +1,1 @@
+"""Batched decoding with a cache, reading exits, and the check that both are right."""

@@ -1,0 +1,210 @@
+"""Reading guesses for the next token off the middle of a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import InvalidInputError
+from .head_path import Path, observe
+from .kernels import Blocks
+
+#: how far an exit may be from the model's own logits, in parts of the largest one
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+#: where a configuration says what multiplies, or divides, the logits
+MULTIPLIERS, DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """What a trained exit adds to the head's input: `weight @ x + bias`, x the state over its RMS.
+
+    Shapes: `weight` [head input, width], `bias` [head input].
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The correction [n, head input] for states [n, width], in their type."""
+        x = normalized(hidden).to(self.weight.dtype)
+        return nn.functional.linear(x, self.weight, self.bias).to(hidden.dtype)
+
+
+def normalized(hidden: Tensor) -> Tensor:
+    """States [n, width] divided by their root mean square."""
+    wide = hidden.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(hidden.dtype)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The path from a layer's output to logits: the model's own last steps, at any layer.
+
+    Attributes:
+        decoder_layers: the model's layers, in order.
+        tail: what the model applies between its last layer and its head: the final norm, and a
+            projection in some models.
+        head: a module with `weight` [vocabulary, head input], and `bias` or None.
+        scale: what the logits are multiplied by after the head.
+        softcap: c of c * tanh(logits / c) after that, or None.
+        maps: trained corrections by layer, from 1; empty for the logit exit.
+        kind: "logit", or "trained".
+        blocks: the head's product in blocks, where its weight is packed; else None.
+    """
+
+    decoder_layers: nn.ModuleList
+    tail: tuple[nn.Module, ...]
+    head: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+    maps: Mapping[int, AffineMap] = field(default_factory=dict)
+    kind: str = "logit"
+    blocks: Blocks | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The head's weight, [vocabulary, head input]."""
+        found: Any = self.head.weight
+        return cast(Tensor, found)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The head's bias [vocabulary], or None."""
+        return cast("Tensor | None", getattr(self.head, "bias", None))
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits."""
+        return len(self.weight)
+
+    def head_input(self, hidden: Tensor, layer: int | None = None) -> Tensor:
+        """What the head reads for states [n, width] of a layer, from 1; None is the last one."""
+        out = hidden
+        for module in self.tail:
+            out = module(out)
+        trained = self.maps.get(layer) if layer else None
+        return out if trained is None else out + trained(hidden)
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Scale and cap the head's products, in place."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def logits(self, hidden: Tensor, layer: int | None = None) -> Tensor:
+        """Logits [n, vocabulary] of the next token from states [n, width] of one layer."""
+        head_input = self.head_input(hidden, layer)
+        return self.finish(nn.functional.linear(head_input, self.weight, self.bias))
+
+
+_REGISTERED: dict[str, Callable[[Any], Exit]] = {}
+REGISTER = (
+    "register one in Python: @ppdmodel.measure.register_exit('{name}') on a function that takes "
+    "the model and returns ppdmodel.measure.Exit(decoder_layers=..., tail=(final_norm,), head=...)"
+)
+
+
+def register_exit(model_class: str) -> Callable[[Callable[[Any], Exit]], Callable[[Any], Exit]]:
+    """Say how exits of an unknown kind of model are read.
+
+    Args:
+        model_class: the name of the model's class, as `type(model).__name__` gives it. The
+            decorated function takes the model and returns its `Exit`.
+    """
+
+    def register(make: Callable[[Any], Exit]) -> Callable[[Any], Exit]:
+        _REGISTERED[model_class] = make
+        return make
+
+    return register
+
+
+def logit_exit(model: Any) -> Exit:
+    """Find a decoder's layers and its path from the last layer to its logits, and prove it.
+
+    The path is observed: a short probe text is run, and what the model calls after its last layer
+    is the tail and the head. Scales and soft-caps that follow are read off the same probe. Then the
+    last exit must make the model's own logits, for a registered exit too.
+
+    Raises:
+        InvalidInputError: no such path makes the model's logits; the message says how to register.
+    """
+    make = _REGISTERED.get(type(model).__name__)
+    registered = make(model) if make else None
+    path = observe(model, registered.decoder_layers if registered else None)
+    if path.fault:
+        raise _unsupported(model, path.fault)
+    found = registered or _with_finish(model, path)
+    gap = _gap(found, path)
+    if not gap <= TOLERANCE.get(path.logits.dtype, 1e-4):
+        raise _unsupported(model, f"the last exit was {gap:.2g} of the largest logit away from it")
+    return found
+
+
+def _with_finish(model: Any, path: Path) -> Exit:
+    """The observed exit with the scale and soft-cap that explain the model's logits."""
+    plain = Exit(decoder_layers=path.layers, tail=path.tail, head=path.head)
+    with torch.inference_mode():
+        read = plain.logits(path.last_hidden).double()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if read.shape != path.logits.shape:
+        return plain
+    capped = path.logits.double()
+    own = torch.atanh((capped / cap).clamp(-1 + 1e-9, 1 - 1e-9)) * cap if cap else capped
+    ratio = float((own * read).sum() / (read * read).sum())
+    return replace(plain, scale=_snapped(model.config, ratio), softcap=float(cap) if cap else None)
+
+
+def _snapped(config: Any, ratio: float) -> float:
+    """The exact scale that a configuration names, where the observed ratio is that one."""
+    text = config.get_text_config()
+    stated = [getattr(text, name, None) for name in MULTIPLIERS]
+    stated += [1 / value for name in DIVISORS if (value := getattr(text, name, None))]
+    for value in (1.0, *stated):
+        if isinstance(value, (int, float)) and abs(ratio - value) <= 2e-2 * abs(value):
+            return float(value)
+    return ratio
+
+
+def _gap(exit_: Exit, path: Path) -> float:
+    """Largest difference of the last exit from the model's logits, over the largest logit."""
+    with torch.inference_mode():
+        read = exit_.logits(path.last_hidden).float()
+    own = path.logits.float()
+    if read.shape != own.shape:
+        return float("inf")
+    return float((read - own).abs().max() / own.abs().max().clamp(min=1e-6))
+
+
+def _unsupported(model: Any, why: str) -> InvalidInputError:
+    name = type(model).__name__
+    return InvalidInputError(
+        f"the exit at the last layer must make the model's own logits; got {name}: {why}; "
+        + REGISTER.format(name=name)
+    )
+
+
+@contextmanager
+def on_layers(exit_: Exit, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Hand each layer's output at the last position, [batch, width], to `keep(index, states)`."""
+
+    def hook(index: int) -> Any:
+        def seen(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            keep(index, (output if isinstance(output, Tensor) else output[0])[:, -1])
+
+        return seen
+
+    handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(exit_.decoder_layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,380 @@
+"""Text from the model itself, with the hidden states that made each token.
+
+A batch is decoded with a KV cache that does not move, texts that have ended are taken out of it,
+and the states are handed over in chunks as they come: memory does not grow with the text.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from .attention import without_padding
+from .exit import Exit, on_layers
+from .kernels import drop_pages, fast_linears, give_back_memory, lazy_zeros
+from .sampling import Place, Sampling, choose
+
+#: share of a batch that must have ended before the rest moves together
+ENDED_SHARE = 0.125
+#: how much longer the longest context of a group read together may be than the shortest, and the
+#: tokens of more than one
+GROUP_SPREAD, GROUP_TOKENS = 1.2, 512
+#: tokens, over all texts of a batch, that a common beginning must save to be read apart
+SHARED_WORTH = 8
+
+
+@dataclass(frozen=True)
+class Context:
+    """The text that a continuation follows: whose it is, and its token ids."""
+
+    prompt_id: str
+    turn: int
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some generated tokens, ordered by step: what chose them, and each layer's states.
+
+    `row` [n] counts the contexts of the batch, `position` [n] the tokens of a row; `hidden` has
+    shape [layers, n, width], `noise` [n, vocabulary] or is None for greedy text, and `favourite`
+    [n] is the token with the largest logit, which is `token_id` unless it was sampled.
+    """
+
+    row: list[int]
+    position: list[int]
+    token_id: Tensor
+    favourite: Tensor
+    hidden: Tensor
+    noise: Tensor | None
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer in memory taken at once, so that a step copies only its own."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.used = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_more: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append [batch, heads, n, size] and return all that is kept."""
+        n = key_states.shape[-2]
+        self._take(key_states, value_states, len(key_states))
+        self.all_keys[:, :, self.used : self.used + n] = key_states
+        self.all_values[:, :, self.used : self.used + n] = value_states
+        return self._show(self.used + n)
+
+    def adopt(self, rows: Sequence[int], batch: int, end: int, other: GrowingLayer) -> None:
+        """Take up what another cache keeps of some rows, or of one for all, up to place `end`."""
+        if other.used == 0:  # a layer that reads another one's keys
+            return
+        self._take(other.keys, other.values, batch)
+        index = torch.tensor(rows, device=other.keys.device)
+        self.all_keys[index, :, end - other.used : end] = other.keys
+        self.all_values[index, :, end - other.used : end] = other.values
+        self._show(max(end, self.used))
+
+    def _take(self, keys: Tensor, values: Tensor, batch: int) -> None:
+        if self.used:
+            return
+        self.dtype, self.device = keys.dtype, keys.device
+        self.all_keys, self.all_values = (
+            lazy_zeros((batch, like.shape[1], self.room, like.shape[-1]), like)
+            for like in (keys, values)
+        )
+        self.is_initialized = True
+
+    def _show(self, used: int) -> tuple[Tensor, Tensor]:
+        self.used = used
+        self.keys, self.values = self.all_keys[:, :, :used], self.all_values[:, :, :used]
+        return self.keys, self.values
+
+    def keep(self, rows: Sequence[int], starts: Sequence[int]) -> None:
+        """Keep only some rows of the batch, in order; each begins at its place in `starts`.
+
+        They move down in place: what lies before a row's start is never read.
+        """
+        if self.used == 0:
+            return
+        for to, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            if to != row:
+                for kept in (self.all_keys, self.all_values):
+                    kept[to, :, start : self.used] = kept[row, :, start : self.used]
+        for kept in (self.all_keys, self.all_values):
+            drop_pages(kept[len(rows) :])
+        self.all_keys, self.all_values = self.all_keys[: len(rows)], self.all_values[: len(rows)]
+        self._show(self.used)
+
+
+def growing_cache(config: Any, room: int) -> DynamicCache:
+    """A model's cache, with memory for `room` tokens taken at once in the plain layers."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        GrowingLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+class Batch:
+    """The rows still being decoded, shortest context first: their next inputs, and their cache."""
+
+    def __init__(self, model: Any, exit_: Exit, contexts: Sequence[Context], room: int) -> None:
+        self.model, self.exit = model, exit_
+        device = model.get_input_embeddings().weight.device
+        self.rows = sorted(range(len(contexts)), key=lambda row: len(contexts[row].ids))
+        texts = [contexts[row].ids for row in self.rows]
+        self.width = width = len(texts[-1])
+        self.starts = [width - len(text) for text in texts]
+        ids = torch.zeros(len(texts), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, (text, start) in enumerate(zip(texts, self.starts, strict=True)):
+            ids[place, start:] = torch.tensor(text)
+            mask[place, start:] = 1
+        self.ids, self.mask = ids.to(device), mask.to(device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache = growing_cache(model.config, width + room)
+        self.is_new = True
+        accepts = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in accepts
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+        self.shared = shared_beginning(texts) if self.takes_positions else 0
+
+    def step(self) -> tuple[Tensor, list[Tensor]]:
+        """Logits [rows, vocabulary] of the next token, and each layer's states [rows, width]."""
+        if self.is_new and self.cache.layers and self._can_adopt():
+            logits, states = self._by_length()
+        else:
+            logits, states = self._run(self.ids, self.positions, self.mask, self.cache)
+        self.is_new = False
+        return logits, states
+
+    def _run(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache
+    ) -> tuple[Tensor, list[Tensor]]:
+        states: list[Tensor] = [torch.empty(0)] * len(self.exit.decoder_layers)
+        options: dict[str, Any] = dict(self.options)
+        if self.takes_positions:
+            options["position_ids"] = positions
+        with on_layers(self.exit, states.__setitem__), without_padding():
+            logits: Tensor = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **options,
+            ).logits[:, -1]
+        return logits, states
+
+    def _can_adopt(self) -> bool:
+        return all(isinstance(layer, GrowingLayer) for layer in self.cache.layers)
+
+    def _by_length(self) -> tuple[Tensor, list[Tensor]]:
+        """Read the contexts in groups of about one length, so that little of it is padding.
+
+        What all of them begin with is read once, and lies before the padding of each group: where
+        keys lie does not matter, as their positions and the mask say what they are.
+        """
+        batch, shared = len(self.rows), self.shared
+        beginning = growing_cache(self.model.config, shared)
+        if shared:
+            first = slice(-1, None), slice(shared)  # the longest has no padding
+            self._run(self.ids[first], self.positions[first], self.mask[first], beginning)
+        parts = []
+        for rows in grouped([self.width - start - shared for start in self.starts]):
+            start = min(self.starts[row] for row in rows)
+            cache = growing_cache(self.model.config, self.width - start)
+            for theirs, begun in zip(cache.layers, beginning.layers, strict=True):
+                theirs.adopt(range(len(rows)), len(rows), shared, begun)
+            own = slice(start + shared, None)
+            positions = self.positions[rows, own]
+            mask = self.mask[rows, own] * (positions >= shared)
+            mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
+            parts.append((rows, *self._run(self.ids[rows, own], positions, mask, cache)))
+            for mine, theirs, begun in zip(
+                self.cache.layers, cache.layers, beginning.layers, strict=True
+            ):
+                mine.adopt(rows, batch, self.width, theirs)
+                for row in rows:
+                    mine.adopt([row], batch, self.starts[row] + shared, begun)
+            del cache
+            give_back_memory()
+        order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
+
+        def whole(pieces: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(pieces))[order.to(pieces[0].device)]
+
+        layers = zip(*(states for _, _, states in parts), strict=True)
+        return whole([logits for _, logits, _ in parts]), [whole(layer) for layer in layers]
+
+    def append(self, chosen: Tensor) -> None:
+        """Take up each row's next token."""
+        self.ids = chosen[:, None].to(self.mask.device)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Drop all rows of the batch but those at the given places, in ascending order."""
+        index = torch.tensor(kept, device=self.mask.device)
+        self.rows = [self.rows[place] for place in kept]
+        self.starts = [self.starts[place] for place in kept]
+        self.ids, self.mask = self.ids[index], self.mask[index]
+        self.positions = self.positions[index]
+        for layer in self.cache.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.keep(kept, self.starts)
+            else:
+                layer.batch_select_indices(index)
+
+
+def shared_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all texts begin with, of which each has more; 0 where there is little to save.
+
+    >>> shared_beginning([[7, 8, 9], [7, 8, 5, 6]] * 3)
+    2
+    """
+    whole = [list(text) for text in texts]
+    least, most, room = min(whole), max(whole), min(map(len, whole)) - 1
+    shared = next((n for n in range(room) if least[n] != most[n]), room)
+    return shared if shared * (len(texts) - 1) >= SHARED_WORTH else 0
+
+
+def grouped(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows in groups whose lengths differ by at most a fifth, shortest first.
+
+    A group of several has at most `GROUP_TOKENS` tokens.
+
+    >>> grouped([50, 90, 52, 100])
+    [[0, 2], [1, 3]]
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        last = groups[-1] if groups else []
+        fits = (len(last) + 1) * lengths[row] <= GROUP_TOKENS
+        if last and fits and lengths[row] <= GROUP_SPREAD * lengths[last[0]]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _rows(whole: Tensor, places: Tensor) -> Tensor:
+    """The rows at some places, in order; the tensor itself where these are all."""
+    return whole if len(places) == len(whole) else whole[places.to(whole.device)]
+
+
+class _Buffer:
+    """States of the tokens since the last chunk, each layer's rows written in place."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.layers, self.capacity = layers, capacity
+        self.hidden: Tensor | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.fill = 0
+        self.row: list[int] = []
+        self.position: list[int] = []
+        self.tokens: list[Tensor] = []
+        self.favourites: list[Tensor] = []
+        self.noises: list[Tensor] = []
+
+    def keep(self, states: Sequence[Tensor], places: Tensor) -> None:
+        """Copy the rows at some places of each layer's states [rows, width]."""
+        if self.hidden is None:
+            first = states[0]
+            shape = (self.layers, self.capacity, first.shape[-1])
+            self.hidden = torch.empty(shape, dtype=first.dtype, device=first.device)
+        for layer, state in enumerate(states):
+            kept = _rows(state, places)
+            self.hidden[layer, self.fill : self.fill + len(kept)] = kept
+
+    def take(self) -> Chunk:
+        assert self.hidden is not None
+        chunk = Chunk(
+            row=self.row,
+            position=self.position,
+            token_id=torch.cat(self.tokens),
+            favourite=torch.cat(self.favourites),
+            hidden=self.hidden[:, : self.fill],
+            noise=torch.cat(self.noises) if self.noises else None,
+        )
+        self._clear()
+        return chunk
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    exit_: Exit,
+    contexts: Sequence[Context],
+    max_new_tokens: int,
+    end_ids: frozenset[int],
+    *,
+    sampling: Sampling | None = None,
+    drops_rows: bool = True,
+    chunk_tokens: int = 512,
+    on_step: Callable[[int, int], None] = lambda step, active: None,
+) -> Iterator[Chunk]:
+    """Decode a batch of tokenized contexts, padded on the left, end tokens included.
+
+    A chunk must be used up before the next is asked for: its states lie in memory that is used
+    again.
+
+    Args:
+        model: a decoder with a language-model head.
+        exit_: its layers, from `logit_exit`.
+        contexts: token ids of each text so far; none empty.
+        max_new_tokens: tokens to generate for each, unless it ends earlier.
+        end_ids: a text stops after one of these.
+        sampling: how tokens are drawn; None is greedy.
+        drops_rows: whether texts that have ended may leave the batch; some caches cannot.
+        chunk_tokens: tokens in a chunk, but for the last; at least one step's are.
+        on_step: called after each step with its number from 1 and how many rows got a token.
+    """
+    batch = Batch(model, exit_, contexts, max_new_tokens)
+    buffer = _Buffer(len(exit_.decoder_layers), max(chunk_tokens, len(contexts)))
+    active = list(range(len(contexts)))  # places in the batch whose text has not ended
+    for step in range(max_new_tokens):
+        if buffer.fill + len(active) > buffer.capacity:
+            give_back_memory()  # what the steps freed, and then what the reader of the chunk did
+            yield buffer.take()
+            give_back_memory()
+        places = torch.tensor(active)
+        with fast_linears(model):
+            logits, states = batch.step()
+        if step == 0:  # reading the contexts took most
+            give_back_memory()
+        buffer.keep(states, places)
+        rows = [batch.rows[place] for place in active]
+        live = _rows(logits, places)
+        where = [Place(contexts[row].prompt_id, contexts[row].turn, step) for row in rows]
+        chosen, noise = choose(live, where, sampling)
+        buffer.fill += len(active)
+        buffer.row += rows
+        buffer.position += [step] * len(rows)
+        buffer.tokens.append(chosen)
+        buffer.favourites.append(live.argmax(-1) if sampling else chosen)
+        buffer.noises += [] if noise is None else [noise]
+        del logits, states, live  # or they live until the next step has made its own
+        on_step(step + 1, len(active))
+        ended = [token in end_ids for token in chosen.tolist()]
+        following = torch.zeros(len(batch.rows), dtype=torch.long)
+        following[places] = chosen.cpu()
+        active = [place for place, over in zip(active, ended, strict=True) if not over]
+        if not active or step + 1 == max_new_tokens:
+            break
+        batch.append(following)
+        if drops_rows and len(active) <= (1 - ENDED_SHARE) * len(batch.rows):
+            batch.keep(active)
+            active = list(range(len(active)))
+    yield buffer.take()

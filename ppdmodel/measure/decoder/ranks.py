@@ -1,0 +1,232 @@
+"""The rank of the true token among an exit's logits, and the exit's first guesses.
+
+The product of states and head is by far the largest part, so it is made in blocks of the vocabulary
+that stay in cache while everything else is read off them: on a CPU the whole stage runs close to
+the speed of a plain matrix product (`make bench`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .exit import Exit
+from .kernels import Blocks, drop_pages, lazy_zeros, linear_for
+from .sampling import scaled
+
+#: first guesses whose ids and probabilities are kept
+GUESSES = 8
+#: rows of states in one product, and the memory that their logits may take
+ROWS, LOGITS_BYTES = 192, 256 * 2**20
+#: vocabulary entries in one product on a CPU, and per group of which the largest logit is kept
+BLOCK, GROUP = 1536, 64
+#: powers of 2 are faster than powers of e
+LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What one exit thought of some tokens, on the CPU.
+
+    `rank` [n] int32 is 1 + the number of larger logits, `top_prob` [n] float32 the exit's largest
+    probability, `guess_ids` [n, 8] int32 and `guess_probs` [n, 8] float32 its first guesses, in
+    order. `coupled_rank` [n] ranks the logits after the noise that sampled the token; None without.
+    """
+
+    rank: Tensor
+    top_prob: Tensor
+    guess_ids: Tensor
+    guess_probs: Tensor
+    coupled_rank: Tensor | None = None
+
+
+class Ranker:
+    """Ranks true tokens at the exits of one model, in memory that it takes once."""
+
+    def __init__(self, exit_: Exit) -> None:
+        self.exit = exit_
+        self.rows = max(32, min(ROWS, LOGITS_BYTES // (4 * exit_.vocabulary)))
+        self._scan: _Scan | None = None
+
+    def using(self, exit_: Exit) -> Ranker:
+        """A ranker for the same head with other maps, in the same memory."""
+        other = Ranker(exit_)
+        other._scan = self._scan = self._scan or _Scan(self.exit, self.rows)
+        return other
+
+    def rest(self) -> None:
+        """Give back the memory of the logits, until the next are made."""
+        if self._scan is not None:
+            drop_pages(self._scan.buffer)
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        layer: int | None = None,
+        noise: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Ranked:
+        """Rank each true token by the logits read off one layer.
+
+        The true token's logit is taken from the same product that it is ranked in: made along
+        another path it may round differently, and be counted against itself.
+
+        Args:
+            hidden: that layer's states, [n, width]; n at least 1.
+            targets: the token that followed each state, [n].
+            layer: the layer, from 1, for its trained map; None is the model's own path.
+            noise: Gumbel noise [n, vocabulary] that sampled the tokens, for coupled ranks.
+            temperature: what logits are divided by before the noise is added.
+        """
+        scan = self._scan = self._scan or _Scan(self.exit, self.rows)
+        parts = []
+        for start in range(0, len(hidden), self.rows):
+            rows = slice(start, start + self.rows)
+            truth = targets[rows].to(scan.device)
+            above = scan.fill(self.exit.head_input(hidden[rows].to(scan.device), layer), truth)
+            found = [above, *scan.first_guesses()]
+            if noise is not None:
+                found.append(scan.count_above_with(noise[rows], truth, temperature))
+            parts.append(found)
+        ranks, guess_ids, guess_probs, *coupled = (
+            torch.cat(part).cpu() for part in zip(*parts, strict=True)
+        )
+        return Ranked(
+            rank=ranks + 1,
+            top_prob=guess_probs[:, 0].clone(),
+            guess_ids=guess_ids,
+            guess_probs=guess_probs,
+            coupled_rank=coupled[0] + 1 if coupled else None,
+        )
+
+
+class _Scan:
+    """Logits of some rows, [blocks, rows, block] with the vocabulary padded by -inf at the end.
+
+    A block of logits is contiguous: rows that are a whole vocabulary apart would fall on the same
+    cache lines.
+    """
+
+    def __init__(self, exit_: Exit, rows: int) -> None:
+        self.exit = exit_
+        self.weight, self.bias = exit_.weight, exit_.bias
+        self.device = self.weight.device
+        vocabulary = exit_.vocabulary
+        on_cpu = self.device.type == "cpu"
+        self.block = BLOCK if on_cpu else -(-vocabulary // GROUP) * GROUP
+        blocks = -(-vocabulary // self.block)
+
+        def take(*shape: int, dtype: torch.dtype = self.weight.dtype) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=self.device)
+
+        self.buffer = lazy_zeros((blocks, rows, self.block), self.weight)
+        self.scratch = take(rows, self.block, dtype=torch.float32)
+        self.blocks = exit_.blocks or Blocks(self.weight, self.bias, self.block)
+        self.linear = linear_for(self.weight)
+        self.n = 0
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Each block's first vocabulary entry, and its logits [n, block]."""
+        for index in range(len(self.buffer)):
+            yield index * self.block, self.buffer[index, : self.n]
+
+    def fill(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Make the logits of states [n, head input], and what the guesses need of them.
+
+        A block is read off while it is in cache, so the targets' own logits must be known before
+        all blocks are: they are made ahead, and a row in which they came out rounded otherwise is
+        counted again. Powers are taken relative to the first block's largest logit, and added up
+        again in a row where that was too small.
+
+        Returns:
+            How many logits [n] exceed the target's, int32.
+        """
+        self.n = n = len(states)
+        scratch, groups = self.scratch[:n], []
+        above, total = torch.zeros(n, device=self.device), torch.zeros(n, device=self.device)
+        expected, shift = self._ahead(states, targets), torch.empty(0)
+        for (start, logits), product in zip(self._blocks(), self.blocks.products, strict=True):
+            self._product(states, product, logits)
+            groups.append(logits.view(n, -1, GROUP).amax(2))
+            if start == 0:
+                shift = groups[0].amax(1, keepdim=True).float().mul_(-LOG2_E)
+            powers = torch.add(shift, self._wide(logits), alpha=LOG2_E, out=scratch)
+            total += powers.exp2_().sum(1)
+            above += self._above(logits, expected)
+        self.group_max = torch.cat(groups, 1)
+        self.log_total = total.log_() - shift[:, 0] / LOG2_E
+        own = self._own(targets)
+        for row in (own != expected).flatten().nonzero()[:, 0].tolist():
+            above[row] = (self.buffer[:, row] > own[row]).sum()
+        for row in (~self.log_total.isfinite()).nonzero()[:, 0].tolist():
+            self.log_total[row] = self.buffer[:, row].float().flatten().logsumexp(0)
+        return above.to(torch.int32)
+
+    def _product(self, states: Tensor, product: Callable[[Tensor], Tensor], logits: Tensor) -> None:
+        made = self.exit.finish(product(states))
+        logits[:, : made.shape[1]] = made
+        logits[:, made.shape[1] :] = -torch.inf
+
+    def _ahead(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The targets' own logits [n, 1], from a product of a few columns."""
+        bias = None if self.bias is None else self.bias[targets]
+        logits = self.exit.finish(self.linear(states, self.weight[targets], bias))
+        return logits.diagonal()[:, None].clone()
+
+    def count_above_with(self, noise: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """How many of logits / temperature + noise [n] exceed the target's, int32."""
+        noise = noise.to(self.device)
+        own = scaled(self._own(targets), temperature) + noise.gather(1, targets[:, None])
+        above = torch.zeros(self.n, device=self.device)
+        for start, logits in self._blocks():
+            here = noise[:, start : start + self.block]
+            both = scaled(self._wide(logits), temperature, out=self.scratch[: self.n])
+            both[:, : here.shape[1]] += here
+            above += self._above(both, own)
+        return above.to(torch.int32)
+
+    def _above(self, scores: Tensor, own: Tensor) -> Tensor:
+        """How many of a block's scores exceed each row's own, in float32, exact to 2**24.
+
+        As floats the comparison is several times faster than as flags.
+        """
+        return torch.gt(scores, own, out=self.scratch[: self.n]).sum(1)
+
+    def _wide(self, logits: Tensor) -> Tensor:
+        """Logits [n, block] in float32; if they are not, in scratch memory."""
+        if logits.dtype == torch.float32:
+            return logits
+        return self.scratch[: self.n].copy_(logits)
+
+    def _own(self, targets: Tensor) -> Tensor:
+        rows = torch.arange(self.n, device=self.device)
+        return self.buffer[targets // self.block, rows, targets % self.block][:, None]
+
+    def first_guesses(self) -> tuple[Tensor, Tensor]:
+        """Ids [n, 8] int32 and probabilities [n, 8] float32 of the largest logits.
+
+        They are in the groups with the largest maxima, so only those are looked through. Where the
+        vocabulary is smaller than that, the rest has id -1 and probability 0.
+        """
+        groups = self.group_max.topk(min(GUESSES, self.group_max.shape[1]), 1).indices
+        within = torch.arange(GROUP, device=self.device)
+        ids = (groups[:, :, None] * GROUP + within).flatten(1)
+        rows = torch.arange(self.n, device=self.device)[:, None]
+        candidates = self.buffer[ids // self.block, rows, ids % self.block].float()
+        best, which = candidates.topk(GUESSES, 1)
+        found = ids.gather(1, which).masked_fill(best == -torch.inf, -1)
+        return found.to(torch.int32), (best - self.log_total[:, None]).exp()
+
+
+@torch.inference_mode()
+def shortfall(exit_: Exit, hidden: Tensor, target: int) -> tuple[int, float]:
+    """A token's rank, and how far its logit lies below the largest, for one state [width]."""
+    logits = exit_.logits(hidden[None].to(exit_.weight.device))[0].float()
+    own = logits[target]
+    return 1 + int((logits > own).sum()), float(logits.max() - own)

@@ -1,0 +1,103 @@
+"""What must hold of a model before it is measured, tried on a short probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidInputError
+from .exit import TOLERANCE, Exit, logit_exit
+from .generate import Batch, Context
+from .kernels import pack, pack_head
+from .ranks import BLOCK
+
+#: lengths of the texts of the probe, of which one is padded for most of its length, and with how
+#: many tokens all begin
+LENGTHS, SHARED = (13, 5, 9), 4
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model that was seen to do what is asked of it.
+
+    Attributes:
+        model: decodes padded batches with a cache as it decodes each text alone.
+        exit: makes its logits from its last layer's states.
+        drops_rows: whether texts may be taken out of a batch; some caches cannot.
+    """
+
+    model: Any
+    exit: Exit
+    drops_rows: bool
+
+    def packed(self) -> Decoder:
+        """The same, with weights in the order in which products are fastest, from now on.
+
+        For a model of one's own: it can be run, and its layers' parameters cannot be read.
+        """
+        undo = pack(self.model, self.exit.decoder_layers)
+        head = self.exit.head
+        blocks = pack_head(head, BLOCK)
+        if _fault(self.model, self.exit, self.drops_rows):  # its code reads a weight by itself
+            undo()
+            if blocks is not None:
+                del vars(head)["forward"]
+            return self
+        return replace(self, exit=replace(self.exit, blocks=blocks))
+
+
+def proven(model: Any) -> Decoder:
+    """Find a model's exit and see how it decodes.
+
+    Raises:
+        InvalidInputError: its exits are not found, or a padded batch with a cache gives other
+            logits than each text alone.
+    """
+    exit_ = logit_exit(model)
+    fault = _fault(model, exit_, drop=True)
+    if fault and _fault(model, exit_, drop=False):
+        raise InvalidInputError(
+            "the model must decode padded batches with a cache as it does each text alone; got "
+            f"{type(model).__name__}: {fault}; only decoders with attention caches are measured"
+        )
+    return Decoder(model, exit_, drops_rows=not fault)
+
+
+@torch.inference_mode()
+def _fault(model: Any, exit_: Exit, drop: bool) -> str:
+    """What is wrong with decoding some texts as one batch; empty if nothing is."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    texts = [
+        [(7 * n + 31 * length * (n >= SHARED)) % vocabulary for n in range(length)]
+        for length in LENGTHS
+    ]
+    try:
+        batch = Batch(model, exit_, [Context("", 0, ids) for ids in texts], room=3)
+        for step in range(3):
+            logits, _ = batch.step()
+            for place, row in enumerate(batch.rows):
+                alone = _alone(model, texts[row])
+                gap = (logits[place].float() - alone).abs().max() / alone.abs().max()
+                if not gap <= TOLERANCE.get(logits.dtype, 1e-4):
+                    return f"logits {float(gap):.2g} of the largest away at step {step + 1}"
+            chosen = logits.argmax(-1)
+            for place, row in enumerate(batch.rows):
+                texts[row].append(int(chosen[place]))
+            batch.append(chosen)
+            if drop and step == 1:
+                batch.keep([1])
+    except Exception as error:  # whatever a model's own code raises
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return ""
+
+
+def _alone(model: Any, ids: list[int]) -> Tensor:
+    """Logits [vocabulary] after one text, without a cache."""
+    given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    logits: Tensor = model(
+        input_ids=given, attention_mask=torch.ones_like(given), use_cache=False
+    ).logits
+    return logits[0, -1].float()

@@ -1,0 +1,367 @@
+"""Loading a decoder and its tokenizer from where `sources` found them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+
+from ...errors import InvalidInputError, RunFailedError
+from .cache import cache_dir
+from .sources import ModelSource
+
+#: packages whose versions a result states
+PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "pyarrow")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+#: bytes, a cache line
+ALIGNMENT = 64
+#: where a weight's name counts, such as its layer
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+#: present in a converted model's folder once it is whole
+CONVERTED = "config.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder in evaluation mode, and its tokenizer."""
+
+    source: ModelSource
+    model: Any
+    tokenizer: Any
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers d."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model was made for, if it says."""
+        config = self.model.config.get_text_config()
+        found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        return next((int(limit) for limit in found if limit), None)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens after which a text ends."""
+        found = self.model.generation_config.eos_token_id
+        if found is None:
+            found = self.tokenizer.eos_token_id
+        return frozenset([found] if isinstance(found, int) else found or [])
+
+    def encode(
+        self, turns: Sequence[str], chat: bool = True, answers: Sequence[str] = ()
+    ) -> list[int]:
+        """Token ids of a conversation up to the last of `turns`, which waits for its answer.
+
+        Args:
+            turns: user messages, in order.
+            chat: whether to use the model's chat template; otherwise the texts are simply joined.
+            answers: the model's answers to all turns but the last.
+
+        Raises:
+            InvalidInputError: the text has no tokens, or a chat template is wanted and missing.
+        """
+        if chat:
+            text = self._templated(turns, answers)
+        else:
+            text = "".join(
+                turn + answer for turn, answer in zip(turns, [*answers, ""], strict=True)
+            )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not chat).input_ids
+        if not ids:
+            raise InvalidInputError(f"each prompt must have tokens; got none for {text[:80]!r}")
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        if max(ids) >= vocabulary:
+            raise InvalidInputError(
+                f"the tokenizer must fit the model; got token {max(ids)} of a vocabulary of "
+                f"{vocabulary}; get both from one place"
+            )
+        return ids
+
+    def _templated(self, turns: Sequence[str], answers: Sequence[str]) -> str:
+        if not self.tokenizer.chat_template:
+            raise InvalidInputError(
+                "the model must have a chat template; got a tokenizer without one; use --raw"
+            )
+        messages = []
+        for turn, answer in zip(turns, [*answers, None], strict=True):
+            messages.append({"role": "user", "content": turn})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": answer})
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InvalidInputError(
+                "the model's chat template must work; got "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:160]}; use --raw"
+            ) from None
+        return text
+
+    def check_room(self, prompt_id: str, n_ids: int, room: int) -> None:
+        """Raise `InvalidInputError` where a prompt and its answers may outgrow the model."""
+        if self.context and n_ids + room > self.context:
+            raise InvalidInputError(
+                f"prompt and new tokens must fit the model's context of {self.context}; got "
+                f"{n_ids} + {room} for prompt {prompt_id!r}; shorten one of them"
+            )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated tokens, without special ones."""
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise `InvalidInputError` unless weights can be converted to `dtype`."""
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+
+
+def check_device(device: str) -> None:
+    """Raise `InvalidInputError` unless torch can put a tensor on `device`."""
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InvalidInputError(
+            f"device must be one that this torch can use; got {device!r} ({reason}); use cpu"
+        ) from None
+
+
+def check_device_map(device_map: str | None) -> None:
+    """Raise `InvalidInputError` unless Accelerate knows this way to spread a model."""
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        raise InvalidInputError(
+            f"device_map must be one of {', '.join(DEVICE_MAPS)}; got {device_map!r}"
+        )
+
+
+def load_model(
+    source: ModelSource,
+    dtype: str = "float32",
+    device: str = "cpu",
+    device_map: str | None = None,
+) -> LoadedModel:
+    """Load a model, weights converted to `dtype`.
+
+    A GGUF file is converted to safetensors the first time, in the cache of `cache_dir`, and read
+    from there afterwards.
+
+    Args:
+        source: where it is.
+        dtype: "float32", "bfloat16" or "float16".
+        device: where all of it goes, such as "cpu" or "cuda:1".
+        device_map: how Accelerate spreads it over devices instead, such as "auto".
+
+    Raises:
+        InvalidInputError: no such dtype or device, the model is no decoder with a language-model
+            head, or its weights are not finite numbers.
+        RunFailedError: the weights are there and could not be loaded.
+    """
+    check_dtype(dtype)
+    check_device(device)
+    check_device_map(device_map)
+    with _quiet():
+        tokenizer, model = _loaded(source, dtype, device_map or {"": device})
+    _check_finite(source, model)
+    _align(model)
+    return LoadedModel(source=source, model=model.eval().requires_grad_(False), tokenizer=tokenizer)
+
+
+def _loaded(
+    source: ModelSource, dtype: str, device_map: str | Mapping[str, str]
+) -> tuple[Any, Any]:
+    if source.gguf is None:
+        return _read(source, source.folder, {}, dtype, device_map)
+    folder = _converted(source)
+    if folder is not None:
+        try:
+            return _read(source, folder, {}, dtype, device_map)
+        except (InvalidInputError, RunFailedError):  # damaged since; make it again
+            shutil.rmtree(folder, ignore_errors=True)
+            folder = _converted(source)
+    if folder is not None:
+        return _read(source, folder, {}, dtype, device_map)
+    return _read(source, source.folder, {"gguf_file": source.gguf.name}, dtype, device_map)
+
+
+def _read(
+    source: ModelSource,
+    folder: Path,
+    gguf: Mapping[str, str],
+    dtype: str,
+    device_map: str | Mapping[str, str],
+) -> tuple[Any, Any]:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, **gguf
+        )
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            device_map=device_map,
+            use_safetensors=None if gguf else True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told, and refused below
+            **gguf,
+        )
+    except (*_LOADING_ERRORS, SafetensorError) as error:
+        if "Unrecognized configuration class" in str(error):
+            raise InvalidInputError(
+                f"the model must be a decoder with a language-model head; got {source.name}, "
+                "which Transformers has no such class for; choose another"
+            ) from None
+        raise _failed(source, error, folder) from error
+    missing = sorted(loading["missing_keys"])
+    missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))
+    if missing:  # what Transformers makes up at random
+        raise InvalidInputError(
+            f"the weights of {source.name} must be whole and of the stated sizes; got none such "
+            f"for {missing[0]} and {len(missing) - 1} more; get the file again"
+        )
+    beyond = _layers_beyond(model, loading["unexpected_keys"])
+    if beyond:
+        raise InvalidInputError(
+            f"the configuration of {source.name} must name all layers of its weights; got none "
+            f"for {beyond[0]} and {len(beyond) - 1} more; get config.json again"
+        )
+    return tokenizer, model
+
+
+def _layers_beyond(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Weights of a layer that the model does not have, and whose like its first layer has."""
+    places = set(model.state_dict())
+    layers = {place[: number.end()] for place in places for number in NUMBER.finditer(place)}
+    beyond = []
+    for key in map(str, unexpected):
+        number = NUMBER.search(key)
+        if number and key[: number.end()] not in layers and NUMBER.sub("0", key, 1) in places:
+            beyond.append(key)
+    return sorted(beyond)
+
+
+_LOADING_ERRORS = (
+    OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, ArithmeticError,
+    AttributeError,
+)  # fmt: skip
+
+
+def _failed(source: ModelSource, error: Exception, folder: Path) -> RunFailedError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return RunFailedError(
+        f"the weights of {source.name} must load; got: {reason[:300]}; check {folder}"
+    )
+
+
+def _check_finite(source: ModelSource, model: Any) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+            raise InvalidInputError(
+                f"the weights of {source.name} must be finite numbers; got NaN or infinity in "
+                f"{name}; get the file again, or use another --dtype"
+            )
+
+
+def _align(model: Any) -> None:
+    """Move weights that lie in a file's memory map to addresses that products are fast on."""
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
+# ---------------------------------------------------------------- GGUF files, converted once
+
+
+def _converted(source: ModelSource) -> Path | None:
+    """The folder of a GGUF file's conversion, made the first time; None where it cannot be kept."""
+    assert source.gguf is not None
+    home = cache_dir() / "converted"
+    folder = home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}"
+    if (folder / CONVERTED).is_file():
+        return folder
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
+    except OSError:  # a home that cannot be written: read the file itself, each time
+        return None
+    try:
+        gguf = {"gguf_file": source.gguf.name}
+        tokenizer, model = _read(source, source.folder, gguf, "float32", {"": "cpu"})
+        return folder if _saved(tokenizer, model, part, folder) else None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _saved(tokenizer: Any, model: Any, part: Path, folder: Path) -> bool:
+    """Whether a model is in a folder: saved, or because another process was first."""
+    _as_plain_weights(model)
+    try:
+        tokenizer.save_pretrained(part)
+        model.save_pretrained(part)
+        part.rename(folder)
+    except Exception:  # a full disk: the libraries below raise their own kinds, and a plain one
+        return (folder / CONVERTED).is_file()
+    return True
+
+
+def _as_plain_weights(model: Any) -> None:
+    """Forget that the weights came out of a GGUF file, which forbids saving them."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep loaders from drawing bars and from explaining themselves."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    with open(os.devnull, "w") as nowhere, _stderr_to(nowhere):
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
+            enable_progress_bars()
+
+
+@contextmanager
+def _stderr_to(file: Any) -> Iterator[None]:
+    from contextlib import redirect_stderr
+
+    with redirect_stderr(file):  # some bars cannot be switched off
+        yield
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run torch on `count` threads, and on the former number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,1 +1,0 @@
-"""Real predictive pipelined decoding: processes on units of their own, timed layer by layer."""

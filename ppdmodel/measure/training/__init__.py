@@ -1,0 +1,1 @@
+"""Exit heads trained on hidden states, the model frozen."""

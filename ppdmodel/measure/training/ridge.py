@@ -1,0 +1,236 @@
+"""Fitting a trained exit: the affine map from a layer's states to what the head needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..decoder.exit import AffineMap, Exit, normalized
+from ..decoder.ranks import Ranker
+from .hidden_states import States
+
+#: what is tried as the penalty, in parts of the number of tokens; infinity is the logit exit
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+#: k whose mean match rate on validation prompts chooses
+CHOICE_K = 8
+#: most validation tokens, and most logits of them: each penalty ranks them all
+VALIDATION_TOKENS, VALIDATION_LOGITS = 1536, 150_000_000
+KL_ROWS, KL_RATE = 64, 3e-4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which prompts train a map, and which choose its penalty.
+
+    Every fourth prompt chooses; prompts from `end` on do neither.
+    """
+
+    end: int
+
+    def trains(self, prompt: Tensor) -> Tensor:
+        """Whether these prompts train."""
+        return (prompt < self.end) & (prompt % 4 != 3)
+
+    def chooses(self, prompt: Tensor) -> Tensor:
+        """Whether these prompts choose."""
+        return (prompt < self.end) & (prompt % 4 == 3)
+
+    def both(self, prompt: Tensor) -> Tensor:
+        """Whether these prompts do either."""
+        return prompt < self.end
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One map, how it was made, and how it did on the validation prompts.
+
+    `hits` [8] are match rates at k = 1...8; `penalty` is infinite for the logit exit.
+    """
+
+    penalty: float
+    map: AffineMap | None
+    hits: tuple[float, ...]
+    epochs: int = 0
+
+    @property
+    def score(self) -> float:
+        """Mean match rate over k = 1...8."""
+        return sum(self.hits) / len(self.hits)
+
+
+class Normal:
+    """Normal equations of the ridge regression of one layer, in float64.
+
+    What is regressed is what the logit exit lacks: the head's input at the last layer minus the one
+    read here. Features are the state over its root mean square, centred and scaled to variance 1,
+    so that one penalty suits all; an infinite one leaves the logit exit as it is.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sums: tuple[Tensor, ...] = ()
+
+    def add(self, features: Tensor, missing: Tensor) -> None:
+        """Count in rows of features [n, width] and of what is missing [n, head input]."""
+        x, y = features.double(), missing.double()
+        sums = (x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+        self.sums = sums if not self.sums else tuple(map(torch.add, self.sums, sums))
+        self.n += len(x)
+
+    def decomposed(self) -> None:
+        """Solve for every penalty at once, by eigenvectors of the correlations."""
+        sum_x, sum_y, xx, xy = self.sums
+        self.mean_x, self.mean_y = sum_x / self.n, sum_y / self.n
+        covariance = xx / self.n - torch.outer(self.mean_x, self.mean_x)
+        cross = xy / self.n - torch.outer(self.mean_x, self.mean_y)
+        self.scale = covariance.diagonal().clamp(min=1e-12).sqrt()
+        self.values, self.vectors = torch.linalg.eigh(covariance / torch.outer(*[self.scale] * 2))
+        self.projected = self.vectors.T @ (cross / self.scale[:, None])
+
+    def solve(self, penalty: float, dtype: torch.dtype) -> AffineMap:
+        """The map [head input, width] at one penalty."""
+        inverse = 1 / (self.values.clamp(min=0) + penalty)
+        weight = (self.vectors @ (inverse[:, None] * self.projected)) / self.scale[:, None]
+        bias = self.mean_y - self.mean_x @ weight
+        return AffineMap(weight.T.contiguous().to(dtype), bias.to(dtype))
+
+
+@torch.inference_mode()
+def fit_layer(
+    exit_: Exit, ranker: Ranker, states: States, split: Split, layer: int
+) -> list[Candidate]:
+    """Fit one layer's map at every penalty; what did best on the validation prompts comes first.
+
+    Args:
+        exit_: the logit exit.
+        ranker: from it.
+        states: of the training prompts.
+        split: which of them choose the penalty.
+        layer: from 1, below the last.
+    """
+    training = _normal(exit_, states, split.trains, layer)
+    dtype = exit_.weight.dtype
+    hidden, targets = validation_set(states, split, layer, exit_.vocabulary)
+    found = [Candidate(float("inf"), None, _hits(exit_, ranker, hidden, targets, layer, None))]
+    for penalty in PENALTIES:
+        map_ = training.solve(penalty, dtype)
+        found.append(Candidate(penalty, map_, _hits(exit_, ranker, hidden, targets, layer, map_)))
+    found.sort(key=lambda c: (-c.score, -c.penalty))
+    return found
+
+
+@torch.inference_mode()
+def refit(exit_: Exit, states: States, split: Split, layer: int, best: Candidate) -> Candidate:
+    """A ridge candidate again, at its penalty, on the training and the validation prompts."""
+    if best.map is None:
+        return best
+    equations = _normal(exit_, states, split.both, layer)
+    return replace(best, map=equations.solve(best.penalty, exit_.weight.dtype))
+
+
+def _normal(exit_: Exit, states: States, wanted: Callable[[Tensor], Tensor], layer: int) -> Normal:
+    equations = Normal()
+    last = len(exit_.decoder_layers) - 1
+    pairs = zip(states.layer(layer - 1, wanted), states.layer(last, wanted), strict=True)
+    for kept, kept_final in pairs:
+        if len(kept):
+            hidden, final = (states.to(exit_.weight.device) for states in (kept, kept_final))
+            missing = exit_.head_input(final) - exit_.head_input(hidden)
+            equations.add(normalized(hidden), missing)
+    equations.decomposed()
+    return equations
+
+
+def validation_set(
+    states: States, split: Split, layer: int, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """States [n, width] of one layer and true tokens [n] of the prompts that choose."""
+    hidden = torch.cat(list(states.layer(layer - 1, split.chooses)))
+    targets = states.column("token_id", split.chooses)
+    most = max(1, min(VALIDATION_TOKENS, VALIDATION_LOGITS // vocabulary))
+    step = -(-len(hidden) // most)  # evenly over the prompts
+    return hidden[::step], targets[::step]
+
+
+def _hits(
+    exit_: Exit, ranker: Ranker, hidden: Tensor, targets: Tensor, layer: int, map_: AffineMap | None
+) -> tuple[float, ...]:
+    with_map = replace(exit_, maps={layer: map_} if map_ is not None else {})
+    rank = ranker.using(with_map).rank(hidden, targets, layer).rank
+    return tuple(float((rank <= k).float().mean()) for k in range(1, CHOICE_K + 1))
+
+
+def descend(
+    exit_: Exit,
+    ranker: Ranker,
+    states: States,
+    split: Split,
+    layer: int,
+    start: Candidate,
+    epochs: int,
+    seed: int = 0,
+) -> Candidate:
+    """Lower the divergence of the exit's distribution from the model's own, from a ridge map.
+
+    Each epoch goes once through the training tokens with Adam; the epoch that did best on the
+    validation prompts is kept, or the start.
+
+    Args:
+        exit_: the logit exit.
+        ranker: from it.
+        states: of the training prompts.
+        split: which of them train and which choose.
+        layer: from 1, below the last.
+        start: the candidate to begin with.
+        epochs: passes through the training tokens.
+        seed: of the order of the tokens.
+    """
+    device = exit_.weight.device
+    hidden = torch.cat(list(states.layer(layer - 1, split.trains))).to(device)
+    final = torch.cat(list(states.layer(len(exit_.decoder_layers) - 1, split.trains))).to(device)
+    validation = validation_set(states, split, layer, exit_.vocabulary)
+    best = start
+    map_ = _trainable(start, hidden, exit_)
+    parameters = [map_.weight, map_.bias]
+    optimizer = torch.optim.Adam(parameters, lr=KL_RATE)
+    order = torch.Generator().manual_seed(seed)
+    trained = replace(exit_, maps={layer: map_})
+    for epoch in range(1, epochs + 1):
+        for rows in torch.split(torch.randperm(len(hidden), generator=order), KL_ROWS):
+            with torch.no_grad():
+                truth = exit_.logits(final[rows]).float().log_softmax(-1)
+            guess = trained.logits(hidden[rows], layer).float().log_softmax(-1)
+            loss = nn.functional.kl_div(guess, truth, log_target=True, reduction="batchmean")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        now = AffineMap(*(p.detach().to(exit_.weight.dtype, copy=True) for p in parameters))
+        hits = _hits(exit_, ranker, *validation, layer, now)
+        candidate = Candidate(start.penalty, now, hits, epoch)
+        if candidate.score > best.score:
+            best = candidate
+    return best
+
+
+def _trainable(start: Candidate, hidden: Tensor, exit_: Exit) -> AffineMap:
+    if start.map is not None:
+        weight, bias = start.map.weight, start.map.bias
+    else:
+        head_width = exit_.weight.shape[1]
+        weight, bias = hidden.new_zeros(head_width, hidden.shape[1]), hidden.new_zeros(head_width)
+    return AffineMap(*(nn.Parameter(t.clone().float()) for t in (weight, bias)))
+
+
+def summed(candidates: Sequence[Candidate]) -> dict[str, object]:
+    """What the choice rested on, for the record."""
+    best = candidates[0]
+    logit = next(c for c in candidates if c.map is None)
+    return {
+        "penalty": best.penalty,
+        "epochs": best.epochs,
+        "validation_hits": [round(x, 5) for x in best.hits],
+        "validation_hits_logit": [round(x, 5) for x in logit.hits],
+    }

@@ -1,0 +1,390 @@
+"""Trained exits: an affine map per layer, fitted on the model's own text, and their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from ...checks import positive_integer
+from ...errors import InvalidInputError
+from ...results.files import (
+    SCHEMA_VERSION,
+    TRAINED_EXITS,
+    json_ready,
+    provenance,
+    read_json,
+    write_json,
+)
+from ..decoder.exit import AffineMap, Exit
+from ..decoder.ranks import Ranker
+from ..decoder.verify import proven
+from ..models.loading import PACKAGES, LoadedModel, check_device, check_dtype, load_model, threads
+from ..models.packaged import sha256
+from ..models.sources import ModelSource
+from ..progress import OnProgress, Progress
+from ..prompts import Prompt, prompts_sha256
+from ..store import UNFINISHED
+from .hidden_states import States, check_settings, collect, save
+from .ridge import Candidate, Split, descend, fit_layer, refit, summed
+
+WEIGHTS_FILE, ABOUT_FILE = "exits.safetensors", "exits.json"
+OBJECTIVES = ("ridge", "kl")
+
+
+@dataclass(frozen=True)
+class TrainedExits:
+    """Affine maps by layer, and how they came about.
+
+    `about` has what a measurement's provenance repeats; `trained_on` has fingerprints of the
+    prompts, which must not be measured with these exits.
+    """
+
+    maps: Mapping[int, AffineMap]
+    sha256: str
+    about: Mapping[str, Any]
+    document: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Fingerprints of the texts that were used to train or to choose."""
+        return frozenset(self.document["trained_on"])
+
+    def on(self, exit_: Exit) -> Exit:
+        """A model's exit with these maps.
+
+        Raises:
+            InvalidInputError: their sizes are those of another model.
+        """
+        layers = len(exit_.decoder_layers)
+        for layer, map_ in self.maps.items():
+            if map_.weight.shape[0] != exit_.weight.shape[1] or not 1 <= layer < layers:
+                raise InvalidInputError(
+                    f"trained exits must fit the model; got a map of {tuple(map_.weight.shape)} "
+                    f"for layer {layer} of {layers}; train exits for this model"
+                )
+        like = exit_.weight
+        maps = {n: AffineMap(m.weight.to(like), m.bias.to(like)) for n, m in self.maps.items()}
+        return replace(exit_, maps=maps, kind="trained")
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise `InvalidInputError` where a prompt was used in training."""
+        known = self.trained_on
+        used = [prompt.id for prompt in prompts if fingerprint(prompt) in known]
+        if used:
+            raise InvalidInputError(
+                "exits must be measured on prompts that they were not trained on; got "
+                f"{len(used)} that were, such as {used[0]!r}; give other prompts"
+            )
+
+
+def fingerprint(prompt: Prompt) -> str:
+    """A short hash of a prompt's first turn, which is what exits are trained on."""
+    return hashlib.sha256(prompt.text.strip().encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
+    """Read trained exits.
+
+    Args:
+        folder: what `train_exits` wrote.
+        source: the model that they must have been trained for.
+
+    Raises:
+        InvalidInputError: the folder holds none, its files do not belong together, or they are
+            those of other weights.
+    """
+    folder = Path(folder)
+    if not (folder / ABOUT_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise InvalidInputError(
+            f"a folder of trained exits must hold {ABOUT_FILE} and {WEIGHTS_FILE}; got {folder} "
+            "without them; make them with: ppdmodel train-exits"
+        )
+    document = read_json(folder / ABOUT_FILE, TRAINED_EXITS)
+    digest = sha256(folder / WEIGHTS_FILE)
+    if digest != document["sha256"]:
+        raise InvalidInputError(
+            f"the two files of {folder} must belong together; got {WEIGHTS_FILE} with another "
+            "sha256; train again into another folder"
+        )
+    trained_for = document["provenance"]["weights_sha256"]
+    if list(source.weights_sha256) != trained_for:
+        raise InvalidInputError(
+            f"trained exits must be those of the model; got {folder}, trained for "
+            f"{document['provenance']['model']}, and {source.name}; train exits for this model"
+        )
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+        names = sorted({name.rsplit(".", 1)[0] for name in tensors})
+        maps = {
+            int(name.removeprefix("layer_")): AffineMap(
+                tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+            )
+            for name in names
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InvalidInputError(
+            f"{folder / WEIGHTS_FILE} must hold weight and bias by layer; got: {error}; train again"
+        ) from None
+    about = {name: document[name] for name in ("objective", "n_tokens", "n_prompts")}
+    return TrainedExits(dict(sorted(maps.items())), digest, about, document)
+
+
+def train_exits(
+    source: ModelSource,
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    objective: str = "ridge",
+    exit_layers: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 24,
+    epochs: int = 3,
+    dtype: str = "float32",
+    device: str | None = None,
+    n_threads: int | None = None,
+    raw: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+) -> TrainedExits:
+    """Fit an affine map per exit layer on the model's own greedy text.
+
+    A map adds to what the head reads; its input is the layer's state over its root mean square. It
+    is fitted by ridge regression in closed form, from normal equations in float64; of several
+    penalties the one with the best mean match rate over k = 1...8 on every fourth prompt is taken,
+    the logit exit among them, and the map is fitted again on all prompts. With objective "kl",
+    gradient descent on the divergence from the model's own distribution goes on from there.
+
+    Interrupted, it keeps the text and the layers that are done; the same call goes on. The states
+    of the text lie in `out` until the end: layers x width numbers per token.
+
+    Args:
+        source: the model, from `locate`.
+        prompts: their first turns are answered; at least 8. Never the ones to be measured.
+        out: folder for the exits; new, empty, or holding this same training.
+        objective: "ridge" or "kl".
+        exit_layers: layers to train, from 1, below the last; None is all of them.
+        max_tokens: train on no more than about this many tokens: whole prompts, in order.
+        max_new_tokens: most tokens per prompt.
+        batch_size: prompts decoded together.
+        epochs: passes through the tokens with "kl".
+        dtype: "float32", "bfloat16" or "float16".
+        device: as in `measure`.
+        n_threads: threads for torch; None keeps torch's number.
+        raw: give the text to the model as it is, without its chat template.
+        on_progress: called as the work goes on.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain, or `out` holds something else.
+        RunFailedError: the model could not be loaded, or `out` cannot be written.
+    """
+    if objective not in OBJECTIVES:
+        raise InvalidInputError(f"objective must be ridge or kl; got {objective!r}")
+    numbers = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "epochs": epochs}
+    numbers |= {"n_threads": n_threads} if n_threads is not None else {}
+    numbers |= {"max_tokens": max_tokens} if max_tokens is not None else {}
+    for name, value in numbers.items():
+        positive_integer(name, value)
+    if len(prompts) < 8:
+        raise InvalidInputError(
+            f"training needs at least 8 prompts, every fourth to choose by; got {len(prompts)}"
+        )
+    check_dtype(dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    settings = {
+        "model": source.name,
+        "weights_sha256": list(source.weights_sha256),
+        "quantization": source.quantization,
+        "dtype": dtype,
+        "prompt_format": "raw" if raw else "chat",
+        "prompts_sha256": prompts_sha256(prompts),
+        "max_new_tokens": max_new_tokens,
+        "max_tokens": max_tokens,
+        "objective": objective,
+        "epochs": epochs if objective == "kl" else None,
+        "exit_layers": sorted(set(exit_layers)) if exit_layers is not None else None,
+    }
+    if _is_done(out, settings):
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+        return load_exits(out, source)
+    with threads(n_threads or torch.get_num_threads()):
+        on_progress(Progress("loading", 0, 0))
+        trainer = Trainer(load_model(source, dtype, device), prompts, settings, on_progress)
+        layers = trainer.checked(exit_layers)
+        trainer.collect(out / UNFINISHED, max_new_tokens, batch_size, max_tokens)
+        trainer.train(out, layers, max_tokens, objective, epochs)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    return load_exits(out, source)
+
+
+def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this training whole.
+
+    Raises:
+        InvalidInputError: it holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
+    for name in (WEIGHTS_FILE, ABOUT_FILE):
+        for cut_short in out.glob(f".{name}.part-*"):  # what a kill while writing left
+            cut_short.unlink(missing_ok=True)
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not found:
+        return False
+    if ABOUT_FILE in found:
+        about = read_json(out / ABOUT_FILE, TRAINED_EXITS)["provenance"]
+        check_settings(out, about, settings)
+        return True
+    if not found <= {UNFINISHED, WEIGHTS_FILE} or UNFINISHED not in found:
+        raise InvalidInputError(
+            f"the out folder must be new, empty or hold an unfinished training; got {out} with "
+            "other files; choose another --out"
+        )
+    return False
+
+
+class Trainer:
+    """A model, its training prompts and their states; several trainings may share them."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[Prompt],
+        settings: Mapping[str, Any],
+        on_progress: OnProgress = lambda progress: None,
+    ) -> None:
+        self.loaded, self.prompts, self.settings = loaded, list(prompts), settings
+        self.on_progress = on_progress
+        self.decoder = proven(loaded.model)
+        self.exit = self.decoder.exit
+        self.states = States((), 0)
+
+    def checked(self, exit_layers: Sequence[int] | None) -> list[int]:
+        """The layers to train.
+
+        Raises:
+            InvalidInputError: one is not below the last layer.
+        """
+        layers = self.loaded.layers
+        chosen = sorted(set(exit_layers)) if exit_layers is not None else list(range(1, layers))
+        if not chosen:
+            raise InvalidInputError(
+                f"training needs a layer below the last; got none of {layers} layers; give one"
+            )
+        for layer in chosen:
+            if not 1 <= layer < layers:
+                raise InvalidInputError(
+                    f"exit layers to train must lie from 1 to {layers - 1}; got {layer}; "
+                    "the last one is the model itself"
+                )
+        return chosen
+
+    def collect(
+        self, folder: Path, max_new_tokens: int, batch_size: int, max_tokens: int | None
+    ) -> None:
+        """Answer the prompts and keep the states in a folder."""
+        self.states = collect(
+            self.loaded,
+            self.decoder,
+            self.prompts,
+            folder,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            chat=self.settings["prompt_format"] == "chat",
+            settings=self.settings,
+            max_tokens=max_tokens,
+            on_tokens=lambda n, share: self.on_progress(Progress("decoding", n, share / 2)),
+        )
+
+    def split(self, max_tokens: int | None) -> Split:
+        """The prompts that make up so many tokens, and which of them choose."""
+        prompt = self.states.column("prompt", lambda p: p >= 0)
+        tokens = torch.bincount(prompt, minlength=self.states.n_prompts).cumsum(0)
+        within = int((tokens <= max_tokens).sum()) if max_tokens else len(tokens)
+        if within < 8:
+            raise InvalidInputError(
+                f"max_tokens must cover at least 8 prompts; got {max_tokens}, which covers "
+                f"{within}; raise it or lower --max-new-tokens"
+            )
+        return Split(within)
+
+    def train(
+        self,
+        out: Path,
+        layers: Sequence[int],
+        max_tokens: int | None = None,
+        objective: str = "ridge",
+        epochs: int = 3,
+    ) -> None:
+        """Train layers one by one and write the exits; a layer already done is kept."""
+        split = self.split(max_tokens)
+        tokens = int(split.both(self.states.column("prompt", lambda p: p >= 0)).sum())
+        ranker = Ranker(self.exit)
+        record: dict[str, Any] = {}
+        tensors: dict[str, torch.Tensor] = {}
+        for number, layer in enumerate(layers):
+            self.on_progress(Progress("training", tokens, 0.5 + 0.5 * number / len(layers)))
+            done = out / UNFINISHED / f"layer_{layer:02d}.safetensors"
+            if not done.is_file():
+                best, about = self._layer(ranker, split, layer, objective, epochs)
+                save(_tensors(layer, best), done, {"about": json.dumps(json_ready(about))})
+            with safe_open(done, "pt") as file:
+                record[str(layer)] = json.loads(file.metadata()["about"])
+            tensors |= load_file(done)
+        self._write(out, tensors, record, split, tokens)
+        self.on_progress(Progress("training", tokens, 1.0))
+
+    def _layer(
+        self, ranker: Ranker, split: Split, layer: int, objective: str, epochs: int
+    ) -> tuple[Candidate, dict[str, Any]]:
+        candidates = fit_layer(self.exit, ranker, self.states, split, layer)
+        best = candidates[0]
+        if objective == "kl":
+            best = descend(self.exit, ranker, self.states, split, layer, best, epochs)
+            return best, summed([best, *candidates])
+        return refit(self.exit, self.states, split, layer, best), summed(candidates)
+
+    def _write(
+        self,
+        out: Path,
+        tensors: dict[str, torch.Tensor],
+        record: Mapping[str, Any],
+        split: Split,
+        tokens: int,
+    ) -> None:
+        used = self.prompts[: split.end]
+        about = {
+            "schema": TRAINED_EXITS,
+            "schema_version": SCHEMA_VERSION,
+            "layers": self.loaded.layers,
+            "objective": self.settings["objective"],
+            "n_tokens": tokens,
+            "n_prompts": len(used),
+            "n_choosing": sum(1 for n in range(split.end) if n % 4 == 3),
+            "by_layer": record,
+            "trained_on": [fingerprint(prompt) for prompt in used],
+            "provenance": dict(self.settings)
+            | {
+                "device": str(self.loaded.model.device),
+                "threads": torch.get_num_threads(),
+                **provenance(PACKAGES),
+            },
+        }
+        save(tensors, out / WEIGHTS_FILE)
+        write_json(out / ABOUT_FILE, about | {"sha256": sha256(out / WEIGHTS_FILE)})
+
+
+def _tensors(layer: int, best: Candidate) -> dict[str, torch.Tensor]:
+    if best.map is None:
+        return {}
+    named = {"weight": best.map.weight, "bias": best.map.bias}
+    return {f"layer_{layer:02d}.{name}": tensor.cpu() for name, tensor in named.items()}

@@ -1,0 +1,373 @@
+"""A decoder of Llama's build, run layer by layer for one token at a time.
+
+The model's own code runs all layers in one call. Pipelined decoding needs each layer apart: to hand
+over what an exit reads, to stop, and to go on with one of several guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import InvalidInputError, RunFailedError
+from ..measure.decoder.exit import TOLERANCE, AffineMap, Exit
+from ..measure.decoder.kernels import by_columns
+from .devices import CPU
+from .engine_shape import Shape
+from .shared_memory import Shared, share
+from .tensor_parallel import Link, part_of
+
+if TYPE_CHECKING:
+    from ..measure.models.loading import LoadedModel
+
+#: tokens of the text on which an engine is held against its model
+PROBE = 12
+
+
+class Engine:
+    """Layers, exits and head of one model, or a part of them, on weights that may be shared.
+
+    A state is [rows, width]; rows are guesses for one and the same place of the text.
+    """
+
+    def __init__(
+        self, shape: Shape, weights: Mapping[str, Tensor], link: Link | None = None
+    ) -> None:
+        self.shape, self.link = shape, link
+        self.head_weight = weights["head"]  # [width, vocabulary], as all weights: [in, out]
+        self.embedding = weights.get("embedding", self.head_weight.t())
+        self.head_bias = weights.get("head_bias")
+        self.final_norm = weights["final_norm"]
+        self.cos, self.sin = weights["cos"], weights["sin"]
+        self.layers = [
+            {key: weights[name] for key in _LAYER if (name := f"{index}.{key}") in weights}
+            for index in range(shape.layers)
+        ]
+        self.maps = {
+            layer: AffineMap(weights[name], weights[f"map_bias.{layer}"])
+            for layer in range(1, shape.layers + 1)
+            if (name := f"map.{layer}") in weights
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, states and cache."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights and states are."""
+        return self.embedding.device
+
+    def cache_shape(self, room: int) -> tuple[int, ...]:
+        """Of keys and values of a text: [layers, 2, kv heads, room, head size]."""
+        return (self.shape.layers, 2, self.shape.kv_heads, room, self.shape.head_size)
+
+    def own_shape(self, rows: int) -> tuple[int, ...]:
+        """Of keys and values of guesses for one place: [layers, 2, rows, kv heads, head size]."""
+        return (self.shape.layers, 2, rows, self.shape.kv_heads, self.shape.head_size)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """States [rows, width] before the first layer."""
+        return self.embedding[token_ids.to(self.device)]
+
+    def layer(self, index: int, x: Tensor, place: int, before: Tensor, own: Tensor) -> Tensor:
+        """Run layer `index` (from 0) on guesses for one place of the text.
+
+        Args:
+            index: the layer.
+            x: states [rows, width].
+            place: how many tokens of the text come before.
+            before: their keys and values, [2, kv heads, place, head size].
+            own: takes the guesses' keys and values, `own_shape`.
+
+        Returns:
+            States [rows, width] after the layer.
+        """
+        layer, shape, rows = self.layers[index], self.shape, len(x)
+        heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
+        normed = self._norm(x, layer["norm"])
+        qkv = by_columns(normed, layer["qkv"], layer.get("qkv_bias"))
+        both = qkv[:, : (heads + kv) * size].view(rows, heads + kv, size)
+        rotated = self._rotate(self._qk_norm(both, layer), self.cos[place], self.sin[place])
+        keys = rotated[:, heads:]
+        values = qkv[:, (heads + kv) * size :].view(rows, kv, size)
+        own[index, 0, :rows], own[index, 1, :rows] = keys, values
+        queries = rotated[:, :heads].reshape(rows, kv, heads // kv, size)
+        attended = self._attend(queries, keys, values, before)
+        x = x + self._sum(by_columns(attended, layer["out"], layer.get("out_bias")))
+        return self._feed_forward(x, layer)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, before: Tensor) -> Tensor:
+        """Attention of rows that share a text but for their own key and value.
+
+        Args:
+            queries: [rows, kv heads, group, head size].
+            keys: of the rows themselves, [rows, kv heads, head size].
+            values: likewise.
+            before: keys and values of the text, [2, kv heads, place, head size].
+        """
+        rows, kv, group, size = queries.shape
+        flat = queries.transpose(0, 1).reshape(kv, rows * group, size)
+        scores = flat.new_empty(kv, rows * group, before.shape[2] + 1)
+        scores[:, :, :-1] = torch.bmm(flat, before[0].transpose(1, 2))
+        scores[:, :, -1] = (queries * keys[:, :, None]).sum(-1).transpose(0, 1).reshape(kv, -1)
+        weights = scores.mul_(self.shape.scaling).softmax(-1)
+        mixed = torch.bmm(weights[:, :, :-1], before[1]).view(kv, rows, group, size)
+        last = weights[:, :, -1].view(kv, rows, group, 1)
+        mixed = mixed + last * values.transpose(0, 1)[:, :, None]
+        return mixed.transpose(0, 1).reshape(rows, kv * group * size)
+
+    def _feed_forward(self, x: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
+        normed = self._norm(x, layer["post_norm"])
+        both = by_columns(normed, layer["gate_up"], layer.get("gate_up_bias"))
+        gate, up = both[:, : self.shape.inner], both[:, self.shape.inner :]
+        gated = functional.silu(gate).mul_(up)
+        return x + self._sum(by_columns(gated, layer["down"], layer.get("down_bias")))
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return x if self.link is None else self.link.sum(x)
+
+    def read_prompt(self, token_ids: Tensor, cache: Tensor) -> Tensor:
+        """Fill the cache with a prompt's keys and values; its last state [1, width] is returned."""
+        shape, n = self.shape, len(token_ids)
+        heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
+        cos, sin = self.cos[:n, None], self.sin[:n, None]
+        x = self.embed(token_ids)
+        for index, layer in enumerate(self.layers):
+            qkv = by_columns(self._norm(x, layer["norm"]), layer["qkv"], layer.get("qkv_bias"))
+            both = qkv[:, : (heads + kv) * size].view(n, heads + kv, size)
+            rotated = self._rotate(self._qk_norm(both, layer), cos, sin)
+            values = qkv[:, (heads + kv) * size :].view(n, kv, size)
+            cache[index, 0, :, :n] = rotated[:, heads:].transpose(0, 1)
+            cache[index, 1, :, :n] = values.transpose(0, 1)
+            mixed = (
+                functional.scaled_dot_product_attention(
+                    rotated[:, :heads].transpose(0, 1)[None],
+                    cache[index, 0, :, :n][None],
+                    cache[index, 1, :, :n][None],
+                    is_causal=True,
+                    scale=shape.scaling,
+                    enable_gqa=True,
+                )[0]
+                .transpose(0, 1)
+                .reshape(n, heads * size)
+            )
+            attended = by_columns(mixed, layer["out"], layer.get("out_bias"))
+            x = self._feed_forward(x + self._sum(attended), layer)
+        return x[-1:]
+
+    def logits(self, x: Tensor, exit_layer: int | None = None) -> Tensor:
+        """Logits [rows, vocabulary] after the last layer, or of the exit after `exit_layer`."""
+        normed = self._norm(x, self.final_norm)
+        trained = self.maps.get(exit_layer) if exit_layer else None
+        if trained is not None:
+            normed = normed + trained(x)
+        found = by_columns(normed, self.head_weight, self.head_bias)
+        return found if self.link is None else self.link.whole(found, self.shape.vocabulary)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.epsilon)
+
+    def _qk_norm(self, both: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
+        """Norms of queries and keys, where the model has them: [rows, heads + kv heads, size]."""
+        if "q_norm" not in layer:
+            return both
+        heads = self.shape.heads
+        return torch.cat(
+            [
+                self._norm(both[:, :heads], layer["q_norm"]),
+                self._norm(both[:, heads:], layer["k_norm"]),
+            ],
+            1,
+        )
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary positions; the first half of `sin` is negative."""
+        return torch.addcmul(x * cos, x.roll(self.shape.head_size // 2, -1), sin)
+
+
+#: weights [in, out] that states are multiplied by
+PRODUCTS = ("head", "qkv", "out", "gate_up", "down")
+_LAYER = (
+    "norm", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias",
+    "post_norm", "gate_up", "gate_up_bias", "down", "down_bias",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SharedEngine:
+    """An engine that can be sent to another process: its weights lie in shared memory.
+
+    Attributes:
+        shape: its numbers.
+        weights: its weights.
+        probed: the logits that it gave on the CPU for the text of `probe`.
+    """
+
+    shape: Shape
+    weights: Shared
+    probed: np.ndarray
+
+    def open(self, device: str = CPU, link: Link | None = None) -> Engine:
+        """The engine in this process, or this process's part of it.
+
+        On another device than a CPU it is held against the logits that it gave there.
+
+        Args:
+            device: where the weights go, if not to stay in shared memory.
+            link: the way to the other parts, for a part.
+
+        Raises:
+            RunFailedError: it gives other logits on the device.
+        """
+        shape, weights = self.shape, self.weights.tensors()
+        if link is not None:
+            shape, weights = part_of(shape, weights, link.part)
+        if device != CPU:
+            weights = {name: _placed(name, w, device) for name, w in weights.items()}
+        engine = Engine(shape, weights, link)
+        if device != CPU or link is not None:
+            gap = _gap(torch.from_numpy(self.probed), probe(engine))
+            if not gap <= TOLERANCE.get(engine.dtype, 1e-4):
+                raise RunFailedError(
+                    f"{device} must give the CPU's logits; got {gap:.2g} of the largest one away; "
+                    "use cpu"
+                )
+        return engine
+
+
+def _placed(name: str, weight: Tensor, device: str) -> Tensor:
+    """A weight on a device; those of products lie by outputs there, as in torch's own layers."""
+    if name.rsplit(".", 1)[-1] in PRODUCTS:
+        return weight.t().to(device).contiguous().t()
+    return weight.to(device)
+
+
+def shared_engine(loaded: LoadedModel, exit_: Exit, room: int) -> SharedEngine:
+    """Bring a model's weights, and its trained exits, into the form that an engine runs.
+
+    Args:
+        loaded: a model, loaded on the CPU.
+        exit_: from `logit_exit` or with trained maps.
+        room: most tokens of a text.
+
+    Raises:
+        InvalidInputError: the model is not of Llama's build: the engine would not make its logits.
+    """
+    try:
+        shape, tensors = _taken_apart(loaded.model, exit_, room)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise _unsupported(loaded, " ".join(str(error).split())[:120]) from None
+    weights = share(tensors)
+    made, own = probe(Engine(shape, weights.tensors())), _own_logits(loaded.model, shape)
+    gap = _gap(own, made)
+    if not gap <= TOLERANCE.get(loaded.model.dtype, 1e-4):
+        raise _unsupported(loaded, f"its logits were {gap:.2g} of the largest one away")
+    return SharedEngine(shape, weights, made.numpy())
+
+
+def _unsupported(loaded: LoadedModel, why: str) -> InvalidInputError:
+    return InvalidInputError(
+        "real pipelined decoding runs decoders of Llama's build (Llama, Mistral, Qwen2, "
+        f"Qwen3, SmolLM2); got {type(loaded.model).__name__}: {why}; measure and fit work for it"
+    )
+
+
+def _taken_apart(model: Any, exit_: Exit, room: int) -> tuple[Shape, dict[str, Tensor]]:
+    config, base = model.config.get_text_config(), model.model
+    attention = base.layers[0].self_attn
+    if getattr(config, "hidden_act", "silu") != "silu" or exit_.scale != 1 or exit_.softcap:
+        raise AttributeError("another activation, or scaled logits")
+    size = int(attention.head_dim)
+    shape = Shape(
+        layers=len(base.layers),
+        width=base.embed_tokens.weight.shape[1],
+        heads=attention.q_proj.weight.shape[0] // size,
+        kv_heads=attention.k_proj.weight.shape[0] // size,
+        head_size=size,
+        inner=base.layers[0].mlp.gate_proj.weight.shape[0],
+        vocabulary=exit_.vocabulary,
+        epsilon=float(config.rms_norm_eps),
+        scaling=float(attention.scaling),
+    )
+    window = getattr(config, "sliding_window", None)
+    if window and room > window and getattr(config, "use_sliding_window", True):
+        raise AttributeError(f"a sliding window of {window} tokens, shorter than the text")
+    places = torch.arange(max(room, PROBE))[None]
+    cos, sin = base.rotary_emb(base.embed_tokens.weight[:1, None], places)
+    half = size // 2
+    sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1)
+    tensors = {"head": exit_.weight.t(), "cos": cos[0], "sin": sin}
+    tensors["final_norm"] = base.norm.weight
+    if exit_.weight.data_ptr() != base.embed_tokens.weight.data_ptr():
+        tensors["embedding"] = base.embed_tokens.weight
+    if exit_.bias is not None:
+        tensors["head_bias"] = exit_.bias
+    for index, layer in enumerate(base.layers):
+        tensors |= {f"{index}.{key}": value for key, value in _layer(layer).items()}
+    for number, trained in exit_.maps.items():
+        tensors |= {f"map.{number}": trained.weight, f"map_bias.{number}": trained.bias}
+    return shape, tensors
+
+
+def _layer(layer: Any) -> dict[str, Tensor]:
+    attention, mlp = layer.self_attn, layer.mlp
+    found = {
+        "norm": layer.input_layernorm.weight,
+        "post_norm": layer.post_attention_layernorm.weight,
+    }
+    for name, parts in {
+        "qkv": (attention.q_proj, attention.k_proj, attention.v_proj),
+        "out": (attention.o_proj,),
+        "gate_up": (mlp.gate_proj, mlp.up_proj),
+        "down": (mlp.down_proj,),
+    }.items():
+        found[name] = torch.cat([part.weight for part in parts]).t()
+        if parts[0].bias is not None:
+            found[f"{name}_bias"] = torch.cat([part.bias for part in parts])
+    if hasattr(attention, "q_norm"):
+        found |= {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
+    return found
+
+
+def _probe_ids(shape: Shape) -> Tensor:
+    return torch.tensor([(7 * n + 31) % shape.vocabulary for n in range(PROBE)])
+
+
+@torch.inference_mode()
+def probe(engine: Engine) -> Tensor:
+    """An engine's logits over a text, in float32 on the CPU: [PROBE - PROBE // 2 + 1, vocabulary].
+
+    It reads the first half as a prompt, and runs the rest token by token beside a wrong guess.
+    """
+    ids, device = _probe_ids(engine.shape), engine.device
+    cache = torch.zeros(engine.cache_shape(PROBE), dtype=engine.dtype, device=device)
+    rows = torch.zeros(engine.own_shape(2), dtype=engine.dtype, device=device)
+    x = engine.read_prompt(ids[: PROBE // 2], cache)
+    made = [engine.logits(x)[0]]
+    for place in range(PROBE // 2, PROBE):
+        x = engine.embed(ids[[place, place - 1]])  # the second row is a wrong guess
+        for index in range(engine.shape.layers):
+            x = engine.layer(index, x, place, cache[index, :, :, :place], rows)
+            cache[index, :, :, place] = rows[index, :, 0]
+        made.append(engine.logits(x)[0])
+    return torch.stack(made).cpu().float()
+
+
+@torch.inference_mode()
+def _own_logits(model: Any, shape: Shape) -> Tensor:
+    """The model's own logits where `probe` gives an engine's."""
+    logits: Tensor = model(input_ids=_probe_ids(shape)[None], use_cache=False).logits[0].float()
+    return logits[PROBE // 2 - 1 :]
+
+
+def _gap(right: Tensor, found: Tensor) -> float:
+    """The largest difference of logits, over the largest logit."""
+    return float((found - right).abs().max() / right.abs().max())

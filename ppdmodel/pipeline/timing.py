@@ -1,0 +1,346 @@
+"""What layers, heads, starts and promotions cost, measured inside whole tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checks import positive_integer
+from ..decide.prediction import SCHEDULE
+from ..errors import InvalidInputError, RunFailedError
+from ..measure.models.loading import LoadedModel
+from ..measure.training.train import TrainedExits
+from ..results.files import provenance
+from ..results.intervals import percentiles
+from ..results.timing import Timed, Timing
+from .devices import CPU, machine
+from .pipeline import Pipeline
+from .unit import EVENT, Did, Script
+from .worker_pool import FIRST_TIMED, Run
+
+#: tokens of the text before, and of one repetition of each kind of run
+CONTEXT, TOKENS = 96, 24
+#: repetitions are made again, once, where the layer time of the middle half of them spreads by more
+#: than this; where it still does, the result is refused
+UNSTEADY = 0.15
+RESAMPLES, SEED = 1000, 0
+#: how deep the exits lie at which PPD is timed, as shares of the layers
+SHARES = (0.25, 0.5, 0.75, 0.9)
+BEGIN, END, DID, TOKEN, LAYER, ROWS = range(len(EVENT))
+PACKAGES = ("torch", "transformers", "numpy")
+
+
+def time_model(
+    loaded: LoadedModel,
+    *,
+    ks: Sequence[int] = (1, 2, 3, 5, 8),
+    rounds: int = 8,
+    units: int = 2,
+    exits: TrainedExits | None = None,
+    device: str = CPU,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Timing:
+    """Time plain decoding and PPD on this machine, term by term.
+
+    In each of `rounds` repetitions, one after another so that a drift of the machine meets all
+    alike: plain text on one unit; plain text on all units; and PPD with given matches, for each k
+    at several exit layers, because what the other unit does meanwhile depends on them. A
+    repetition's value is its mean over tokens, since it serves to predict means; the result is the
+    median of the repetitions.
+
+    Args:
+        loaded: a model of Llama's build, loaded on the CPU.
+        ks: numbers of guesses to time.
+        rounds: repetitions, at least 4.
+        units: at least 2; each has a CPU of its own.
+        exits: trained exits, whose maps take time too.
+        device: as in `Pipeline`. On a GPU the layers of plain text are timed in a run of its own,
+            which waits after each; the latency of plain text is of one that does not.
+        on_progress: called with the share that is done.
+
+    Raises:
+        InvalidInputError: an argument does not fit the model or the machine.
+        RunFailedError: the machine was too unsteady, or a unit failed.
+    """
+    if not ks:
+        raise InvalidInputError("k must have values; got none; give 1,3,5")
+    for k in ks:
+        positive_integer("k", k)
+    if positive_integer("rounds", rounds) < 4:
+        raise InvalidInputError(f"rounds must be at least 4; got {rounds}; an interval needs them")
+    prompt = [(7 * n + 31) % int(loaded.model.config.vocab_size) for n in range(CONTEXT)]
+    samples: list[dict[str, Any]] = []
+    with Pipeline(
+        loaded,
+        units=units,
+        prompt_tokens=CONTEXT,
+        tokens=TOKENS,
+        k=max(ks),
+        exits=exits,
+        device=device,
+    ) as pipeline:
+        bench = _Bench(pipeline, prompt, tuple(sorted(set(ks))))
+        bench.round(0)  # warm
+        for _attempt in range(2):
+            samples = []
+            for number in range(rounds):
+                samples.append(bench.round(number))
+                on_progress((number + 1) / rounds)
+            if unsteadiness(samples) <= UNSTEADY:
+                break
+        else:
+            raise RunFailedError(
+                f"layer times must spread by at most {UNSTEADY:.0%} between repetitions; got "
+                f"{unsteadiness(samples):.0%} twice; stop other work on this machine, and try again"
+            )
+    return _summary(loaded, samples, bench.ks, exits, pipeline.devices)
+
+
+def unsteadiness(samples: Sequence[Any]) -> float:
+    """How far the middle half of the repetitions' layer times spreads, over their median."""
+    times = [sample["layer_time_s"] for sample in samples]
+    low, middle, high = np.percentile(times, [25, 50, 75])
+    return float((high - low) / middle)
+
+
+class _Bench:
+    """One repetition after another."""
+
+    def __init__(self, pipeline: Pipeline, prompt: Sequence[int], ks: tuple[int, ...]) -> None:
+        self.pipeline, self.prompt, self.ks = pipeline, prompt, ks
+        if pipeline.layers < 3:
+            raise InvalidInputError(
+                f"the model must have at least 3 layers; got {pipeline.layers}; PPD needs room"
+            )
+        self.exit_layers = timed_exit_layers(pipeline.layers)
+
+    def round(self, number: int) -> dict[str, Any]:
+        """One repetition of every term; those of PPD by k, a value per exit layer."""
+        plain = self.pipeline.greedy(self.prompt, TOKENS, stops=False)
+        split = self.pipeline.greedy_split(self.prompt, TOKENS, stops=False)
+        found = plain_terms(self._waiting(plain), self.pipeline.layers)
+        found["plain_latency_s"] = float(plain.times_s.mean())
+        found["split_latency_s"] = float(split.times_s.mean())
+        rng = np.random.default_rng(number)
+        found["by_k"] = {k: self._ppd(plain.token_ids, k, rng) for k in self.ks}
+        return found
+
+    def _waiting(self, plain: Run) -> Run:
+        """Plain text that waits after each layer, as on a CPU each does."""
+        if set(self.pipeline.devices) == {CPU}:
+            return plain
+        return self.pipeline.greedy(self.prompt, TOKENS, stops=False, timed=True)
+
+    def _ppd(
+        self, token_ids: tuple[int, ...], k: int, rng: np.random.Generator
+    ) -> dict[str, list[float]]:
+        parts = []
+        for exit_layer in self.exit_layers:
+            hits = tuple(bool(hit) for hit in rng.random(TOKENS) < 0.5)
+            run = self.pipeline.ppd(
+                self.prompt,
+                TOKENS,
+                exit_layer=exit_layer,
+                k=k,
+                stops=False,
+                script=Script(token_ids, hits),
+            )
+            parts.append(ppd_terms(run, self.pipeline.layers, exit_layer))
+        return {f"{name}_s": _filled(name, [part[name] for part in parts]) for name in SCHEDULE}
+
+
+def timed_exit_layers(layers: int) -> tuple[int, ...]:
+    """Exit layers at which PPD is timed: a few over the whole depth.
+
+    >>> timed_exit_layers(30)
+    (8, 15, 23, 27)
+    """
+    places = {min(max(math.ceil(share * layers), 1), layers - 1) for share in SHARES}
+    return tuple(sorted(places))
+
+
+def _filled(name: str, values: Sequence[float | None]) -> list[float]:
+    """What never happened at one exit layer, from the nearest where it did."""
+    there = {place: value for place, value in enumerate(values) if value is not None}
+    if not there:
+        raise RunFailedError(
+            f"PPD must show its {name} at some exit layer; got none: no guess was ever in time; "
+            "stop other work on this machine, and try again"
+        )
+    return [there[min(there, key=lambda other: abs(other - place))] for place in range(len(values))]
+
+
+def plain_terms(run: Run, layers: int) -> dict[str, Any]:
+    """Layer, head and the rest of a token, means over the tokens of a plain run, in seconds."""
+    events, times = run.events[0], run.times_s
+    each = _per_token(events, layers)
+    head = _seconds(events[(events[:, DID] == Did.HEAD) & (events[:, TOKEN] > 0)])
+    of_layer = [
+        float(_seconds(events[(events[:, DID] == Did.LAYER) & (events[:, LAYER] == n)]).mean())
+        for n in range(1, layers + 1)
+    ]
+    whole = float(times.mean())
+    layer_time, head_time = float(each.mean()) / layers, float(head.mean())
+    return {
+        "layer_time_s": layer_time,
+        "head_time_s": head_time,
+        "token_time_s": max(whole - layers * layer_time - head_time, 0.0),
+        "plain_latency_s": whole,
+        "layers_s": of_layer,
+    }
+
+
+def ppd_terms(run: Run, layers: int, exit_layer: int) -> dict[str, float | None]:
+    """The times of `calibrated_latency` in a run of PPD, by the names of its arguments.
+
+    Means over what happened from token `FIRST_TIMED` on, in seconds; None is what never did. Layers
+    count from their own start to the start of what follows.
+    """
+    sums = {name: _Mean() for name in SCHEDULE}
+    for token in range(FIRST_TIMED, len(run.token_ids)):
+        _verified(run, token, layers, exit_layer, sums)
+    for unit in run.events:
+        guesses = unit[_is_guess(unit, run)]
+        follows = (guesses[1:, LAYER] == guesses[:-1, LAYER] + 1) & (
+            guesses[1:, TOKEN] == guesses[:-1, TOKEN]
+        )
+        sums["batch_layer_time"].add(np.diff(guesses[:, BEGIN])[follows])
+        sums["exit_time"].add(np.diff(unit[unit[:, DID] == Did.EXIT][:, [BEGIN, END]]))
+    return {name: mean.value_s for name, mean in sums.items()}
+
+
+def _verified(
+    run: Run, token: int, layers: int, exit_layer: int, sums: Mapping[str, _Mean]
+) -> None:
+    """Add what the verified process of one token, and the reading of its exit, took."""
+    known, made = run.verdict_ns[token - 1], run.verdict_ns[token]
+    unit = next(u for u in run.events if _at(u, Did.HEAD, token).any())
+    promoted = unit[_at(unit, Did.PROMOTE, token)]  # layers before that are of guesses
+    since = promoted[0, BEGIN] if len(promoted) else known
+    mine = unit[(unit[:, BEGIN] >= since) & (unit[:, TOKEN] == token)]
+    head = int(mine[mine[:, DID] == Did.HEAD][0, BEGIN])
+    steps = mine[mine[:, DID] == Did.LAYER]
+    sums["head_time"].add([made - head])
+    begins = [*steps[:, BEGIN].tolist(), head]
+    first = layers + 1 - len(steps)  # the layer that it starts or goes on with
+    past = max(exit_layer + 1 - first, 0)  # layers before the exit
+    if past:
+        sums["layer_time"].add([begins[past] - begins[0]], past)
+    if len(steps) > past:
+        sums["busy_layer_time"].add([head - begins[past]], len(steps) - past)
+    sums["promotion_delay" if len(promoted) else "token_time"].add([begins[0] - since])
+    if past:
+        end = int(steps[past - 1, END])
+        for other in run.events:
+            reads = other[_at(other, Did.EXIT, token)]
+            sums["start_delay"].add(np.maximum(reads[:, BEGIN] - end, 0))
+
+
+def _at(events: np.ndarray, did: Did, token: int) -> np.ndarray:
+    found: np.ndarray = (events[:, DID] == did) & (events[:, TOKEN] == token)
+    return found
+
+
+def _is_guess(events: np.ndarray, run: Run) -> np.ndarray:
+    """Which events are layers of guesses: begun before the verdict on the token before."""
+    known = run.verdict_ns[np.clip(events[:, TOKEN] - 1, 0, len(run.verdict_ns) - 1)]
+    found: np.ndarray = (events[:, DID] == Did.LAYER) & (events[:, BEGIN] < known)
+    return found
+
+
+class _Mean:
+    """A mean of nanoseconds, some of them for several layers at once."""
+
+    def __init__(self) -> None:
+        self.total, self.n = 0, 0
+
+    def add(self, values: Any, each: int = 1) -> None:
+        array = np.asarray(values, dtype=np.int64)
+        self.total += int(array.sum())
+        self.n += array.size * each
+
+    @property
+    def value_s(self) -> float | None:
+        return self.total / self.n / 1e9 if self.n else None
+
+
+def _per_token(events: np.ndarray, layers: int) -> np.ndarray:
+    """Seconds of all layers together, per token that one process ran from its first layer."""
+    rows = events[events[:, DID] == Did.LAYER]
+    tokens = np.unique(rows[:, TOKEN])
+    sums = [rows[rows[:, TOKEN] == token] for token in tokens]
+    whole = [_seconds(part).sum() for part in sums if len(part) == layers]
+    if not whole:
+        raise RunFailedError("a run must hold a whole token; got none; time it again")
+    return np.array(whole)
+
+
+def _seconds(events: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (events[:, END] - events[:, BEGIN]) / 1e9
+    return found
+
+
+def _summary(
+    loaded: LoadedModel,
+    samples: Sequence[dict[str, Any]],
+    ks: Sequence[int],
+    exits: TrainedExits | None,
+    devices: tuple[str, ...],
+) -> Timing:
+    names = [name for name in samples[0] if name not in ("by_k", "layers_s")]
+    series = {name: [sample[name] for sample in samples] for name in names}
+    by_k = {  # by exit layer, and then by repetition
+        k: {
+            name: np.transpose([sample["by_k"][k][name] for sample in samples]).tolist()
+            for name in samples[0]["by_k"][k]
+        }
+        for k in ks
+    }
+    return Timing(
+        model=loaded.source.name,
+        layers=loaded.layers,
+        units=len(devices),
+        terms={name: timed(values) for name, values in series.items()},
+        exit_layers=timed_exit_layers(loaded.layers),
+        by_k={
+            k: {name: tuple(timed(v) for v in values) for name, values in terms.items()}
+            for k, terms in by_k.items()
+        },
+        layer_profile_s=tuple(
+            np.median([sample["layers_s"] for sample in samples], axis=0).tolist()
+        ),
+        samples={"terms": series, "by_k": {str(k): terms for k, terms in by_k.items()}},
+        provenance=timing_provenance(loaded, exits, devices)
+        | {"rounds": len(samples), "context": CONTEXT, "tokens": TOKENS},
+    )
+
+
+def timed(values: Sequence[float]) -> Timed:
+    """The median of some repetitions, with a bootstrap interval."""
+    array = np.array(values)
+    rng = np.random.default_rng(SEED)
+    medians = np.median(rng.choice(array, (RESAMPLES, len(array))), axis=1)
+    low, high = percentiles(medians)
+    return Timed(float(np.median(array)), float(low), float(high), len(array))
+
+
+def timing_provenance(
+    loaded: LoadedModel, exits: TrainedExits | None, devices: tuple[str, ...]
+) -> dict[str, Any]:
+    """What a time depends on: model, type, exits, machine."""
+    return {
+        "model": loaded.source.name,
+        "weights_sha256": list(loaded.source.weights_sha256),
+        "quantization": loaded.source.quantization,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "exit_kind": "trained" if exits else "logit",
+        "exits_sha256": exits.sha256 if exits else None,
+        "units": len(devices),
+        "threads_per_unit": 1,
+        "devices": list(devices),
+        "machine": machine(devices),
+        **provenance(PACKAGES),
+    }

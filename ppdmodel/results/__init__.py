@@ -1,0 +1,1 @@
+"""What travels between rooms: measurements, calibrations, timings, intervals; their files."""

@@ -1,0 +1,148 @@
+"""A calibration: match rates with intervals, their fit, and what decisions need beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .intervals import METHOD, Interval
+from .measurement import titled
+from .packing import packed_counts
+from .tabular import Frame
+from .timing import Timing
+from .token_counts import TokenCounts
+
+if TYPE_CHECKING:
+    from .._types import Floats, Ints
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """How well a family of surfaces predicts prompts that it was not fitted to.
+
+    `held_out` is its log-likelihood per token, averaged over exit layers and k; `behind` what the
+    best family has more, with a standard error over prompts.
+    """
+
+    family: str
+    held_out: float
+    behind: float
+    behind_se: float
+
+
+@dataclass(frozen=True)
+class MatchCurve:
+    """A fitted match-rate surface p_correct(relative depth, k); see `ppdmodel.fit`.
+
+    A parameter that the counts do not determine has no interval: its ends are NaN, and so are its
+    rows in `covariance`, that of the parameters, in their order, over resampled prompts.
+    `candidates` are the families that were compared, the best first. Both are empty in files of
+    older versions.
+    """
+
+    family: str
+    parameters: Mapping[str, Interval]
+    converged: bool
+    rms_residual: float
+    largest_residual: float
+    largest_residual_layer: int
+    largest_residual_k: int
+    covariance: tuple[tuple[float, ...], ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def standard_errors(self) -> dict[str, float | None]:
+        """Of each parameter, over resampled prompts; None where it is not determined."""
+        variances = [row[n] for n, row in enumerate(self.covariance)]
+        errors = [None if math.isnan(x) else x**0.5 for x in variances]
+        return dict(zip(self.parameters, errors, strict=False))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A measured match rate."""
+
+    exit_layer: int
+    k: int
+    p_correct: Interval
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How far an exit's probabilities are from what comes true, on held-out prompts.
+
+    `error` is the mean distance over bins of equally many candidates, `error_raw` that of the
+    recorded probabilities; calibrated they are the logistic function of
+    `shift` + `scale` x logit, where 1 / `scale` is a temperature.
+    """
+
+    exit_layer: int
+    scale: float
+    shift: float
+    error_raw: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Calibration(Frame):
+    """What the later commands need of a measurement: match rates with intervals, and their fit.
+
+    `hits` has shape [prompts, layers, k_max] and counts the tokens of a prompt whose true token
+    ranked k or better at a layer; `tokens` has shape [prompts]. `timing` says what the model costs
+    on one machine; None where only layers can be counted. `exit_layers` and `ks` are those that
+    were counted, None for all; others have the hits of the next smaller k, or none. `recorded`
+    counts what gates, two exits and self-speculation need; None where there were no tokens.
+    `reliability` calibrates the probabilities of the guesses; empty where there were none.
+    """
+
+    model: str
+    layers: int
+    prompt_ids: tuple[str, ...]
+    tokens: Ints
+    hits: Ints
+    p_correct: Floats
+    ci_low: Floats
+    ci_high: Floats
+    curve: MatchCurve
+    resamples: int
+    seed: int
+    provenance: Mapping[str, Any]
+    timing: Timing | None = None
+    exit_layers: tuple[int, ...] | None = None
+    ks: tuple[int, ...] | None = None
+    recorded: TokenCounts | None = None
+    reliability: tuple[Reliability, ...] = ()
+
+    def has(self, exit_layer: Any, k: Any) -> Any:
+        """Whether settings, a number each or arrays, were measured."""
+        layers = np.arange(1, self.layers + 1) if self.exit_layers is None else self.exit_layers
+        ks = np.arange(1, self.k_max + 1) if self.ks is None else self.ks
+        return np.isin(exit_layer, layers) & np.isin(k, ks)
+
+    def _document(self) -> dict[str, Any]:
+        counts = self.recorded and packed_counts(self.recorded)
+        return asdict(replace(self, recorded=None)) | {"recorded": counts}
+
+    def _rows(self) -> Sequence[Rate]:
+        n = (int(self.tokens.sum()), len(self.tokens), METHOD)
+        p, low, high = (np.asarray(x).tolist() for x in (self.p_correct, self.ci_low, self.ci_high))
+        return [
+            Rate(e, k, Interval(p[e - 1][k - 1], low[e - 1][k - 1], high[e - 1][k - 1], *n))
+            for e in range(1, self.layers + 1)
+            for k in range(1, self.k_max + 1)
+            if self.has(e, k)
+        ]
+
+    @property
+    def k_max(self) -> int:
+        """Largest k for which hits were counted."""
+        return int(self.hits.shape[2])
+
+    @property
+    def title(self) -> str:
+        """The model, with what sets its exits and its text apart from the ordinary."""
+        return titled(self.model, self.provenance.get("measurement", {}))

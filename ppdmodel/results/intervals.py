@@ -1,0 +1,84 @@
+"""Intervals by resampling prompts: the tokens of one prompt are correlated, prompts are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from .._types import Floats, Ints
+
+METHOD = "percentile bootstrap over prompts"
+LEVEL = 0.95
+#: with fewer resamples less than one lies beyond each end of an interval of that level
+LEAST_RESAMPLES = 40
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its interval, and what the interval rests on.
+
+    The ends are NaN, and null in JSON, where there is none: of one prompt, or of a parameter that
+    the data do not determine.
+    """
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n_tokens: int
+    n_prompts: int
+    method: str
+
+    def scaled(self, factor: float) -> Interval:
+        """The same in another unit."""
+        low, high = factor * self.ci_low, factor * self.ci_high
+        return replace(self, value=factor * self.value, ci_low=low, ci_high=high)
+
+
+def prompt_weights(n_prompts: int, resamples: int, seed: int | np.random.Generator) -> Ints:
+    """How often each prompt is drawn in each resample, shape [resamples, prompts].
+
+    Raises:
+        InvalidInputError: fewer than two prompts, for which no interval can be given.
+    """
+    if n_prompts < 2:
+        raise InvalidInputError(
+            f"an interval needs at least 2 prompts; got {n_prompts}; measure more prompts"
+        )
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=resamples)
+
+
+def resampled_rates(hits: Ints, tokens: Ints, weights: Ints) -> Floats:
+    """Match rates of each resample.
+
+    Args:
+        hits: [prompts, ...] counts.
+        tokens: [prompts] tokens that the hits are out of.
+        weights: [resamples, prompts], from `prompt_weights`.
+
+    Returns:
+        [resamples, ...] ratios of resampled hits to resampled tokens.
+    """
+    flat = hits.reshape(len(hits), -1).astype(float)
+    rates = (weights.astype(float) @ flat) / (weights @ tokens)[:, None]
+    shaped: Floats = rates.reshape(len(weights), *hits.shape[1:])
+    return shaped
+
+
+def percentiles(draws: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper end of the interval over the first axis of `draws`."""
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def interval_of(value: float, draws: Floats, tokens: Ints) -> Interval:
+    """A number with the interval of its draws [resamples], and the `tokens` [prompts] behind it."""
+    low, high = percentiles(draws)
+    n = (int(tokens.sum()), len(tokens))
+    return Interval(float(value), float(low), float(high), *n, METHOD)

@@ -1,0 +1,127 @@
+"""Counts in a JSON document: the bytes of an array, compressed, as text.
+
+What is read is checked for its size before and while it is unpacked, so that a small file cannot
+fill the memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidInputError
+from .token_counts import COUNTS, TokenCounts, second_half
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .._types import Ints
+
+#: types that counts are stored in, the smallest that holds them
+TYPES = ("<u1", "<u2", "<u4")
+#: attributes of `TokenCounts` that say what was counted
+LABELS = ("drafted", "gates", "gated_k", "pair_k", "pair_exits")
+
+
+def pack(counts: Ints) -> dict[str, Any]:
+    """An array of counts as `{dtype, shape, data}`."""
+    most = int(counts.max(initial=0))
+    dtype = next(name for name in TYPES if most <= np.iinfo(name).max)
+    raw = np.ascontiguousarray(counts, dtype=dtype).tobytes()
+    data = base64.b64encode(zlib.compress(raw, 9)).decode("ascii")
+    return {"dtype": dtype, "shape": list(counts.shape), "data": data}
+
+
+def unpack(document: Mapping[str, Any], shape: tuple[int, ...], name: str) -> Ints:
+    """The array of a `pack`, which must have the shape that the rest of the document gives it.
+
+    Raises:
+        InvalidInputError: it has another shape, or the data is damaged or of another size.
+    """
+    dtype = np.dtype(document["dtype"])
+    if tuple(document["shape"]) != shape:
+        raise InvalidInputError(
+            f"{name} must have the shape {shape}; got {tuple(document['shape'])}; fit again"
+        )
+    expected = math.prod(shape) * dtype.itemsize
+    try:
+        stream = zlib.decompressobj()
+        raw = stream.decompress(base64.b64decode(document["data"], validate=True), expected + 1)
+    except (binascii.Error, ValueError, zlib.error) as error:
+        raise InvalidInputError(f"{name} must be whole; got damaged data ({error})") from None
+    if len(raw) != expected or not stream.eof or stream.unused_data:
+        size = "more" if len(raw) >= expected else len(raw)
+        raise InvalidInputError(f"{name} must be {expected} bytes; got {size}; fit again")
+    return np.frombuffer(raw, dtype=dtype).reshape(shape).astype(np.int64)
+
+
+def packed_counts(recorded: TokenCounts) -> dict[str, Any]:
+    """The counts as a calibration file holds them; its layers and tokens stand beside them."""
+    labels = {name: list(getattr(recorded, name)) for name in LABELS}
+    counts = {name: pack(getattr(recorded, name)) for name in COUNTS}
+    shared = None if recorded.shared is None else pack(recorded.shared)
+    return {**labels, **counts, "shared": shared}
+
+
+def unpacked_counts(
+    document: Mapping[str, Any], layers: int, tokens: Ints, path: Path
+) -> TokenCounts:
+    """Read the counts of a calibration with so many layers and tokens by prompt.
+
+    Raises:
+        InvalidInputError: they are damaged, or do not fit the rest of the file.
+    """
+    labels: dict[str, Any] = {name: tuple(document[name]) for name in LABELS}
+    nothing: dict[str, Any] = dict.fromkeys(COUNTS, np.zeros(0, dtype=np.int64))
+    empty = TokenCounts(layers=layers, tokens=tokens, **labels, **nothing, shared=None)
+    for name, values in labels.items():
+        if not all(a < b for a, b in pairwise((0, *values))):  # NaN too is refused
+            raise InvalidInputError(f"{name} of {path} must increase; got {values}; fit again")
+    first, last = second_half(layers), layers - 1
+    if not first <= labels["pair_exits"][0] <= labels["pair_exits"][-1] <= last:
+        raise InvalidInputError(
+            f"pair_exits of {path} must lie in layers {first} to {last}; got "
+            f"{labels['pair_exits']}; fit again"
+        )
+    arrays: dict[str, Any] = {
+        name: None if document[name] is None else unpack(document[name], shape, f"{name} of {path}")
+        for name, shape in empty.shapes().items()
+    }
+    found = replace(empty, **arrays)
+    fault = _fault(found)
+    if fault:
+        raise InvalidInputError(f"the counts of {path} must fit together; got {fault}; fit again")
+    return found
+
+
+def _fault(recorded: TokenCounts) -> str:
+    """What cannot be in counts of the right sizes; empty if nothing is."""
+    tokens, pairs = recorded.tokens[:, None, None], recorded.pairs
+    held = recorded.first.cumsum(axis=2)
+    early, late = held[:, pairs[:, 0], :, None], held[:, pairs[:, 1], None, :]
+    rounds, passed, both = recorded.rounds, recorded.passed, _up_to(recorded.both)
+    ks = np.array(recorded.pair_k)
+    shared = 0 if recorded.shared is None else _up_to(recorded.shared)
+    faults = {
+        "rounds of self-speculation that no text takes": (rounds < 1) | (rounds > tokens),
+        "more open gates than tokens": passed > tokens,
+        "more hits behind a gate than tokens that passed it": recorded.right.sum(axis=3) > passed,
+        "more hits of an exit than tokens": held > tokens,
+        "more hits at both of two exits than at one": both > np.minimum(early, late),
+        "more shared guesses than guesses": shared > tokens[..., None] * np.minimum.outer(ks, ks),
+    }
+    return next((words for words, wrong in faults.items() if wrong.any()), "")
+
+
+def _up_to(classes: Ints) -> Ints:
+    """From counts in classes of two k's, those up to each k."""
+    found: Ints = classes.cumsum(axis=2).cumsum(axis=3)
+    return found

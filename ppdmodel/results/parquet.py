@@ -1,0 +1,345 @@
+"""The Parquet tables of a measurement: ranks and guesses per token, a row group per batch.
+
+A row group is the unit that is written, resumed, merged and summed up, so a measurement of any
+number of prompts passes through memory a batch at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import InvalidInputError
+from .files import (
+    GUESSES_FILE,
+    MEASUREMENT,
+    SCHEMA_VERSION,
+    TOKENS_FILE,
+    atomic,
+    check_version,
+    json_ready,
+)
+from .measurement import Guesses, Measurement
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: the two kinds of tables
+TOKENS, GUESSES = "tokens", "guesses"
+#: what the metadata of each must have
+ABOUT = {
+    TOKENS: {"layers", "complete", "provenance", "prompt_ids", "categories", "ties"},
+    GUESSES: {"layers", "guesses", "vocabulary"},
+}
+FILES = {TOKENS: TOKENS_FILE, GUESSES: GUESSES_FILE}
+_UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
+#: lists of single tokens that a table's metadata hold
+TIES = ("ties", "near_ties")
+#: largest vocabulary whose token ids fit the two bytes of a guess
+SHORT_IDS = 2**16 - 1
+
+
+def rank_columns(layers: int, name: str = "rank") -> list[str]:
+    """Column names of the Parquet file, one per exit layer.
+
+    >>> rank_columns(2)
+    ['rank_01', 'rank_02']
+    """
+    digits = max(2, len(str(layers)))
+    return [f"{name}_{layer:0{digits}d}" for layer in range(1, layers + 1)]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def token_table(result: Measurement) -> pa.Table:
+    """The per-token table of a measurement, its metadata included."""
+    columns = _keys(result)
+    columns["token_id"] = _array(result.token_id, np.int32)
+    ranks = [("rank", result.rank, np.int32), ("prob", result.top_prob, np.float32)]
+    if result.coupled_rank is not None:
+        ranks.insert(1, ("coupled", result.coupled_rank, np.int32))
+    for name, values, dtype in ranks:
+        for column, label in enumerate(rank_columns(result.layers, name)):
+            columns[label] = _array(values[:, column], dtype)
+    return pa.table(columns).replace_schema_metadata(metadata(_about(result)))
+
+
+def guess_table(result: Guesses) -> pa.Table:
+    """The table of each exit's first guesses: ids of 2 or 4 bytes, probabilities of 2."""
+    columns = _keys(result)
+    short = result.vocabulary <= SHORT_IDS
+    kinds = (
+        ("ids", result.ids, np.uint16 if short else np.int32),
+        ("probs", result.probs, np.float16),
+    )
+    layers, each = result.ids.shape[1:]
+    for name, values, dtype in kinds:
+        for column, label in enumerate(rank_columns(layers, name)):
+            flat = _array(values[:, column].reshape(-1), dtype)
+            columns[label] = pa.FixedSizeListArray.from_arrays(flat, each)
+    about = {"layers": layers, "guesses": each, "vocabulary": result.vocabulary}
+    return pa.table(columns).replace_schema_metadata(metadata(about))
+
+
+def _keys(result: Measurement | Guesses) -> dict[str, Any]:
+    return {
+        "prompt_id": pa.DictionaryArray.from_arrays(
+            _array(result.prompt_index, np.int32), _strings(result.prompt_ids)
+        ),
+        "turn": _array(result.turn, np.int16),
+        "position": _array(result.position, np.int32),
+    }
+
+
+def _strings(values: Sequence[str]) -> Any:
+    """Strings as an Arrow column: `pa.array` would import all of pandas."""
+    texts = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    joined = pa.py_buffer(b"".join(texts))
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), joined)
+
+
+def _array(values: Any, dtype: Any) -> Any:
+    """Numbers [n] as an Arrow column."""
+    kept = np.ascontiguousarray(values, dtype=dtype)
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(kept.dtype), len(kept), [None, pa.py_buffer(kept)]
+    )
+
+
+def _about(result: Measurement) -> dict[str, Any]:
+    return {
+        "layers": result.layers,
+        "coupled": result.coupled_rank is not None,
+        "complete": result.complete,
+        "provenance": result.provenance,
+        "prompt_ids": result.prompt_ids,
+        "prompt_numbers": result.prompt_numbers,
+        "categories": result.categories,
+        "ties": result.ties,
+        "near_ties": result.near_ties,
+    }
+
+
+def metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    """What a table says of itself, as its file keeps it."""
+    document = {"schema": MEASUREMENT, "schema_version": SCHEMA_VERSION, **about}
+    return {MEASUREMENT: json.dumps(json_ready(document), ensure_ascii=False)}
+
+
+def write_tokens(result: Measurement, path: Path) -> None:
+    """Write the per-token table of a measurement; its metadata hold all that the table does not."""
+    with atomic(path) as part:
+        _write(token_table(result), part)
+
+
+def write_guesses(result: Guesses, path: Path) -> None:
+    """Write the table of the exits' first guesses."""
+    with atomic(path) as part:
+        _write(guess_table(result), part, use_dictionary=False)
+
+
+def _write(table: pa.Table, path: Path, **options: Any) -> None:
+    """A batch is one row group, whatever its size."""
+    pq.write_table(table, path, compression="zstd", row_group_size=max(1, len(table)), **options)
+    pa.default_memory_pool().release_unused()
+
+
+# ---------------------------------------------------------------- reading
+
+
+class TableFile:
+    """One of the two tables, open: what it is about, and its row groups.
+
+    Raises:
+        InvalidInputError: the file is missing, cut short, newer, or not such a table.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        try:
+            self.file = pq.ParquetFile(path)
+            found = (self.file.schema_arrow.metadata or {}).get(MEASUREMENT.encode(), b"null")
+        except _UNREADABLE as error:
+            raise self._damaged(error) from None
+        self.about: dict[str, Any] = self._checked_about(found, kind)
+        check_version(self.about, path)
+
+    def _checked_about(self, found: bytes, kind: str) -> dict[str, Any]:
+        """What the metadata say, if they are those of such a table."""
+        try:
+            about = json.loads(found)
+        except ValueError:
+            about = None
+        if not isinstance(about, dict) or not ABOUT[kind] <= about.keys():
+            self.file.close()
+            raise InvalidInputError(
+                f"{self.path} must be the table of {kind} of a {MEASUREMENT}; got another table, "
+                "or damaged metadata; measure again"
+            )
+        return about
+
+    def _damaged(self, error: Exception) -> InvalidInputError:
+        reason = " ".join(str(error).split())[:200]
+        return InvalidInputError(
+            f"{self.path} must be a whole Parquet file; got: {reason}; measure again"
+        )
+
+    def __enter__(self) -> TableFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.close()
+
+    @property
+    def groups(self) -> int:
+        """Number of row groups."""
+        return int(self.file.num_row_groups)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, which are tokens."""
+        return int(self.file.metadata.num_rows)
+
+    def prompts(self, group: int) -> list[str]:
+        """Ids of a row group's prompts, in order."""
+        ids = self._read(group, ["prompt_id"]).column("prompt_id").to_pylist()
+        return list(dict.fromkeys(ids))
+
+    def _read(self, group: int | None, columns: Sequence[str] | None = None) -> Any:
+        try:
+            whole = group is None
+            table = self.file.read(columns) if whole else self.file.read_row_group(group, columns)
+            table.validate(full=True)  # text that is no UTF-8, lists of other lengths
+            return table.select(table.column_names)  # names that are none fail here
+        except _UNREADABLE as error:
+            raise self._damaged(error) from None
+
+    def measurement(self, group: int | None = None) -> Measurement:
+        """A row group, or all of them, as a measurement."""
+        table, about = self._read(group), self.about
+        try:
+            keys = self._read_keys(table)
+            mine = set(keys["prompt_ids"])
+            kept = [i for i, name in enumerate(about["prompt_ids"]) if name in mine]
+            numbers = about.get("prompt_numbers")
+            return Measurement(
+                **keys,
+                provenance=about["provenance"],
+                categories=tuple(about["categories"][i] for i in kept),
+                prompt_numbers=tuple(numbers[i] for i in kept) if numbers else None,
+                token_id=_column(table, "token_id", np.int32),
+                rank=self._stacked(table, "rank", np.int32),
+                top_prob=self._stacked(table, "prob", np.float32),
+                coupled_rank=(
+                    self._stacked(table, "coupled", np.int32) if about.get("coupled") else None
+                ),
+                complete=about["complete"],
+                ties=singles(about, "ties", mine),
+                near_ties=singles(about, "near_ties", mine),
+            )
+        except KeyError as error:
+            raise InvalidInputError(
+                f"{self.path} must hold a whole table; got one without {error}; measure again"
+            ) from None
+
+    def guesses(self, group: int | None = None) -> Guesses:
+        """A row group, or all of them, as guesses."""
+        table, about = self._read(group), self.about
+
+        def listed(label: str, dtype: Any) -> Any:
+            kind, each = table.schema.field(label).type, about["guesses"]
+            if not pa.types.is_fixed_size_list(kind) or kind.list_size != each:
+                raise self._damaged(TypeError(f"{label} is {kind}, not lists of {each}"))
+            values = table.column(label).combine_chunks().flatten()
+            if not _is_of(values, dtype) or len(values) != each * len(table):
+                raise self._damaged(TypeError(f"{label} has {kind}, or lacks values"))
+            return values.to_numpy(zero_copy_only=False).reshape(-1, each).astype(dtype)
+
+        def stacked(name: str, dtype: Any) -> Any:
+            labels = rank_columns(about["layers"], name)
+            return np.stack([listed(label, dtype) for label in labels], 1)
+
+        try:
+            ids = stacked("ids", np.int32)
+            if about["vocabulary"] <= SHORT_IDS:
+                ids[ids == SHORT_IDS] = -1  # no guess: two bytes have no sign
+            return Guesses(
+                **self._read_keys(table),
+                vocabulary=about["vocabulary"],
+                ids=ids,
+                probs=stacked("probs", np.float32),
+            )
+        except KeyError as error:
+            raise InvalidInputError(
+                f"{self.path} must hold a whole table of guesses; got one without {error}; "
+                "measure again"
+            ) from None
+
+    def _read_keys(self, table: Any) -> dict[str, Any]:
+        ids = table.column("prompt_id").to_pylist()
+        number = {name: index for index, name in enumerate(dict.fromkeys(ids))}
+        has_turns = "turn" in table.column_names
+        return {
+            "prompt_ids": tuple(number),
+            "prompt_index": np.asarray([number[name] for name in ids], dtype=np.int64),
+            "turn": _column(table, "turn", np.int16) if has_turns else np.zeros(len(ids), np.int16),
+            "position": _column(table, "position", np.int32),
+        }
+
+    def _stacked(self, table: Any, name: str, dtype: Any) -> Any:
+        labels = rank_columns(self.about["layers"], name)
+        return np.stack([_column(table, label, dtype) for label in labels], axis=1)
+
+
+def singles(about: Mapping[str, Any], name: str, prompts: set[str]) -> tuple[Any, ...]:
+    """A list of single tokens in a table's metadata, as far as they are of these prompts."""
+    return tuple(tie for tie in about.get(name, ()) if tie["prompt_id"] in prompts)
+
+
+def _column(table: Any, name: str, dtype: Any) -> Any:
+    """One column of whole numbers or of reals, none missing; else as if it was not there."""
+    column = table.column(name)
+    if not _is_of(column, dtype):
+        raise KeyError(name)
+    return column.to_numpy().astype(dtype, copy=False)
+
+
+def _is_of(values: Any, dtype: Any) -> bool:
+    """Whether values are whole numbers, or reals, as a type is, and none is missing."""
+    whole = np.issubdtype(dtype, np.integer)
+    is_right = pa.types.is_integer if whole else pa.types.is_floating
+    return bool(is_right(values.type)) and not values.null_count
+
+
+def read_tokens(path: Path) -> Measurement:
+    """Read a per-token table back as the measurement it was.
+
+    Raises:
+        InvalidInputError: the file is missing, cut short, newer, or not such a table.
+    """
+    with TableFile(path, TOKENS) as file:
+        return file.measurement()
+
+
+def read_guesses(path: Path) -> Guesses:
+    """Read a table of guesses back; raises like `read_tokens`."""
+    with TableFile(path, GUESSES) as file:
+        return file.guesses()
+
+
+def guesses_beside(tokens: Path) -> Path:
+    """Where the guesses of a table of tokens are."""
+    return tokens.with_name(tokens.name.removesuffix(TOKENS_FILE) + GUESSES_FILE)

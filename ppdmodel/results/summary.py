@@ -1,0 +1,213 @@
+"""The summary of a measurement: what `summary.json` says of `tokens.parquet`.
+
+Everything in it is a ratio of counts that add up over prompts, so it is tallied a batch at a time
+and resampled by prompts at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .files import MEASUREMENT, SCHEMA_VERSION
+from .intervals import LEVEL, METHOD, percentiles, prompt_weights
+from .measurement import Measurement
+
+if TYPE_CHECKING:
+    from .._types import Floats, Ints
+
+RESAMPLES, SEED = 2000, 0
+#: largest k in the table of hits; the ranks in the Parquet file have no such limit
+SUMMARY_K = 100
+#: values of k whose matches are told by category, and followed from token to token
+FOLLOWED_K = (1, 3, 5, 10)
+#: resamples at a time
+_CHUNK = 100
+
+
+def summarize(result: Measurement) -> dict[str, Any]:
+    """Count hits by exit layer and k, with intervals by resampling prompts.
+
+    The intervals are None where there are fewer than two prompts.
+    """
+    tally = Tally()
+    tally.add(result)
+    return tally.summary(result.provenance, result.complete, result.ties, result.near_ties)
+
+
+class Tally:
+    """Counts of a measurement that add up over its batches, kept by prompt."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.categories: list[str] = []
+        self._parts: list[dict[str, Ints]] = []
+
+    def add(self, part: Measurement) -> None:
+        """Count the tokens of some prompts; none may have been counted before."""
+        self.ids += part.prompt_ids
+        self.categories += part.categories
+        counts = {"tokens": part.tokens_by_prompt(), "hits": _small(part.hits_by_prompt(SUMMARY_K))}
+        counts |= {"matches": match_counts(part)}
+        if part.coupled_rank is not None:
+            coupled = part.coupled()
+            counts["coupled"] = _small(coupled.hits_by_prompt(SUMMARY_K))
+        self._parts.append(counts)
+
+    def _all(self, name: str) -> Ints:
+        return np.concatenate([part[name] for part in self._parts])
+
+    def summary(
+        self,
+        provenance: Mapping[str, Any],
+        complete: bool,
+        ties: Sequence[Mapping[str, Any]],
+        near_ties: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """The document of what was counted."""
+        tokens, hits, matches = self._all("tokens"), self._all("hits"), self._all("matches")
+        document = {
+            "schema": MEASUREMENT,
+            "schema_version": SCHEMA_VERSION,
+            "complete": complete,
+            "layers": hits.shape[1],
+            "n_tokens": int(tokens.sum()),
+            "n_prompts": len(self.ids),
+            "k_max": SUMMARY_K,
+            "interval": {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+            "provenance": dict(provenance),
+            "ties": [dict(tie) for tie in ties],
+            "near_ties": [dict(tie) for tie in near_ties],
+            "prompts": [
+                {"id": name, "category": category, "n_tokens": int(n)}
+                for name, category, n in zip(self.ids, self.categories, tokens, strict=True)
+            ],
+            **_rates(hits, tokens),
+        }
+        if "coupled" in self._parts[0]:
+            document["coupled"] = _rates(self._all("coupled"), tokens)
+        document["by_category"] = self._by_category(hits, tokens)
+        document["matches"] = _matches(matches)
+        return document
+
+    def _by_category(self, hits: Ints, tokens: Ints) -> list[dict[str, Any]]:
+        """Hits of each category at a few k; none where there is one category only."""
+        names = list(dict.fromkeys(self.categories))
+        few = hits[:, :, [k - 1 for k in FOLLOWED_K]]
+        rows = []
+        for name in names if len(names) > 1 else []:
+            mine = np.array([category == name for category in self.categories])
+            about = {"category": name, "n_tokens": int(tokens[mine].sum())}
+            about |= {"n_prompts": int(mine.sum()), "k": list(FOLLOWED_K)}
+            rows.append(about | _rates(few[mine], tokens[mine]))
+        return rows
+
+
+def _small(counts: Ints) -> Ints:
+    """Counts in the smallest type that holds them: they are kept for every prompt."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+
+
+def _rates(hits: Ints, tokens: Ints) -> dict[str, Any]:
+    """Total hits, and the ends of their rates' intervals."""
+    low, high = _ends(hits, np.broadcast_to(tokens[:, None, None], (len(tokens), 1, 1)))
+    return {"hits": hits.sum(axis=0, dtype=np.int64), "ci_low": low, "ci_high": high}
+
+
+def _ends(above: Ints, below: Ints) -> tuple[Floats | None, Floats | None]:
+    """Ends of the intervals of sums of `above` over sums of `below`, both [prompts, ...]."""
+    if len(above) < 2:
+        return None, None
+    draws = np.concatenate(
+        [_total(chunk, above) / _total(chunk, below) for chunk in _weights(len(above))]
+    )
+    low, high = percentiles(draws)
+    return np.round(low, 5), np.round(high, 5)
+
+
+def _weights(n_prompts: int) -> Iterator[Floats]:
+    """The weights of `prompt_weights`, some resamples at a time."""
+    rng = np.random.default_rng(SEED)
+    for _ in range(0, RESAMPLES, _CHUNK):
+        yield prompt_weights(n_prompts, _CHUNK, rng).astype(float)
+
+
+def _total(weights: Floats, counts: Ints) -> Floats:
+    return np.tensordot(weights, counts.astype(float), axes=1)
+
+
+# ---------------------------------------------------------------- matches from token to token
+
+
+def match_counts(part: Measurement) -> Ints:
+    """Counts from which autocorrelations and run lengths follow, [prompts, layers, k, 6].
+
+    For each k of `FOLLOWED_K`: matches; pairs of successive tokens of one text; of these, those
+    where both matched, where the first did, where the second did; and runs of matches.
+    """
+    starts = part.starts()
+    first = np.zeros(part.n_tokens, dtype=bool)
+    first[starts[:-1]] = True
+    follows = ~first[1:]
+    counts = np.zeros((len(part.prompt_ids), part.layers, len(FOLLOWED_K), 6), dtype=np.int64)
+    prompts = len(part.prompt_ids)
+    owner = part.prompt_index
+    for column, k in enumerate(FOLLOWED_K):
+        matched = part.rank <= k
+        before, after = matched[:-1] & follows[:, None], matched[1:] & follows[:, None]
+        begins = matched.copy()
+        begins[1:] &= first[1:, None] | ~matched[:-1]
+        for layer in range(part.layers):
+
+            def per_prompt(flags: Any, owner: Ints) -> Ints:
+                return np.bincount(owner[flags], minlength=prompts)
+
+            both = before[:, layer] & after[:, layer]
+            counts[:, layer, column] = np.stack(
+                [
+                    per_prompt(matched[:, layer], owner),
+                    per_prompt(follows, owner[1:]),
+                    per_prompt(both, owner[1:]),
+                    per_prompt(before[:, layer], owner[1:]),
+                    per_prompt(after[:, layer], owner[1:]),
+                    per_prompt(begins[:, layer], owner),
+                ],
+                axis=-1,
+            )
+    return counts
+
+
+def _matches(counts: Ints) -> dict[str, Any]:
+    """Lag-1 autocorrelation and mean run length of matches, by layer and k, with intervals."""
+    whole = counts.sum(axis=0).astype(float)
+    document: dict[str, Any] = {
+        "k": list(FOLLOWED_K),
+        "n_pairs": int(whole[0, 0, 1]),
+        "n_runs": whole[:, :, 5].astype(int),
+    }
+    draws: dict[str, list[Floats]] = {"autocorrelation": [], "run_length": []}
+    if len(counts) >= 2:
+        for weights in _weights(len(counts)):
+            total = _total(weights, counts)
+            for name, values in _follow(total).items():
+                draws[name].append(values)
+    for name, values in _follow(whole).items():
+        document[name] = np.round(values, 4)
+        if draws[name]:
+            low, high = percentiles(np.concatenate(draws[name]))
+            document |= {f"{name}_ci_low": np.round(low, 4), f"{name}_ci_high": np.round(high, 4)}
+    return document
+
+
+def _follow(counts: Floats) -> dict[str, Floats]:
+    """What the counts [..., 6] say; NaN where it is undefined."""
+    matches, pairs, both, before, after, runs = np.moveaxis(counts, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = (before + after) / (2 * pairs)
+        covariance = both / pairs - p * p
+        return {
+            "autocorrelation": np.where(p < 1, covariance / (p * (1 - p)), np.nan),
+            "run_length": matches / runs,
+        }

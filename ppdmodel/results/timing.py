@@ -1,0 +1,68 @@
+"""What a model's layers and heads cost on one machine, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A time in seconds, its 95% interval over repetitions, and how many there were."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a model's layers and heads cost on one machine, one unit a core.
+
+    Attributes:
+        model: the model's name.
+        layers: its decoder layers d.
+        units: units that were busy at the same time.
+        terms: of plain decoding: `layer_time_s`, `head_time_s`, `token_time_s` (the rest of a
+            token), `plain_latency_s`, `split_latency_s` (all units on one token).
+        exit_layers: where PPD was timed, ascending.
+        by_k: of PPD with k guesses in a batch, by name and per exit layer: `layer_time_s` of the
+            main process before the exit, `busy_layer_time_s` after it and `head_time_s`, while the
+            other unit works too; `exit_time_s` and `batch_layer_time_s` of the sub-processes;
+            `token_time_s`, what a miss costs before the next token's first layer;
+            `start_delay_s`, from the exit to its reading; `promotion_delay_s`.
+        layer_profile_s: median time of each layer in plain decoding, [layers].
+        samples: every repetition of every term: `terms` by name, `by_k` by k and name, a list per
+            exit layer.
+    """
+
+    model: str
+    layers: int
+    units: int
+    terms: Mapping[str, Timed]
+    exit_layers: tuple[int, ...]
+    by_k: Mapping[int, Mapping[str, tuple[Timed, ...]]]
+    layer_profile_s: tuple[float, ...]
+    samples: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def resampled_timing(timing: Timing, rng: np.random.Generator) -> Timing:
+    """The timing as other repetitions of it would have been: all terms of one are drawn at once."""
+    n = next(iter(timing.terms.values())).n
+    rows = rng.integers(0, n, n)
+
+    def again(values: Sequence[float]) -> Timed:
+        middle = float(np.median(np.asarray(values)[rows]))
+        return Timed(middle, middle, middle, n)
+
+    terms = {name: again(values) for name, values in timing.samples["terms"].items()}
+    by_k = {
+        int(k): {name: tuple(map(again, each)) for name, each in named.items()}
+        for k, named in timing.samples["by_k"].items()
+    }
+    return replace(timing, terms=terms, by_k=by_k)

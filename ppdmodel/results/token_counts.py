@@ -1,0 +1,262 @@
+"""What other methods than one exit need of the recorded tokens: counts by prompt.
+
+From these a calibration judges gates, two exits and self-speculation on any resample of its
+prompts as the tokens themselves would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from .._types import Ints
+    from .measurement import Guesses, Measurement
+
+#: drafted tokens per round of self-speculation
+DRAFTED = tuple(range(1, 9))
+#: guesses behind a gate, and at each of two exits
+GATED_K, PAIR_K = (1, 2, 3, 5, 8), (1, 2, 3, 5)
+GATES = tuple(round(0.1 * n, 1) for n in range(1, 10))
+#: exits that are paired, at most, evenly over the second half of the layers: counts of pairs grow
+#: with the square
+MOST_PAIRED = 16
+#: arrays of a `TokenCounts`, without the one that may be missing
+COUNTS = ("rounds", "passed", "right", "first", "both")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCounts:
+    """Counts of a measurement by prompt; exits of gates and pairs lie in the second half.
+
+    Attributes:
+        layers: decoder layers d.
+        tokens: generated tokens, [prompts].
+        drafted: tokens drafted per round of self-speculation.
+        gates: top probabilities from which a gate is open.
+        gated_k: guesses behind a gate.
+        pair_k: guesses at each of two exits.
+        pair_exits: exits that are paired, ascending.
+        rounds: of self-speculation, [prompts, layers 1...d-1, drafted].
+        passed: tokens at which a gate is open, [prompts, exits, gates].
+        right: those of them whose rank is in a class of `gated_k`, [prompts, exits, gates, k]: the
+            first class is up to the first k, each other from the k before it.
+        first: tokens in each class of `pair_k`, [prompts, pair_exits, k].
+        both: tokens in a class at the earlier of two exits and one at the later,
+            [prompts, pairs, k, k].
+        shared: guesses in a class of the earlier exit that stand in one of the later, same shape;
+            None where guesses were not recorded.
+    """
+
+    layers: int
+    tokens: Ints
+    drafted: tuple[int, ...]
+    gates: tuple[float, ...]
+    gated_k: tuple[int, ...]
+    pair_k: tuple[int, ...]
+    pair_exits: tuple[int, ...]
+    rounds: Ints
+    passed: Ints
+    right: Ints
+    first: Ints
+    both: Ints
+    shared: Ints | None
+
+    @classmethod
+    def of(cls, measurement: Measurement, guesses: Guesses | None = None) -> TokenCounts:
+        """Count a measurement, and the guesses of the same tokens.
+
+        Raises:
+            InvalidInputError: the guesses are of other tokens.
+        """
+        if guesses is not None:
+            check_guesses(measurement, guesses)
+        passed, right = _gates(measurement)
+        exits = paired(measurement.layers)
+        first, both, shared = _pairs(measurement, guesses, exits)
+        return cls(
+            layers=measurement.layers,
+            tokens=measurement.tokens_by_prompt(),
+            drafted=DRAFTED,
+            gates=GATES,
+            gated_k=GATED_K,
+            pair_k=PAIR_K,
+            pair_exits=exits,
+            rounds=rounds_of(measurement)[:, :-1],
+            passed=passed,
+            right=right,
+            first=first,
+            both=both,
+            shared=shared,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenCounts]) -> TokenCounts:
+        """Several measurements of one model, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("tokens", *COUNTS)
+        joint: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+        }
+        shared = [part.shared for part in parts if part.shared is not None]
+        whole = len(shared) == len(parts)
+        return replace(parts[0], **joint, shared=np.concatenate(shared) if whole else None)
+
+    def only(self, prompts: Sequence[int]) -> TokenCounts:
+        """Some of the prompts."""
+        kept: dict[str, Any] = {
+            name: getattr(self, name)[list(prompts)] for name in ("tokens", *COUNTS)
+        }
+        shared = None if self.shared is None else self.shared[list(prompts)]
+        return replace(self, **kept, shared=shared)
+
+    @property
+    def gated_exits(self) -> Ints:
+        """Exits of the gates: all in the second half of the layers."""
+        return np.arange(second_half(self.layers), self.layers)
+
+    @property
+    def pairs(self) -> Ints:
+        """The places in `pair_exits` of the earlier and the later exit, [pairs, 2]."""
+        return pairs_of(len(self.pair_exits))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each array, what the other attributes make it."""
+        n, exits, k = len(self.tokens), len(self.pair_exits), len(self.pair_k)
+        gates = (n, self.layers - second_half(self.layers), len(self.gates))
+        pairs = (n, exits * (exits - 1) // 2, k, k)
+        return {
+            "rounds": (n, self.layers - 1, len(self.drafted)),
+            "passed": gates,
+            "right": (*gates, len(self.gated_k)),
+            "first": (n, exits, k),
+            "both": pairs,
+            "shared": pairs,
+        }
+
+
+def second_half(layers: int) -> int:
+    """The first exit after which no process passes another exit before the verdict."""
+    return -(-layers // 2)
+
+
+def paired(layers: int) -> tuple[int, ...]:
+    """Exits that are paired: all in the second half, or some evenly."""
+    first, n = second_half(layers), layers - second_half(layers)
+    places = np.linspace(first, layers - 1, min(n, MOST_PAIRED)).round().astype(int)
+    return tuple(sorted(set(places.tolist())))
+
+
+def pairs_of(exits: int) -> Ints:
+    """Places of the earlier and the later of two exits, in order, [pairs, 2]."""
+    return np.stack(np.triu_indices(exits, 1), axis=1)
+
+
+def check_guesses(measurement: Measurement, guesses: Guesses) -> None:
+    """Refuse guesses that are not of the measured tokens.
+
+    Raises:
+        InvalidInputError: their numbers differ, or the true tokens are not where they ranked.
+    """
+    rank, ids = measurement.rank, guesses.ids
+    if ids.shape[:2] != rank.shape:
+        raise InvalidInputError(
+            f"the guesses must be of the measured tokens; got {ids.shape[:2]} tokens and layers, "
+            f"not {rank.shape}; measure again"
+        )
+    row, layer = np.nonzero(rank <= ids.shape[2])
+    found = ids[row, layer, rank[row, layer] - 1] == measurement.token_id[row]
+    if len(found) and found.mean() < 0.99:  # equal logits may stand in either order
+        raise InvalidInputError(
+            f"the guesses must be of the measured tokens; got {1 - found.mean():.0%} that are not "
+            "where the tokens ranked; use the guesses of this very measurement"
+        )
+
+
+def rounds_of(measurement: Measurement, drafted: Sequence[int] = DRAFTED) -> Ints:
+    """Rounds that self-speculation takes for the recorded text, [prompts, layers, drafted].
+
+    A round drafts so many tokens at an exit and verifies them with the whole model, which adds a
+    token of its own. A draft is right where the exit ranked the true token first; the first layers
+    of an accepted draft are the model's own, so the record is exact. A text's last round may be cut
+    short by its end.
+    """
+    most = np.array(drafted)
+    found = np.zeros((len(measurement.prompt_ids), measurement.layers, len(most)), dtype=np.int64)
+    for start, end in pairwise(measurement.starts().tolist()):
+        hits = measurement.rank[start:end] == 1
+        runs = np.zeros((len(hits) + 1, measurement.layers), dtype=np.int64)
+        for row in reversed(range(len(hits))):
+            runs[row] = np.where(hits[row], runs[row + 1] + 1, 0)
+        place = np.zeros(found.shape[1:], dtype=np.int64)
+        rounds = np.zeros_like(place)
+        columns = np.arange(measurement.layers)[:, None]
+        while (going := place < len(hits)).any():
+            accepted = np.minimum(runs[np.minimum(place, len(hits)), columns], most)
+            rounds += going
+            place = np.where(going, place + accepted + 1, place)
+        found[measurement.prompt_index[start]] += rounds
+    return found
+
+
+def _by_prompt(measurement: Measurement, cell: Ints, cells: int, rows: Ints | None = None) -> Ints:
+    """How often each cell occurs, [prompts, cells]; a cell beyond the last is none."""
+    owner = measurement.prompt_index if rows is None else measurement.prompt_index[rows]
+    flat = owner.astype(np.int64) * (cells + 1) + np.minimum(cell, cells)
+    prompts = len(measurement.prompt_ids)
+    counts = np.bincount(flat, minlength=prompts * (cells + 1)).reshape(prompts, cells + 1)
+    return counts[:, :cells]
+
+
+def _gates(measurement: Measurement) -> tuple[Ints, Ints]:
+    """Tokens at which each gate of each exit is open, and where their ranks lie."""
+    n_gates, n_k = len(GATES), len(GATED_K)
+    passed, right = [], []
+    for e in range(second_half(measurement.layers), measurement.layers):
+        confidence = measurement.top_prob[:, e - 1]
+        # how many gates are open: the first so many
+        open_ = (confidence[:, None] >= np.array(GATES)).sum(axis=1)
+        rank_class = np.searchsorted(GATED_K, measurement.rank[:, e - 1])
+        cell = open_ * (n_k + 1) + rank_class
+        counts = _by_prompt(measurement, cell, (n_gates + 1) * (n_k + 1))
+        counts = counts.reshape(-1, n_gates + 1, n_k + 1)
+        at_least = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+        passed.append(at_least.sum(axis=2))
+        right.append(at_least[:, :, :n_k])
+    return np.stack(passed, axis=1), np.stack(right, axis=1)
+
+
+def _pairs(
+    measurement: Measurement, guesses: Guesses | None, exits: tuple[int, ...]
+) -> tuple[Ints, Ints, Ints | None]:
+    """Where ranks lie at each exit and at each two, and guesses that two share."""
+    n_k, prompts = len(PAIR_K), len(measurement.prompt_ids)
+    classes = [np.searchsorted(PAIR_K, measurement.rank[:, e - 1]) for e in exits]
+    first = np.stack([_by_prompt(measurement, cell, n_k) for cell in classes], axis=1)
+    pairs = pairs_of(len(exits))
+    both = np.zeros((prompts, len(pairs), n_k, n_k), dtype=np.int64)
+    shared = None if guesses is None else np.zeros_like(both)
+    for number, (i, j) in enumerate(pairs):
+        cell = classes[i] * (n_k + 1) + classes[j]
+        counts = _by_prompt(measurement, cell, (n_k + 1) ** 2).reshape(prompts, n_k + 1, n_k + 1)
+        both[:, number] = counts[:, :n_k, :n_k]
+        if guesses is not None and shared is not None:
+            shared[:, number] = _shared(measurement, guesses, exits[i], exits[j])
+    return first, both, shared
+
+
+def _shared(measurement: Measurement, guesses: Guesses, early: int, late: int) -> Ints:
+    """Guesses of the earlier exit that the later one makes too, [prompts, k, k] by their places."""
+    n_k, most = len(PAIR_K), max(PAIR_K)
+    ids_1, ids_2 = (guesses.ids[:, e - 1, :most] for e in (early, late))
+    row, i, j = np.nonzero(ids_1[:, :, None] == ids_2[:, None, :])
+    place_class = np.searchsorted(PAIR_K, np.arange(1, most + 1))
+    cell = place_class[i] * n_k + place_class[j]
+    return _by_prompt(measurement, cell, n_k * n_k, row).reshape(-1, n_k, n_k)

@@ -1,0 +1,1 @@
+"""What people look at: figures, the timeline, the explorer's page."""

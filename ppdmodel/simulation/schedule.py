@@ -1,0 +1,245 @@
+"""Event simulator of PPD: the schedule of theory/01-setting.md word for word, and no formula.
+
+It knows none of the closed forms, so that it can contradict them. Sub-processes that do the same at
+the same time, because they were started together and are all wrong, are kept as one group with a
+count; time jumps from event to event. Both keep a million tokens, or 5**79 sub-processes, cheap.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from itertools import accumulate, count
+
+import numpy as np
+
+from ..checks import check_schedule, positive_integer, real_number
+from ..errors import InvalidInputError
+from .policy import Policy
+from .runs import ProcessRecord, Simulation
+
+#: what comes first at one instant: a verification, then the starts
+_VERIFIED, _EXIT, _START = 0, 1, 2
+
+
+class Costs:
+    """When a process that runs without a break has finished each layer, and what waits cost."""
+
+    __slots__ = ("after", "promotion", "start")
+
+    def __init__(self, after: list[float], start: float, promotion: float) -> None:
+        self.after, self.start, self.promotion = after, start, promotion
+
+
+def costs_of(
+    layers: int, layer_times: Sequence[float] | None, start: float, promotion: float
+) -> Costs:
+    """The costs of a model's layers, 1 each by default, and of starting and promoting."""
+    layers = positive_integer("layers", layers)
+    times = [1] * layers if layer_times is None else layer_times
+    if not hasattr(times, "__len__") or len(times) != layers:
+        got = f"{len(times)} for {layers} layers" if hasattr(times, "__len__") else repr(times)
+        raise InvalidInputError(
+            f"layer_times must have one value per layer; got {got}; give a time for each"
+        )
+    for index, time in enumerate(times):
+        if real_number(f"layer_times[{index}]", time, 0, "give the time of each layer") == 0:
+            raise InvalidInputError(
+                f"layer_times must be positive; got 0 at index {index}; give the time of each layer"
+            )
+    for name, delay in (("start_delay", start), ("promotion_delay", promotion)):
+        real_number(name, delay, 0, "give it in layer times")
+    return Costs(list(accumulate(times, initial=0)), start, promotion)
+
+
+class _Group:
+    """Processes that do the same at the same time: one true process, or wrong ones of one start.
+
+    `line` is the token of its last true ancestor, itself included: equal to `token` if it is true.
+    """
+
+    __slots__ = ("alive", "begins", "children", "count", "line", "started", "token")
+
+    def __init__(self, token: int, line: int, count: int, started: float, begins: float) -> None:
+        self.token = token
+        self.line = line
+        self.count = count
+        self.started = started
+        self.begins = begins  # when its first layer begins; later if a promotion made it pause
+        self.children: list[_Group] = []
+        self.alive = True
+
+
+class Schedule:
+    """One generation, run to its end on construction."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        costs: Costs,
+        first_hit: list[int],
+        passes: list[bool] | None,
+        *,
+        wrong_gate: Callable[[int], int] | None,
+        record: bool,
+    ) -> None:
+        check_schedule(len(costs.after) - 1, policy.exits[-1])
+        self.start_delay, self.promotion_delay = costs.start, costs.promotion
+        self.guesses = policy.guesses
+        self.exit_times = [costs.after[e] for e in policy.exits]
+        self.whole = costs.after[-1]
+        self.first_hit = first_hit
+        self.passes = passes
+        self.wrong_gate = wrong_gate
+        self.depth = len(first_hit) + 1 if policy.depth is None else policy.depth
+        self.events: list[tuple[float, int, int, _Group, int]] = []
+        self.order = count()
+        self.held: dict[int, list[tuple[_Group, int]]] = {}
+        self.live = self.peak = 0
+        self.finish_times: list[float] = []
+        self.work_done: list[float] = []
+        self.records: list[ProcessRecord] | None = [] if record else None
+        try:
+            self._run()
+        except OverflowError:
+            raise InvalidInputError(
+                "the layer executions must fit a float; got more than 1e308; lower k or depth"
+            ) from None
+
+    def result(self) -> Simulation:
+        """What happened."""
+        return Simulation(
+            first_hit=np.array(self.first_hit, dtype=np.int64),
+            finish_times=self.times,
+            work_done=self.work,
+            peak_units=self.peak,
+            processes=None if self.records is None else tuple(self.records),
+        )
+
+    def _run(self) -> None:
+        self.root = self._enter(0, 0, 1, 0, 0)
+        self._await_verification(0)
+        events, last = self.events, len(self.first_hit)
+        work: float = 0
+        verified = -1
+        while verified < last:
+            now, kind, _, group, exit_number = heapq.heappop(events)
+            if not group.alive:
+                continue
+            if kind == _VERIFIED:
+                work += self._verify(now, group)
+                self.finish_times.append(now)
+                self.work_done.append(work)
+                verified = group.token
+            elif kind == _EXIT:
+                self._at_exit(now, group, exit_number)
+            else:
+                self._start(now, group, exit_number)
+        self.times = np.array(self.finish_times, dtype=float)
+        self.work = np.array(self.work_done, dtype=float)
+
+    def _enter(
+        self, token: int, line: int, processes: int, started: float, begins: float
+    ) -> _Group:
+        """Processes take their units; they read their first exit if they may ever start any.
+
+        A wrong one is dropped when the token of its line is verified, and until then has at least
+        `token - line` unverified ancestors.
+        """
+        group = _Group(token, line, processes, started, begins)
+        self.live += processes
+        self.peak = max(self.peak, self.live)
+        if token - line < self.depth and token < len(self.first_hit):
+            self._await_exit(group, 0)
+        return group
+
+    def _await_exit(self, group: _Group, exit_number: int) -> None:
+        at = group.begins + self.exit_times[exit_number]
+        heapq.heappush(self.events, (at, _EXIT, next(self.order), group, exit_number))
+
+    def _await_verification(self, earliest: float) -> None:
+        at = max(self.root.begins + self.whole, earliest)
+        heapq.heappush(self.events, (at, _VERIFIED, next(self.order), self.root, 0))
+
+    def _at_exit(self, now: float, group: _Group, exit_number: int) -> None:
+        if group.begins + self.exit_times[exit_number] > now:  # it paused for its promotion
+            self._await_exit(group, exit_number)
+            return
+        if group.token - self.root.token < self.depth:
+            self._start(now, group, exit_number)
+        else:
+            self.held.setdefault(group.token, []).append((group, exit_number))
+        if exit_number + 1 < len(self.exit_times):
+            self._await_exit(group, exit_number + 1)
+
+    def _start(self, now: float, group: _Group, exit_number: int) -> None:
+        """Start the sub-processes of one exit, the right one and the wrong ones apart."""
+        token, line, passing = group.token, group.line, group.count
+        is_true = token == line
+        if is_true:
+            if self.passes is not None and not self.passes[token]:
+                return
+        elif self.wrong_gate is not None:
+            passing = self.wrong_gate(passing)
+        wrong = passing * self.guesses[exit_number]
+        begins = now + self.start_delay
+        if is_true and self.first_hit[token] == exit_number + 1:
+            group.children.append(self._enter(token + 1, token + 1, 1, now, begins))
+            wrong -= 1
+        if wrong > 0:
+            group.children.append(self._enter(token + 1, line, wrong, now, begins))
+
+    def _verify(self, now: float, root: _Group) -> float:
+        """The root has run its last layer: promote, drop, and say what the ended ones executed."""
+        work = self.whole
+        promoted = None
+        for child in root.children:
+            if child.token == child.line:
+                promoted = child
+            else:
+                work += self._drop(child, now)
+        root.alive = False
+        self.live -= 1
+        if self.records is not None:
+            self.records.append(_record(root, now, verified=True))
+        token, resumes = root.token + 1, now
+        if token > len(self.first_hit):
+            return work
+        if promoted is None:
+            self.root = self._enter(token, token, 1, now, now)
+        else:
+            resumes = now + self.promotion_delay
+            begun = promoted.begins <= now
+            promoted.begins = (
+                promoted.begins + self.promotion_delay if begun else max(promoted.begins, resumes)
+            )
+            self.root = promoted
+        self._await_verification(resumes)
+        for group, exit_number in self.held.pop(token + self.depth - 1, ()):
+            at = resumes if group is self.root else now
+            heapq.heappush(self.events, (at, _START, next(self.order), group, exit_number))
+        return work
+
+    def _drop(self, group: _Group, now: float) -> float:
+        """End wrong processes and all their descendants, and say what they had executed."""
+        work: float = 0
+        family = [group]
+        for member in family:
+            member.alive = False
+            self.live -= member.count
+            work += member.count * min(max(now - member.begins, 0), self.whole)
+            family += member.children
+            if self.records is not None:
+                self.records.append(_record(member, now, verified=False))
+        return work
+
+
+def _record(group: _Group, now: float, *, verified: bool) -> ProcessRecord:
+    return ProcessRecord(
+        token=group.token,
+        generation=group.token - group.line,
+        count=group.count,
+        started=group.started,
+        ended=now,
+        verified=verified,
+    )
