@@ -4,9 +4,9 @@ BIN := .venv/bin
 RESULTS := results
 STAMP := .venv/.installed
 # tests that need every core to themselves
-ALONE := tests/measure/test_pipeline.py tests/measure/test_validate.py
+ALONE := tests/pipeline/test_pipeline.py tests/pipeline/test_validation.py
 # tests of the site, which make docs runs on what it has built
-OF_SITE := tests/test_site.py
+OF_SITE := tests/docs/test_site.py
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help

@@ -11,7 +11,7 @@ import pytest
 
 from ppdmodel.results.measurement import Measurement
 
-pytest.register_assert_rewrite("tests.pages")  # so that its comparisons are shown
+pytest.register_assert_rewrite("tests.support.pages")  # so that its comparisons are shown
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TEXT = "the quick brown fox jumps over a lazy dog while nobody is looking at all"
 CHAT = (

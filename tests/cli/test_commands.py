@@ -18,7 +18,7 @@ from ppdmodel.cli import run
 from ppdmodel.fitting.curves import FAMILIES
 from ppdmodel.measure.models.packaged import PACKAGED
 from ppdmodel.measure.store import UNFINISHED
-from tests.measure.test_packaged import fake_model
+from tests.measure.models.test_packaged import fake_model
 
 COMMANDS = (
     "estimate",

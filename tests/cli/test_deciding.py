@@ -15,8 +15,8 @@ from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.files import GUESSES_FILE
 from ppdmodel.results.parquet import write_guesses
 from tests.conftest import make_measurement
-from tests.test_thresholds import made_up
-from tests.test_validation import a_timing
+from tests.decide.test_threshold_rule import made_up
+from tests.pipeline.test_prediction_error import a_timing
 
 
 @pytest.fixture(scope="module")

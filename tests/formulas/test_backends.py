@@ -13,8 +13,7 @@ import torch
 
 from ppdmodel import formulas
 from ppdmodel.formulas import symbolic
-
-from ..grids import arguments
+from tests.support.grids import arguments
 
 NAMES = symbolic.names()
 

@@ -13,8 +13,7 @@ import torch
 
 from ppdmodel import formulas, simulate
 from ppdmodel.errors import InvalidInputError
-
-from ..calibrated_reference import Terms, run
+from tests.support.calibrated_reference import Terms, run
 
 #: d = 10, e = 6, tau = 1, tau_b = 1.5, tau_k = 2: R = 4 * 1.5 + 4 = 10, n = (10 - 1 - 3) / 2 = 3
 TERMS = Terms(10, 6, 1.0, 1.5, 2.0, head_time=4, exit_time=3, token_time=0.5, start_delay=1,

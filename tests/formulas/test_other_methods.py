@@ -18,8 +18,7 @@ import torch
 from ppdmodel import formulas
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.formulas import DraftTree, draft_tree
-
-from .. import rivals
+from tests.support import rivals
 
 # ------------------------------------------------------------------------------ published numbers
 

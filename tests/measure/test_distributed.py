@@ -16,8 +16,7 @@ import pytest
 
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.results.files import TOKENS_FILE
-
-from .runs import assert_same, command, measuring, write_prompts
+from tests.support.runs import assert_same, command, measuring, write_prompts
 
 LONG = ("--max-new-tokens", "24", "--batch-size", "1")
 

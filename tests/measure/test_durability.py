@@ -25,9 +25,8 @@ from ppdmodel.measure.run import measure
 from ppdmodel.measure.store import UNFINISHED, Store
 from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, TOKENS_FILE
 from ppdmodel.results.measurement import Measurement
-
-from ..conftest import make_tiny_llama
-from .runs import (
+from tests.conftest import make_tiny_llama
+from tests.support.runs import (
     alone,
     assert_same,
     be_nobody,

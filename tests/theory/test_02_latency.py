@@ -6,9 +6,8 @@ import pytest
 import sympy
 
 from ppdmodel.formulas import symbolic
-
-from . import chain
-from .latex import letters_of, parsed, tagged_equations
+from tests.theory import chain
+from tests.theory.latex import letters_of, parsed, tagged_equations
 
 p, d, e = (symbolic.SYMBOLS[name] for name in ("p_correct", "layers", "exit_layer"))
 DEPTHS = (1, 2, 3, 4, 5)

@@ -10,8 +10,7 @@ import sympy
 
 from ppdmodel import formulas
 from ppdmodel.formulas import symbolic
-
-from .test_01_setting import recursion
+from tests.theory.test_01_setting import recursion
 
 p = symbolic.SYMBOLS["p_correct"]
 CASES = [(8, 1, 1), (9, 2, 2), (11, 2, 3), (8, 5, 1), (9, 3, 2), (5, 5, 1)]

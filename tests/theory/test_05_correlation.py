@@ -9,11 +9,10 @@ import sympy
 
 from ppdmodel import formulas
 from ppdmodel.formulas import symbolic
-
-from . import chain
-from .latex import equations, letters_of, tagged_equations
-from .test_01_setting import recursion
-from .test_03_compute import family_at
+from tests.theory import chain
+from tests.theory.latex import equations, letters_of, tagged_equations
+from tests.theory.test_01_setting import recursion
+from tests.theory.test_03_compute import family_at
 
 p, d, e, k, rho = (
     symbolic.SYMBOLS[n] for n in ("p_correct", "layers", "exit_layer", "k", "autocorrelation")

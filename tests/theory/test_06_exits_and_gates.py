@@ -9,9 +9,8 @@ import sympy
 
 from ppdmodel import formulas
 from ppdmodel.formulas import symbolic
-
-from . import chain
-from .latex import letters_of, parsed, tagged_equations
+from tests.theory import chain
+from tests.theory.latex import letters_of, parsed, tagged_equations
 
 p, d, e, k, s = (symbolic.SYMBOLS[n] for n in ("p_correct", "layers", "exit_layer", "k", "share"))
 WRITTEN = tagged_equations("06-exits-and-gates.md")

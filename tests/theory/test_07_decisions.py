@@ -26,8 +26,7 @@ from ppdmodel import (
 from ppdmodel.decide.threshold_policies import Reading
 from ppdmodel.formulas import symbolic
 from ppdmodel.formulas.symbolic.catalogue import Expr
-
-from .latex import parsed, tagged_equations
+from tests.theory.latex import parsed, tagged_equations
 
 p, d, e, k, a = (
     symbolic.SYMBOLS[n] for n in ("p_correct", "layers", "exit_layer", "k", "exponent")

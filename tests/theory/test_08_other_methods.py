@@ -7,8 +7,7 @@ import sympy
 
 from ppdmodel import draft_tree, formulas
 from ppdmodel.formulas import symbolic
-
-from .latex import tagged_equations
+from tests.theory.latex import tagged_equations
 
 alpha, d, c, c_hat, L, e = (
     symbolic.SYMBOLS[n]

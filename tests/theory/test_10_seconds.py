@@ -26,8 +26,7 @@ from ppdmodel import (
     speedup,
 )
 from ppdmodel.formulas import symbolic
-
-from ..calibrated_reference import Terms, run
+from tests.support.calibrated_reference import Terms, run
 
 S = symbolic.SYMBOLS
 FREE = ("head_time", "exit_time", "token_time", "start_delay", "promotion_delay", "unfinished")

@@ -24,10 +24,9 @@ from ppdmodel import (
 from ppdmodel.decide.hardware import device, models, shape
 from ppdmodel.decide.roofline import ideal_times
 from ppdmodel.formulas import symbolic
-
-from .. import linked_reference as reference
-from ..linked_reference import Model
-from .latex import THEORY
+from tests.support import linked_reference as reference
+from tests.support.linked_reference import Model
+from tests.theory.latex import THEORY
 
 PAGE = " ".join((THEORY / "11-when-ppd-pays.md").read_text("utf-8").split())
 

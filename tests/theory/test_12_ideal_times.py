@@ -8,8 +8,7 @@ from ppdmodel import normalized_latency, roofline_time
 from ppdmodel.decide.hardware import device, published_decoding, shape
 from ppdmodel.decide.prediction import predicted_latency_s, predicted_plain_latency_s
 from ppdmodel.decide.roofline import roofline
-
-from .latex import THEORY
+from tests.theory.latex import THEORY
 
 PAGE = (THEORY / "12-ideal-times.md").read_text("utf-8")
 

@@ -15,9 +15,8 @@ import sympy
 
 from ppdmodel import best_exit
 from ppdmodel.formulas import symbolic
-
-from ..grids import arguments
-from .latex import THEORY, equations, letters_of, parsed, resolved, tagged_equations
+from tests.support.grids import arguments
+from tests.theory.latex import THEORY, equations, letters_of, parsed, resolved, tagged_equations
 
 #: its equation has a case in the text; it has a test of its own below
 NAMES = [name for name in symbolic.names() if name != "best_exit"]

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from .latex import THEORY
+from tests.theory.latex import THEORY
 
 
 def figures() -> ModuleType:

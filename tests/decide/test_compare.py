@@ -1,0 +1,318 @@
+"""Each method counted token by token by hand, and the choices among settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ppdmodel as ppd
+from ppdmodel import compare, fit
+from ppdmodel.decide.methods import Family, gated, self_speculation, two_exits
+from ppdmodel.decide.outcomes import Comparison, Method
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.measurement import Guesses, Measurement
+from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
+from tests.conftest import make_measurement
+from tests.pipeline.test_prediction_error import a_timing
+
+
+@pytest.fixture(scope="module")
+def measurement() -> Measurement:
+    """Twelve prompts, eight layers, of which two texts are one prompt's turns."""
+    made = make_measurement(tokens=21, layers=8, seed=2)
+    rng = np.random.default_rng(5)
+    turn = np.where((made.prompt_index == 3) & (made.position >= 13), 1, 0)
+    position = np.where(turn == 1, made.position - 13, made.position)
+    top_prob = rng.random(made.rank.shape).astype(np.float32)
+    return replace(made, turn=turn.astype(np.int16), position=position, top_prob=top_prob)
+
+
+def made_guesses(measurement: Measurement) -> Guesses:
+    """Eight distinct ids per exit, of few tokens so that exits repeat each other."""
+    rng = np.random.default_rng(8)
+    n, layers = measurement.rank.shape
+    ids = np.argsort(rng.random((n, layers, 12)), axis=2)[:, :, :8] + 1000
+    for row in range(n):
+        for layer in range(layers):
+            rank = measurement.rank[row, layer]
+            if rank <= 8:
+                ids[row, layer, rank - 1] = measurement.token_id[row]
+    return Guesses(
+        prompt_ids=measurement.prompt_ids,
+        prompt_index=measurement.prompt_index,
+        turn=measurement.turn,
+        position=measurement.position,
+        vocabulary=2000,
+        ids=ids,
+        probs=np.full(ids.shape, 0.1, dtype=np.float32),
+    )
+
+
+def weights_of(measurement: Measurement) -> np.ndarray:
+    """Everyone once, and two resamples."""
+    prompts = len(measurement.prompt_ids)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=2)
+    return np.concatenate([np.ones((1, prompts), dtype=np.int64), drawn])
+
+
+def all_of(family: Family, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return family.evaluate(weights, np.arange(len(family.settings)))
+
+
+def test_rounds_of_self_speculation_by_hand(measurement: Measurement) -> None:
+    found = rounds_of(measurement)
+    slow = np.zeros_like(found)
+    for start, end in pairwise(measurement.starts().tolist()):
+        for layer in range(measurement.layers):
+            for column, drafted in enumerate(DRAFTED):
+                place = start
+                while place < end:
+                    accepted = 0
+                    while (
+                        accepted < drafted
+                        and place + accepted < end
+                        and measurement.rank[place + accepted, layer] == 1
+                    ):
+                        accepted += 1
+                    place += accepted + 1
+                    slow[measurement.prompt_index[start], layer, column] += 1
+    assert (found == slow).all()
+
+
+def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
+    family = self_speculation(TokenCounts.of(measurement))
+    weights = weights_of(measurement)
+    latency, compute = all_of(family, weights)
+    rounds, tokens, d = rounds_of(measurement), measurement.tokens_by_prompt(), measurement.layers
+    place = family.settings.index("exit 5, 3 drafted")
+    for row, weight in enumerate(weights):
+        per_token = (weight @ rounds[:, 4, 2]) / (weight @ tokens)
+        assert latency[row, place] == pytest.approx(per_token * (3 * 5 + d) / d)
+        assert compute[row, place] == pytest.approx(per_token * 4 * d / d)
+    perfect = replace(measurement, rank=np.ones_like(measurement.rank))
+    at_exit = self_speculation(TokenCounts.of(perfect))
+    assert all_of(at_exit, weights)[0].min() < 0.5, "a perfect draft is much faster"
+
+
+def test_a_gate_by_hand(measurement: Measurement) -> None:
+    family, weights = gated(TokenCounts.of(measurement)), weights_of(measurement)
+    latency, compute = all_of(family, weights)
+    d, tokens = measurement.layers, measurement.tokens_by_prompt()
+    assert not any(name.startswith("exit 3,") for name in family.settings), "the second half"
+    for e, k, gate in ((4, 2, 0.3), (6, 1, 0.8), (5, 8, 0.5)):
+        place = family.settings.index(f"exit {e}, k = {k}, gate {gate:g}")
+        opens = measurement.top_prob[:, e - 1] >= gate
+        hit = opens & (measurement.rank[:, e - 1] <= k)
+        takes = d - hit * (d - e)
+        costs = d + opens * (k - hit) * (d - e)
+        for row, weight in enumerate(weights):
+            w = weight[measurement.prompt_index]
+            assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
+            assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
+        assert family.units[place] == k + 1
+
+
+@pytest.mark.parametrize("with_guesses", [True, False])
+def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None:
+    guesses = made_guesses(measurement) if with_guesses else None
+    family, weights = pairs(measurement, guesses), weights_of(measurement)
+    latency, compute = all_of(family, weights)
+    d, tokens = measurement.layers, measurement.tokens_by_prompt()
+    for early, late, a, b in ((4, 6, 2, 3), (5, 7, 1, 1), (4, 5, 5, 5)):
+        place = family.settings.index(f"exits {early}, {late}, k = {a}, {b}")
+        takes, costs = np.zeros(measurement.n_tokens), np.zeros(measurement.n_tokens)
+        for row in range(measurement.n_tokens):
+            first = measurement.rank[row, early - 1] <= a
+            second = not first and measurement.rank[row, late - 1] <= b
+            started = b
+            if guesses is not None:
+                before = set(guesses.ids[row, early - 1, :a].tolist())
+                started = len(set(guesses.ids[row, late - 1, :b].tolist()) - before)
+            takes[row] = d - first * (d - early) - second * (d - late)
+            costs[row] = d + (a - first) * (d - early) + (started - second) * (d - late)
+        for row, weight in enumerate(weights):
+            w = weight[measurement.prompt_index]
+            assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
+            assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
+
+
+def pairs(measurement: Measurement, guesses: Guesses | None = None) -> Family:
+    family = two_exits(TokenCounts.of(measurement, guesses))
+    assert family is not None
+    return family
+
+
+def named(result: Comparison, name: str) -> Method:
+    return next(method for method in result.methods if method.name == name)
+
+
+def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
+    result = compare(measurement, max_compute=1.8, acceptance_rate=0.8, draft_time=0.05)
+    weights = np.ones((1, len(measurement.prompt_ids)), dtype=np.int64)
+    counts = TokenCounts.of(measurement)
+    for family in (gated(counts), self_speculation(counts), pairs(measurement)):
+        latency, compute = (x[0] for x in all_of(family, weights))
+        within = latency[(compute <= 1.8) & (latency < 1)]
+        method = named(result, family.name)
+        assert method.latency.value == pytest.approx(min(within, default=1.0))
+        assert method.compute.value <= 1.8
+        assert method.latency.ci_low <= method.latency.value <= method.latency.ci_high
+        assert method.held_out is not None
+        assert method.basis == "measured"
+    best = ppd.optimize(fit(measurement, resamples=40), max_compute=1.8).choices[0].setting
+    assert best is not None
+    mine = named(result, "PPD")
+    assert mine.latency.value == pytest.approx(best.normalized_latency.value)
+    assert mine.setting == f"exit {best.exit_layer}, k = {best.k}"
+    assert mine.units == best.peak_units
+    given = named(result, "speculative")
+    latency = [
+        ppd.speculative_latency(0.8, 8, n, 0.05) / 8
+        for n in range(1, 17)
+        if ppd.speculative_compute(0.8, 8, n, 0.05) / 8 <= 1.8
+    ]
+    assert given.latency.value == pytest.approx(min(latency))
+    assert given.basis == "ideal"
+    split = named(result, "split layers")
+    assert split.latency.value == pytest.approx(1 / mine.units)
+    both = named(result, "PPD, split layers")
+    assert both.latency.value == pytest.approx(mine.latency.value / 2)
+    assert both.units == 2 * mine.units
+
+
+def test_units_limit_every_method(measurement: Measurement) -> None:
+    result = compare(measurement, max_compute=9, max_units=2, efficiency=0.8)
+    assert all(method.units <= 2 for method in result.methods)
+    assert named(result, "PPD").setting.endswith("k = 1")
+    assert named(result, "split layers").latency.value == pytest.approx(1 / 1.6)
+    alone = compare(measurement, max_units=1)
+    assert [m.name for m in alone.methods] == ["plain decoding", "self-speculation"]
+    assert alone.left_out == (
+        "PPD: it takes 2 units or more",
+        "PPD, gated: it takes 2 units or more",
+        "PPD, two exits: it takes 3 units or more",
+        "split layers: it takes 2 units or more",
+        "PPD, split layers: it takes 4 units or more",
+    )
+    assert compare(measurement, max_compute=9, max_units=4).left_out == ()
+    slow = compare(measurement, max_compute=1, acceptance_rate=0.5)
+    assert "no number of drafted tokens is faster" in slow.left_out[0]
+
+
+def test_a_hybrid_takes_the_best_split_of_its_units(measurement: Measurement) -> None:
+    result = compare(measurement, max_compute=9, max_units=12, efficiency=0.9)
+    best = named(result, "PPD, split layers")
+    by_hand = []
+    for n in range(2, 7):
+        inner = compare(measurement, max_compute=9, max_units=12 // n)
+        by_hand.append(named(inner, "PPD").latency.value / (n * 0.9))
+    assert best.latency.value == pytest.approx(min(by_hand))
+    assert best.units <= 12
+
+
+def test_a_link_delays_matches_by_one_message_and_split_layers_by_two_a_layer(
+    measurement: Measurement,
+) -> None:
+    near, far = (compare(measurement, max_units=2, link_time=x) for x in (0.0, 0.25))
+    split = named(far, "split layers").latency.value - named(near, "split layers").latency.value
+    assert split == pytest.approx((2 * 8 + 1) * 0.25 / 8)
+    d = measurement.layers
+    p = (measurement.rank <= 1).mean(axis=0)
+    linked = [float(ppd.ppd_linked_latency(p[e - 1], d, e, 0.25, 1.0)) / d for e in range(4, 8)]
+    mine = named(far, "PPD")
+    e = int(mine.setting.split(",")[0].removeprefix("exit "))
+    if e >= 4:
+        assert mine.latency.value == pytest.approx(linked[e - 4])
+    assert mine.latency.value <= min(linked) + 1e-12
+    for name in ("PPD, gated", "PPD, two exits"):
+        a, b = (compare(measurement, max_units=4, link_time=x) for x in (0.0, 0.25))
+        assert named(b, name).latency.value > named(a, name).latency.value
+
+
+def test_held_out_shows_selection_bias(measurement: Measurement) -> None:
+    """Where no setting is truly better, the chosen one does worse on other prompts."""
+    seen, held_out = [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        base = make_measurement(prompts=12, tokens=6, layers=20, seed=seed)
+        rate = np.append(0.8 / (20 - np.arange(1, 20)), 1.0)
+        rank = np.where(rng.random(base.rank.shape) < rate, 1, 300)
+        method = named(compare(replace(base, rank=rank), max_compute=1.9), "PPD")
+        seen.append(method.latency.value)
+        assert method.held_out is not None
+        held_out.append(method.held_out.value)
+    assert np.mean(seen) < np.mean(held_out) - 0.005
+
+
+def test_times_add_rows_in_seconds() -> None:
+    made = make_measurement(layers=30)
+    about = {**made.provenance, "weights_sha256": ["0"], "exit_kind": "logit"}
+    result = compare(replace(made, provenance=about), timing=a_timing())
+    timed = named(result, "PPD, timed")
+    assert timed.basis == "fitted"
+    split = named(result, "split layers, timed")
+    assert split.units == 2
+    assert split.latency.value == pytest.approx(36 / 47.3, abs=0.01)
+    with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
+        compare(make_measurement(), timing=a_timing())
+
+
+@pytest.mark.parametrize("with_guesses", [True, False])
+def test_a_calibration_gives_what_its_measurement_gives(
+    measurement: Measurement, tmp_path: Path, with_guesses: bool
+) -> None:
+    guesses = made_guesses(measurement) if with_guesses else None
+    ppd.save(fit(measurement, guesses=guesses), tmp_path / "cal.json")
+    calibration = ppd.load(tmp_path / "cal.json")
+    assert isinstance(calibration, Calibration)
+    mine, its = (
+        compare(measurement, guesses=guesses, max_units=4),
+        compare(calibration, max_units=4),
+    )
+    assert its.methods == mine.methods
+    assert "PPD, two exits" in [method.name for method in its.methods]
+    for given in ({"timing": a_timing()}, {"guesses": made_guesses(measurement)}):
+        with pytest.raises(InvalidInputError, match="must be left out for a calibration"):
+            compare(calibration, **given)
+
+
+def test_a_calibration_without_tokens_has_fewer_methods(measurement: Measurement) -> None:
+    result = compare(replace(fit(measurement, resamples=100), recorded=None))
+    assert "self-speculation" not in [method.name for method in result.methods]
+    assert "counts of the recorded tokens" in result.left_out[0]
+
+
+def test_answers_travel(measurement: Measurement) -> None:
+    result = compare(measurement)
+    frame = result.to_frame()
+    assert list(frame["name"]) == [method.name for method in result.methods]
+    assert frame["latency_low"].le(frame["latency"]).all()
+    document = json.loads(result.to_json())
+    assert document["methods"][1]["latency"]["value"] == result.methods[1].latency.value
+    hostile = replace(result, methods=(replace(result.methods[0], name="<b>"),))
+    assert "&lt;b&gt;" in hostile._repr_html_()
+    assert "<b>" not in hostile._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_compute": 0.9}, "max_compute must be at least 1"),
+        ({"max_units": 0}, "max_units must be a positive integer"),
+        ({"link_time": -1.0}, "link_time"),
+        ({"efficiency": 1.5}, r"efficiency must lie in \(0, 1\]"),
+        ({"acceptance_rate": 1.5}, "acceptance_rate must lie in"),
+    ],
+)
+def test_bad_input_is_named(
+    measurement: Measurement, wrong: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        compare(measurement, **wrong)  # type: ignore[arg-type]

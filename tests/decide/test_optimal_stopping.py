@@ -1,0 +1,103 @@
+"""Waiting for a better look: against an exact solution, and against a policy run by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import logit
+
+from ppdmodel import load, load_guesses, threshold
+from ppdmodel.decide.optimal_stopping import Candidates
+from ppdmodel.decide.threshold_policies import Policies
+from ppdmodel.results.measurement import Measurement
+from tests.decide.test_threshold_rule import LAYERS, made_up
+
+DATA = Path(__file__).parents[2] / "data"
+UNCHANGED = dict.fromkeys(range(3, 6), (1.0, 0.0))
+
+
+def candidates_of(temperature: float = 1.0) -> Candidates:
+    measurement, guesses = made_up(temperature)
+    probs = {e: guesses.probs[:, e - 1].astype(float) for e in range(3, 6)}
+    return Candidates(measurement, guesses, {e: logit(p) for e, p in probs.items()})
+
+
+def test_where_the_next_exit_knows_all_the_threshold_is_exact() -> None:
+    r"""At the second exit a candidate is known: q is 0 or 1.
+
+    Starting at the first is worth (d - e_1)((pi + 1) q - 1), waiting q pi (d - e_2): the first is
+    more from q = (d - e_1) / ((d - e_1)(pi + 1) - pi (d - e_2)) on.
+    """
+    rng = np.random.default_rng(0)
+    candidates = candidates_of()
+    candidates.exits, candidates.layers = (10, 14), 20
+    n = 200_000
+    first = rng.random(n)
+    candidates.true = rng.random(n) < first
+    candidates.row = np.zeros(n, dtype=np.int64)
+    q = np.stack([first, np.where(candidates.true, 1.0, 0.0)], axis=1)
+    everyone = np.ones(len(candidates.tokens), dtype=bool)
+    for price in (0.5, 2.0, 8.0):
+        exact = 10 / (10 * (price + 1) - price * 6)
+        now, later = candidates.thresholds(price, q, everyone)
+        assert now == pytest.approx(exact, abs=0.02)
+        assert now > threshold(price), "waiting is worth something"
+        assert later == 1
+
+
+def test_at_the_last_exit_it_is_the_threshold_of_one() -> None:
+    candidates = candidates_of()
+    q = candidates.probabilities(UNCHANGED)
+    everyone = np.ones(len(candidates.tokens), dtype=bool)
+    for price in (1.0, 4.0):
+        candidates.true = np.random.default_rng(1).random(len(q)) < np.nanmax(q, axis=1)
+        q[:, :-1] = np.nan  # seen at the last exit only
+        candidates.true = np.random.default_rng(1).random(len(q)) < q[:, -1]
+        thresholds = candidates.thresholds(price, q, everyone)
+        assert thresholds[:-1] == (np.inf, np.inf)
+        assert thresholds[-1] == pytest.approx(threshold(price), abs=0.06)
+
+
+def test_on_real_tokens_it_beats_one_threshold_for_all_exits() -> None:
+    """On prompts that it has not seen: the second half by thresholds of the first."""
+    name = "smollm2-135m-trained"
+    measurement = load(DATA / name)
+    assert isinstance(measurement, Measurement)
+    table = Policies(measurement, load_guesses(DATA / name))
+    half = np.arange(len(measurement.prompt_ids)) % 2 == 0
+    fitted = table.calibrated(half)
+    q = table.candidates.probabilities(fitted)
+    d, exits = measurement.layers, np.array(table.candidates.exits)[:, None]
+    for price in (3.0, 8.0):
+        costs = []
+        for least in (
+            table.candidates.thresholds(price, q, half),
+            (threshold(price),) * len(exits),
+        ):
+            started, right = (x[:, ~half] for x in table.candidates.started(q, least))
+            costs.append(((d - exits) * (started - (price + 1) * right)).sum())
+        assert costs[0] < costs[1]
+
+
+def test_each_guess_is_started_once_by_hand() -> None:
+    measurement, guesses = made_up()
+    candidates = candidates_of()
+    least = (0.5, 0.4, 0.3)
+    started, right = candidates.started(candidates.probabilities(UNCHANGED), least)
+    slow = np.zeros((2, 3, len(measurement.prompt_ids)), dtype=np.int64)
+    for row in range(measurement.n_tokens):
+        running: set[int] = set()
+        for j, e in enumerate(candidates.exits):
+            for token, q in zip(guesses.ids[row, e - 1], guesses.probs[row, e - 1], strict=True):
+                if q >= least[j] and int(token) not in running:
+                    running.add(int(token))
+                    owner = measurement.prompt_index[row]
+                    slow[0, j, owner] += 1
+                    slow[1, j, owner] += int(token) == measurement.token_id[row]
+    assert candidates.exits == (3, 4, 5)
+    assert LAYERS == 6
+    assert (started == slow[0]).all()
+    assert (right == slow[1]).all()
+    assert started[1:].sum() > 0

@@ -1,0 +1,144 @@
+"""Ideal times by hand, beside decoding speeds that others measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppdmodel import optimize
+from ppdmodel.decide.hardware import Device, device, published_decoding, shape
+from ppdmodel.decide.prediction import predicted_latency_s, predicted_plain_latency_s
+from ppdmodel.decide.roofline import carried_over, ideal_times, roofline, shape_from_config
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.results.timing import Timing
+from tests.pipeline.test_prediction_error import a_calibration
+
+BIG = {
+    "num_hidden_layers": 80,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
+
+
+def of_70b(**options: float) -> Timing:
+    return roofline(shape("Llama 2 70B"), device("H100 SXM"), **options)  # type: ignore[arg-type]
+
+
+def test_small_batches_wait_for_memory_and_large_ones_for_arithmetic() -> None:
+    """By hand: 855 638 016 weights a layer, 2 bytes each over 3.35e12 B/s, 2 operations each."""
+    timing = roofline(shape("Llama 2 70B"), device("H100 SXM"), ks=(1, 32, 1024))
+    weights = 2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672
+    assert weights == 855_638_016
+    of_batch = {k: terms["batch_layer_time_s"][0].value for k, terms in timing.by_k.items()}
+    assert of_batch[1] == of_batch[32] == weights * 2 / 3.35e12
+    assert of_batch[1024] == pytest.approx(2 * weights * 1024 / 989e12)
+    assert of_batch[1024] > of_batch[32]
+    head = 32000 * 8192 * 2 / 3.35e12
+    assert timing.terms["head_time_s"].value == head
+    assert predicted_plain_latency_s(timing) == pytest.approx(80 * of_batch[1] + head)
+    halves = roofline(shape("Llama 2 70B"), device("H100 SXM"), units_per_process=2)
+    assert predicted_plain_latency_s(halves) == pytest.approx((80 * of_batch[1] + head) / 2)
+
+
+def test_times_go_with_the_bytes() -> None:
+    model, slow = shape("Llama 2 7B"), Device(1e12, 1e15, "made up")
+    assert ideal_times(model, slow)[0] == model.layer_weights * 2 / 1e12
+    assert ideal_times(model, slow, bytes_per_weight=0.5)[1] == model.head_weights / 2 / 1e12
+    with pytest.raises(InvalidInputError, match="bytes_per_second must be a positive"):
+        ideal_times(model, Device(0, 1e15, "made up"))
+
+
+def test_a_link_costs_ppd_one_message_and_splitting_two_a_layer() -> None:
+    near, far = of_70b(), of_70b(link_time_s=1e-5)
+    split = far.terms["split_latency_s"].value - near.terms["split_latency_s"].value
+    assert split == pytest.approx(161 * 1e-5)
+    ppd = predicted_latency_s(far, 1.0, 60, 3) - predicted_latency_s(near, 1.0, 60, 3)
+    assert float(ppd) == pytest.approx(1e-5)
+
+
+def test_beside_published_decoding_speeds() -> None:
+    """Ideal times are a lower limit: within a factor of 2 of what was measured on one device."""
+    rows = published_decoding()
+    assert len(rows) >= 3
+    for row in rows:
+        assert row["source"]
+        timing = roofline(
+            shape(row["model"]),
+            device(row["device"]),
+            bytes_per_weight=row["bytes_per_weight"],
+            units_per_process=row["units"],
+        )
+        share = predicted_plain_latency_s(timing) * row["tokens_per_s"]
+        assert share < 1, "nothing is faster than its memory"
+        if row["units"] == 1:
+            assert share > 0.45
+
+
+def test_a_config_gives_the_shape(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BIG))
+    found = shape_from_config(tmp_path)
+    known = shape("Llama 2 70B")
+    assert (found.layers, found.layer_weights, found.head_weights) == (
+        known.layers,
+        known.layer_weights,
+        known.head_weights,
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": BIG | {"head_dim": 64}}))
+    assert shape_from_config(tmp_path).layer_weights < known.layer_weights
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**BIG, "num_local_experts": 8}, "the config must be of a dense decoder"),
+        ({k: v for k, v in BIG.items() if k != "vocab_size"}, "the config must have vocab_size"),
+        ({**BIG, "hidden_size": -1}, "hidden_size must be a positive integer; got -1"),
+        ([], "a config must be one JSON object"),
+    ],
+)
+def test_a_wrong_config_is_named(tmp_path: Path, config: object, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError, match=message):
+        shape_from_config(path)
+
+
+def test_no_config_and_no_number(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="the config must exist"):
+        shape_from_config(tmp_path / "nowhere.json")
+    with pytest.raises(
+        InvalidInputError, match="bytes_per_weight must be a positive number; got 0"
+    ):
+        of_70b(bytes_per_weight=0)
+    with pytest.raises(InvalidInputError, match="link_time_s"):
+        of_70b(link_time_s=-1)
+
+
+def test_rates_are_carried_over_by_relative_depth() -> None:
+    calibration = a_calibration(12)
+    carried = carried_over(calibration, of_70b())
+    assert carried.layers == 80
+    assert carried.p_correct.shape == (80, 3)
+    for new, old in ((80, 30), (40, 15), (8, 3)):
+        assert carried.p_correct[new - 1] == pytest.approx(calibration.p_correct[old - 1])
+    between = carried.p_correct[43, 0]  # 44/80 of the depth is layer 16.5 of 30
+    assert between == pytest.approx(calibration.p_correct[15:17, 0].mean())
+    assert carried.exit_layers == tuple(range(3, 80)), "none before the first measured layer"
+    same = carried_over(calibration, roofline(shape("SmolLM2 135M"), device("H100 SXM")))
+    assert np.array_equal(same.p_correct, calibration.p_correct)
+
+
+def test_a_decision_on_paper_says_so() -> None:
+    decision = optimize(carried_over(a_calibration(12), of_70b()), max_compute=9)
+    assert decision.costs == "ideal times"
+    assert decision.layers == 80
+    setting = decision.choices[0].setting
+    assert setting is not None
+    assert setting.normalized_latency.value < 1
+    assert decision.split_latency == pytest.approx(0.5)

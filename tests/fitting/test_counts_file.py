@@ -1,0 +1,151 @@
+"""A user's own table: what it gives, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppdmodel import estimate_from, fit, fit_table, load, optimize, save
+from ppdmodel.cli import run
+from ppdmodel.decide.prediction import predicted_match_rate
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.fitting.curves import FAMILIES
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.measurement import Measurement
+from tests.conftest import make_measurement
+
+HEADER = "exit_layer,k,hits,n,prompt_id\n"
+
+
+def table_of(measurement: Measurement, path: Path, exit_layers: list[int], ks: list[int]) -> Path:
+    """Some cells of a measurement, as a user might have counted them."""
+    hits, tokens = measurement.hits_by_prompt(max(ks)), measurement.tokens_by_prompt()
+    rows = [
+        f"{e},{k},{hits[n, e - 1, k - 1]},{tokens[n]},{prompt}"
+        for e in exit_layers
+        for k in ks
+        for n, prompt in enumerate(measurement.prompt_ids)
+    ]
+    path.write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_whole_table_is_the_measurement(measurement: Measurement, tmp_path: Path) -> None:
+    path = table_of(measurement, tmp_path / "t.csv", [1, 2, 3, 4, 5], [1, 2, 3])
+    mine, its = fit_table(path, 6, resamples=50), fit(measurement, k_max=3, resamples=50)
+    assert np.array_equal(mine.hits, its.hits)
+    assert mine.curve == its.curve
+    assert np.array_equal(mine.ci_low, its.ci_low)
+
+
+def test_decisions_are_among_what_was_counted(measurement: Measurement, tmp_path: Path) -> None:
+    path = table_of(measurement, tmp_path / "t.csv", [3, 5], [1, 4])
+    calibration = fit_table(path, 6, model="mine", resamples=50)
+    assert (calibration.exit_layers, calibration.ks) == ((3, 5), (1, 4))
+    save(calibration, tmp_path / "cal.json")
+    again = load(tmp_path / "cal.json")
+    assert isinstance(again, Calibration)
+    assert (again.exit_layers, again.ks) == ((3, 5), (1, 4))
+    decision = optimize(again, max_compute=9)
+    assert decision.settings == 4
+    assert {(s.exit_layer, s.k) for s in decision.frontier} <= {(3, 1), (3, 4), (5, 1), (5, 4)}
+    whole = fit(measurement, k_max=4, resamples=40)
+    assert predicted_match_rate(again, 5, 4) == whole.p_correct[4, 3]
+    for e, k in ((4, 1), (5, 2)):
+        with pytest.raises(InvalidInputError, match="the calibration must hold the setting"):
+            predicted_match_rate(again, e, k)
+        with pytest.raises(InvalidInputError, match="the calibration must hold the setting"):
+            estimate_from(again, e, k)
+
+
+@pytest.mark.parametrize("hits", [0, 9])
+@pytest.mark.parametrize("ks", [(1,), (1, 4)])
+def test_all_misses_or_all_hits_can_be_fitted(
+    tmp_path: Path, hits: int, ks: tuple[int, ...]
+) -> None:
+    rows = [f"{e},{k},{hits},9,{p}" for e in (2, 4) for k in ks for p in "abc"]
+    path = tmp_path / "t.csv"
+    path.write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+    calibration = fit_table(path, 6, resamples=40)
+    assert (calibration.p_correct[1, 0], calibration.p_correct[3, 0]) == (hits / 9, hits / 9)
+
+
+ROW = "3,1,2,9,a\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("exit_layer,k,hits,n\n3,1,2,9\n", "must have the columns .*; got none named prompt_id"),
+        (HEADER + "3,1,x,9,a\n", "hits must be a whole number of at least 0; got 'x' in line 2"),
+        (HEADER + "3,1,2.5,9,a\n", "hits must be a whole number"),
+        (HEADER + "3,1,10,9,a\n", "hits <= n; got 3, 1, 9, 10"),
+        (HEADER + "7,1,2,9,a\n", "1 <= exit_layer <= 6"),
+        (HEADER + ROW + ROW, "one row for each exit layer, k and prompt; got a second in line 3"),
+        (HEADER + ROW + "3,2,2,8,a\n", "the same in all its rows; got 8 and 9 for 'a'"),
+        (HEADER + ROW + "4,1,2,9,b\n", "got none for exit layer 3, k = 1, prompt 'b'"),
+        (HEADER + ROW + "3,2,1,9,a\n", "hits must not fall with k"),
+        (HEADER + "6,1,9,9,a\n", "must have exits below layer 6"),
+        (HEADER, "must have exits below layer 6"),
+        (HEADER + ROW, "an interval needs at least 2 prompts; got 1"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=message):
+        fit_table(path, 6)
+
+
+def test_several_measurements_of_one_model(tmp_path: Path) -> None:
+    one, other = make_measurement(seed=1), make_measurement(seed=2)
+    with pytest.raises(InvalidInputError, match="in one measurement only; got 'p0' twice"):
+        fit([one, other])
+    names = tuple(f"q{n}" for n in range(12))
+    both = [one, Measurement(**{**vars(other), "prompt_ids": names})]
+    together = fit(both, k_max=4, resamples=40)
+    assert together.prompt_ids == one.prompt_ids + names
+    apart = [fit(m, k_max=4, resamples=40) for m in both]
+    assert together.p_correct == pytest.approx((apart[0].p_correct + apart[1].p_correct) / 2)
+    about = {**one.provenance, "exit_kind": "trained"}
+    with pytest.raises(InvalidInputError, match="must have one exit_kind; got logit and trained"):
+        fit([one, Measurement(**{**vars(both[1]), "provenance": about})])
+    for number, each in enumerate(both):
+        save(each, tmp_path / str(number))
+    out = tmp_path / "cal.json"
+    folders = [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert run(["fit", *folders, "--out", str(out), "--resamples", "40"]) == 0
+    found = load(out)
+    assert isinstance(found, Calibration)
+    assert len(found.prompt_ids) == 24
+
+
+def test_the_command_takes_a_table(
+    measurement: Measurement, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table_of(measurement, tmp_path / "t.csv", [2, 4], [1, 2])
+    command = ["fit", "--table", str(path), "--out", str(tmp_path / "cal.json")]
+    assert run([*command, "--layers", "6", "--resamples", "40"]) == 0
+    assert run(["optimize", str(tmp_path / "cal.json")]) == 0
+    capsys.readouterr()
+    for wrong, message in (
+        (command, "a table needs the model's layers"),
+        ([*command, "somewhere", "--layers", "6"], "fit needs counts; got two kinds"),
+        (["fit", "--out", "x.json"], "fit needs counts; got none"),
+        (["fit", "somewhere", "--layers", "6", "--out", "x.json"], "layers must be left out"),
+    ):
+        assert run(wrong) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_one_cell_determines_no_parameter(tmp_path: Path) -> None:
+    """Steepness, weight and floor trade off: one rate is not three numbers."""
+    path = tmp_path / "one.csv"
+    rows = [f"12,1,{31 - n},110,q{n}" for n in range(4)]
+    path.write_text("\n".join(["exit_layer,k,hits,n,prompt_id", *rows]) + "\n", encoding="utf-8")
+    for family in FAMILIES:
+        curve = fit_table(path, 24, family=family, resamples=40).curve
+        assert set(curve.standard_errors.values()) == {None}
+        assert all(np.isnan(value.ci_low) for value in curve.parameters.values())

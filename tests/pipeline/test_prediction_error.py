@@ -1,0 +1,356 @@
+"""Predictions, corrections and intervals against simulated grids whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ppdmodel as ppd
+from ppdmodel.decide.prediction import (
+    predicted_compute,
+    predicted_latency_s,
+    predicted_match_rate,
+    predicted_plain_latency_s,
+    schedule_times,
+)
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.pipeline.prediction_error import (
+    CORRECTED,
+    Cell,
+    CellRuns,
+    Corrections,
+    binomial_interval,
+    coverage_over_splits,
+    errors_summary,
+    fit_corrections,
+    judged,
+    predict,
+    predicted_ratio,
+    without,
+)
+from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.timing import Timed, Timing, resampled_timing
+
+CELLS = [Cell(e, k) for e in (16, 19, 22, 25) for k in (1, 3)]
+NO_CORRECTIONS = Corrections(dict.fromkeys(CORRECTED, 1.0), 0.0)
+DATA = Path(__file__).parents[2] / "data"
+
+
+def a_timing(**changes: float) -> Timing:
+    """Times in seconds, about those of a small model on two cores."""
+    rng = np.random.default_rng(0)
+    values = {
+        "layer_time_s": 1.3e-3,
+        "head_time_s": 8e-3,
+        "token_time_s": 3e-4,
+        "plain_latency_s": 47.3e-3,
+        "split_latency_s": 36e-3,
+    } | changes
+    together = {
+        "layer_time_s": 1.3e-3,
+        "busy_layer_time_s": 1.35e-3,
+        "batch_layer_time_s": 1.7e-3,
+        "head_time_s": 8.1e-3,
+        "exit_time_s": 8.5e-3,
+        "token_time_s": 3e-4,
+        "start_delay_s": 3e-5,
+        "promotion_delay_s": 5e-5,
+    }
+    samples = {
+        "terms": {n: (v * rng.normal(1, 0.01, 8)).tolist() for n, v in values.items()},
+        "by_k": {
+            str(k): {n: (v * rng.normal(1, 0.01, (2, 8))).tolist() for n, v in together.items()}
+            for k in (1, 3)
+        },
+    }
+    return Timing(
+        model="m",
+        layers=30,
+        units=2,
+        terms={n: Timed(v, v, v, 8) for n, v in values.items()},
+        exit_layers=(10, 26),
+        by_k={
+            k: {n: (Timed(v, v, v, 8), Timed(v, v, v, 8)) for n, v in together.items()}
+            for k in (1, 3)
+        },
+        layer_profile_s=(1.3e-3,) * 30,
+        samples=samples,
+        provenance={
+            "model": "m",
+            "weights_sha256": ["0"],
+            "dtype": "float32",
+            "exit_kind": "logit",
+            "units": 2,
+            "machine": "a machine",
+        },
+    )
+
+
+@cache
+def committed_calibration() -> Calibration:
+    """Of logit exits."""
+    found = ppd.load(DATA / "smollm2-135m.calibration.json")
+    assert isinstance(found, Calibration)
+    return found
+
+
+def a_calibration(prompts: int, seed: int = 0, tokens: int = 60) -> Calibration:
+    """Match rates that rise with the layer and k, and differ from prompt to prompt."""
+    rng = np.random.default_rng(seed)
+    layer, k = np.arange(1, 31)[:, None] / 30, np.arange(1, 4)[None]
+    logit = -4 + 7 * layer + 0.5 * np.log(k)
+    hits = np.zeros((prompts, 30, 3), dtype=np.int64)
+    for n in range(prompts):
+        rates = 1 / (1 + np.exp(-(logit + rng.normal(0, 0.5))))
+        hits[n] = (rng.random((tokens, 1, 1)) < rates).sum(0)
+    base = committed_calibration()
+    counts = np.full(prompts, tokens)
+    rates = hits.sum(0) / counts.sum()
+    return replace(
+        base,
+        layers=30,
+        prompt_ids=tuple(f"p{n}" for n in range(prompts)),
+        tokens=counts,
+        hits=hits,
+        p_correct=rates,
+        ci_low=rates,
+        ci_high=rates,
+        recorded=None,
+    )
+
+
+def runs_of(
+    timing: Timing,
+    calibration: Calibration,
+    cell: Cell,
+    factors: Any,
+    noise: float,
+    seed: int,
+    texts: Any = 0.0,
+) -> CellRuns:
+    """What real runs would give, if the model held but for a noise from prompt to prompt.
+
+    `texts` is what the runs of a prompt have in common, [prompts].
+    """
+    rng = np.random.default_rng([seed, cell.exit_layer, cell.k])
+    n = len(calibration.prompt_ids)
+    matched = calibration.hits[:, cell.exit_layer - 1, cell.k - 1]
+    plain = calibration.tokens * predicted_plain_latency_s(timing)
+    ratios = [
+        predicted_ratio(timing, m / t, cell, factors)
+        for m, t in zip(matched, calibration.tokens, strict=True)
+    ]
+    ppd_s = plain * np.array(ratios) * np.exp(rng.normal(0, noise, n) + texts)
+    return CellRuns(cell, ppd_s, plain, calibration.tokens, matched)
+
+
+def test_the_terms_of_a_prediction() -> None:
+    timing = a_timing()
+    times = schedule_times(timing, 20, 3)
+    assert times["batch_layer_time"] == 1.7e-3
+    by_hand = ppd.calibrated_latency(0.6, 30, 20, **times)
+    assert predicted_latency_s(timing, 0.6, 20, 3) == pytest.approx(by_hand, rel=1e-12)
+    assert predicted_plain_latency_s(timing) == pytest.approx(30 * 1.3e-3 + 8e-3 + 3e-4)
+    slower = predicted_latency_s(timing, 0.6, 20, 3, {"busy_layer_time": 1.1})
+    assert slower > by_hand
+    assert predicted_compute(timing, 0.6, 20, 3) > 30
+    with pytest.raises(InvalidInputError, match="k must be one that was timed; got 2; timed: 1, 3"):
+        predicted_latency_s(timing, 0.6, 20, 2)
+
+
+def test_times_between_the_timed_exits_are_interpolated() -> None:
+    timing = a_timing()
+    terms = dict(timing.by_k[3])
+    terms["exit_time_s"] = (Timed(8e-3, 8e-3, 8e-3, 8), Timed(10e-3, 10e-3, 10e-3, 8))
+    timing = replace(timing, by_k={3: terms})
+    for exit_layer, expected in ((2, 8e-3), (10, 8e-3), (14, 8.5e-3), (26, 10e-3), (29, 10e-3)):
+        assert schedule_times(timing, exit_layer, 3)["exit_time"] == pytest.approx(expected)
+
+
+def test_a_calibration_without_the_setting() -> None:
+    calibration = a_calibration(4)
+    assert predicted_match_rate(calibration, 20, 3) == calibration.p_correct[19, 2]
+    for exit_layer, k in ((31, 1), (0, 1), (20, 4)):
+        with pytest.raises(InvalidInputError, match="it has layers 1 to 30 and k to 3"):
+            predicted_match_rate(calibration, exit_layer, k)
+
+
+def test_the_prompts_that_judge_do_not_predict() -> None:
+    calibration = a_calibration(6)
+    others = without(calibration, ["p1", "p4"])
+    assert others.prompt_ids == ("p0", "p2", "p3", "p5")
+    kept = [0, 2, 3, 5]
+    expected = calibration.hits[kept].sum(0) / calibration.tokens[kept].sum()
+    assert np.allclose(others.p_correct, expected)
+    with pytest.raises(InvalidInputError, match="must have prompts that are not validated on"):
+        without(calibration, [f"p{n}" for n in range(5)])
+
+
+def test_corrections_find_what_was_put_in() -> None:
+    timing, calibration = a_timing(), a_calibration(20)
+    truth = {"busy_layer_time": 1.06, "batch_layer_time": 0.96, "exit_time": 1.1}
+    runs = [runs_of(timing, calibration, cell, truth, 0.003, 1) for cell in CELLS]
+    found = fit_corrections(timing, runs)
+    assert found.deviation < 0.02
+    for cell in CELLS:  # the factors trade off against each other; what they predict does not
+        p = float(calibration.p_correct[cell.exit_layer - 1, cell.k - 1])
+        made = predicted_ratio(timing, p, cell, found.factors)
+        assert made == pytest.approx(predicted_ratio(timing, p, cell, truth), rel=0.01)
+
+
+def test_without_runs_nothing_is_corrected() -> None:
+    found = fit_corrections(a_timing(), [])
+    assert found.deviation == pytest.approx(0.02)
+    assert all(factor == pytest.approx(1) for factor in found.factors.values())
+
+
+def test_prediction_intervals_hold_as_often_as_they_say() -> None:
+    timing, within, n = a_timing(), 0, 0
+    for seed in range(30):
+        known, new = a_calibration(40, seed), a_calibration(8, 1000 + seed)
+        drawn = resampled_timing(timing, np.random.default_rng(seed))  # another day's timing
+        correction = Corrections(dict.fromkeys(CORRECTED, 1.0), 0.002)
+        for prediction in predict(
+            known, timing, CELLS[:4:3], 8, correction, seed=seed, resamples=200
+        ):
+            runs = runs_of(drawn, new, prediction.cell, correction.factors, 0.005, seed)
+            # PPD's seconds over those of plain decoding on the same day
+            within += prediction.ci_low <= runs.ratio <= prediction.ci_high
+            n += 1
+    low, high = binomial_interval(within, n)
+    assert low <= 0.95 <= high, f"{within} of {n}"
+
+
+@pytest.mark.parametrize("fitted_on", [3, 6])
+def test_intervals_know_that_texts_scatter(fitted_on: int) -> None:
+    """Real runs of a text lie 2 to 8% from others in common, and some 5% from each other."""
+    timing, counts = a_timing(), {"all": 0, "as if texts were alike": 0}
+    worlds, cells = 40, [CELLS[0], CELLS[3], CELLS[6]]
+    for seed in range(worlds):
+        rng = np.random.default_rng(seed)
+        known = a_calibration(40, seed)
+        first, new = a_calibration(fitted_on, 2000 + seed), a_calibration(8, 1000 + seed)
+        common = [rng.normal(0, 0.07, len(c.prompt_ids)) for c in (first, new)]
+        truth = NO_CORRECTIONS.factors
+        runs = [runs_of(timing, first, cell, truth, 0.05, seed, common[0]) for cell in cells]
+        found = fit_corrections(timing, runs)
+        assert found.n_texts == fitted_on
+        judge = runs_of(timing, new, cells[1], truth, 0.05, 999 + seed, common[1])
+        alike = replace(found, n_texts=0, run_scatter=0.0)
+        for name, corrections in zip(counts, (found, alike), strict=True):
+            (asked,) = predict(known, timing, [cells[1]], 8, corrections, seed=seed, resamples=200)
+            counts[name] += asked.ci_low <= judge.ratio <= asked.ci_high
+    low, high = binomial_interval(counts["all"], worlds)
+    assert low <= 0.95 <= high, counts
+    assert counts["as if texts were alike"] < counts["all"], "or the scatter did not matter"
+
+
+def test_the_scatter_of_texts_is_found() -> None:
+    timing, many = a_timing(), a_calibration(400, tokens=400)
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 0.05, 400)
+    runs = [runs_of(timing, many, c, NO_CORRECTIONS.factors, 0.04, 1, common) for c in CELLS]
+    found = fit_corrections(timing, runs)
+    # of a mean over eight cells, and of a run
+    assert found.text_scatter == pytest.approx(np.hypot(0.05, 0.04 / np.sqrt(8)), rel=0.1)
+    assert found.run_scatter == pytest.approx(np.hypot(0.05, 0.04), rel=0.1)
+    one = fit_corrections(timing, [run.of([0]) for run in runs])  # says nothing of others
+    assert one.n_texts == 1
+    assert (one.text_scatter, one.run_scatter) == pytest.approx((0.03, 0.06))
+
+
+def test_an_error_is_split_into_its_parts() -> None:
+    timing, calibration = a_timing(), a_calibration(20)
+    cell = CELLS[0]
+    prediction = predict(calibration, timing, [cell], 20, NO_CORRECTIONS)[0]
+    runs = runs_of(timing, a_calibration(20, 5), cell, {"exit_time": 1.3}, 0, 1)
+    row = judged(prediction, runs, timing, NO_CORRECTIONS)
+    product = (1 + row["match_part"]) * (1 + row["latency_part"])
+    assert product == pytest.approx(1 + row["error"], rel=1e-12)
+    assert row["latency_part"] < -0.005, "the exit took longer than was thought"
+    ideal = 1 - prediction.p_correct * (1 - cell.exit_layer / 30)
+    assert row["error_uncalibrated"] == pytest.approx(ideal / runs.ratio - 1)
+
+
+def test_a_summary_counts_what_it_says() -> None:
+    row = {"match_part": 0.0, "latency_part": 0.0, "error_uncalibrated": 0.2}
+    rows = [row | {"error": e, "within": abs(e) < 0.05} for e in (0.01, -0.02, 0.03, -0.2)]
+    found = errors_summary(rows)
+    assert found["median_error"] == pytest.approx(0.025)
+    assert (found["within"], found["n_cells"]) == (3, 4)
+    assert found["within_ci"] == list(binomial_interval(3, 4))
+    assert errors_summary([]) == {"n_cells": 0}
+    assert binomial_interval(0, 5)[0] == 0
+    assert binomial_interval(5, 5)[1] == 1
+
+
+def test_coverage_over_splits() -> None:
+    timing, calibration = a_timing(), a_calibration(40)
+    new = a_calibration(8, 3)
+    runs = [runs_of(timing, new, cell, NO_CORRECTIONS.factors, 0.004, 2) for cell in CELLS[:2]]
+    found = coverage_over_splits(calibration, timing, runs, NO_CORRECTIONS, splits=10)
+    assert (found["n"], found["prompts"]) == (20, 4)
+    rng = np.random.default_rng(0)
+    ranges = predict(calibration, timing, CELLS[:2], 4, NO_CORRECTIONS, seed=0)
+    within = 0
+    for _ in range(10):
+        half = rng.permutation(8)[:4]
+        for asked, run in zip(ranges, runs, strict=True):
+            ratio = run.ppd_s[half].sum() / run.plain_s[half].sum()
+            within += asked.ci_low <= ratio <= asked.ci_high
+    assert found["within"] == within > 0
+
+
+def test_a_timing_file(tmp_path: Path) -> None:
+    path = tmp_path / "timing.json"
+    timing = a_timing()
+    ppd.save(timing, path)
+    again = ppd.load(path)
+    assert again == timing
+    text = path.read_text()
+    for broken, words in (
+        (text.replace('"layers": 30', '"layers": 29'), "a profile of 30 layers, not 29"),
+        (text.replace('"layer_time_s"', '"layer_time"'), "must follow its schema"),
+        (
+            re.sub(r'"exit_layers": \[\s*10', '"exit_layers": [27', text),
+            r"do not ascend below layer 30: \[27, 26\]",
+        ),
+        (re.sub(r'"exit_layers": \[\s*10,', '"exit_layers": [', text), "not one per exit layer"),
+        (text[:200], "must be whole JSON"),
+        (text.replace('"schema_version": 1', '"schema_version": 99'), "upgrade ppdmodel"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(InvalidInputError, match=words):
+            ppd.load(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (["terms", "layer_time_s"], [1e-3] * 7, "not 8 samples of layer_time_s"),
+        (["terms", "layer_time_s"], "many", "not 8 samples of layer_time_s"),
+        (["by_k", "3"], {}, "not 8 samples of layer_time_s for k = 3 at each exit layer"),
+        (["by_k", "1", "exit_time_s"], [[1e-3] * 8], "not 8 samples of exit_time_s for k = 1"),
+        (["by_k", "1", "exit_time_s"], [[1e-3] * 8, ["1"] * 8], "not 8 samples of exit_time_s"),
+    ],
+)
+def test_a_timing_file_whose_samples_are_not_those_of_its_terms(
+    tmp_path: Path, where: list[str], value: Any, words: str
+) -> None:
+    path = tmp_path / "timing.json"
+    ppd.save(a_timing(), path)
+    document = json.loads(path.read_text())
+    place = document["samples"]
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(InvalidInputError, match=f"must be whole; got {words}"):
+        ppd.load(path)

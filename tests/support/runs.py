@@ -1,0 +1,258 @@
+"""Whole runs for the tests: commands, folders compared, and processes that die on time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from ppdmodel import cli
+from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, SUMMARY_FILE, TOKENS_FILE
+from tests.conftest import TEXT
+
+#: what is said beside a result or an error
+NOTES = re.compile(
+    r"loading the model \.\.\.|\d+% done, .*|.* (is|are) kept in .*goes on from there"
+)
+#: what a process does to files, as Python's audit events name it
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+KILLED = -signal.SIGKILL
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "ppdmodel.cli.app",
+        "ppdmodel.measure.run",
+        "ppdmodel.measure.training.train",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.llama.modeling_llama",
+    ]
+)
+
+
+def write_prompts(path: Path, count: int = 7) -> Path:
+    """Prompts of different lengths, every third a conversation of two turns."""
+    words = TEXT.split()
+    rows = [
+        {
+            "id": f"p{n}",
+            "turns": [" ".join(words[: 1 + 2 * (n % 6)]), "and then"][: 2 - bool(n % 3)],
+            "category": "ab"[n % 2],
+        }
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------- commands
+
+
+class Outcome(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines on standard error that are no progress."""
+        return [line for line in self.err.splitlines() if not NOTES.fullmatch(line)]
+
+    @property
+    def error(self) -> str:
+        """The one line that says what is wrong, in the package's own words."""
+        assert self.code in (1, 2), self
+        assert self.out == "", self
+        assert len(self.notes) == 1, self
+        assert self.notes[0].startswith("error: "), self
+        assert "the run failed; got" not in self.notes[0], self
+        return self.notes[0]
+
+
+def command(*words: object) -> Outcome:
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run([str(word) for word in words])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def measuring(model: Path, prompts: Path, out: Path, *more: object) -> list[str]:
+    """The words of a short measurement."""
+    numbers = ["--max-new-tokens", "4", "--batch-size", "2", "--threads", "1", "--device", "cpu"]
+    paths = ["--model", model, "--prompts", prompts, "--out", out]
+    return [str(word) for word in ("measure", *numbers, *paths, *more)]
+
+
+def training(model: Path, prompts: Path, out: Path, *more: object) -> list[str]:
+    """The words of a short training of one exit."""
+    return ["train-exits", *measuring(model, prompts, out, "--exit-layers", 2, *more)[1:]]
+
+
+# ---------------------------------------------------------------- folders
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that a measurement's folder says, but for who made it, by file and part."""
+    found: dict[str, Any] = {"files": sorted(path.name for path in folder.iterdir())}
+    for name in (TOKENS_FILE, GUESSES_FILE):
+        if (folder / name).exists():
+            table = pq.read_table(folder / name)
+            about = json.loads(table.schema.metadata[MEASUREMENT.encode()])
+            about.pop("provenance", None)
+            found[f"{name}: about"] = about
+            found[f"{name}: types"] = [(field.name, str(field.type)) for field in table.schema]
+            for column in table.column_names:
+                found[f"{name}: {column}"] = table.column(column).to_pylist()
+    summary = json.loads((folder / SUMMARY_FILE).read_text("utf-8"))
+    return found | {f"summary: {k}": v for k, v in summary.items() if k != "provenance"}
+
+
+def assert_same(folder: Path, expected: Path) -> None:
+    """Two measurements' folders say the same, to the last bit, but for who made them."""
+    mine, theirs = contents(folder), contents(expected)
+    assert list(mine) == list(theirs)
+    for part, value in mine.items():
+        assert value == theirs[part], part
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# ---------------------------------------------------------------- processes of their own
+
+
+def start(target: Callable[..., None], *args: object) -> Any:
+    """Start a function in a process of its own."""
+    process = _FORKS.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def ended(process: Any) -> int:
+    """Wait for a process and return its exit code, negative after a signal."""
+    process.join(120)
+    assert process.exitcode is not None, "it hangs"
+    return int(process.exitcode)
+
+
+def alone(words: list[str], prepare: Callable[[], None] = lambda: None) -> Outcome | None:
+    """Run a command in a process of its own, after a preparation; None where it was killed."""
+    receiver, sender = _FORKS.Pipe(duplex=False)
+    process = start(_send_outcome, sender, words, prepare)
+    sender.close()
+    with receiver:
+        try:
+            outcome = Outcome(*receiver.recv())
+        except EOFError:
+            outcome = None
+    code = ended(process)
+    assert code == (KILLED if outcome is None else 0)
+    return outcome
+
+
+def _send_outcome(sender: Connection, words: list[str], prepare: Callable[[], None]) -> None:
+    prepare()
+    outcome = command(*words)
+    sender.send(tuple(outcome))
+    sender.close()
+
+
+def run_until_killed(words: list[str]) -> None:
+    """A command whose output nobody reads."""
+    command(*words)
+
+
+def die_at(folder: Path, nth: int) -> None:
+    """Have this process killed just before it changes a file below a folder for the nth time."""
+    left = nth
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event not in CHANGES or not str(args[0]).startswith(str(folder)):
+            return
+        if event == "os.mkdir" or os.path.lexists(args[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def die_in(environment: dict[str, str], folder: Path, nth: int) -> None:
+    """The same with variables of the environment, which such a process has from its server."""
+    os.environ.update(environment)
+    die_at(folder, nth)
+
+
+def deaths(words: list[str], folder: Path, every: int = 2, **environment: str) -> Iterator[int]:
+    """Run a command again and again from nothing, killed at its first, third, ... change.
+
+    At every one with EVERY_MOMENT=1 in the environment. Yields the number of the change after each
+    death, and ends when the command does.
+    """
+    every = 1 if os.environ.get("EVERY_MOMENT") else every
+    nth = 1 - every
+    while alone(words, functools.partial(die_in, environment, folder, nth := nth + every)) is None:
+        yield nth
+
+
+def fill_disk_at(name: str) -> None:
+    """Have this process fail to write one file, by a limit on sizes that the system enforces."""
+    from ppdmodel.measure.training import hidden_states as states
+    from ppdmodel.results import files
+    from ppdmodel.results import parquet as tables
+    from ppdmodel.results import parquet_merge as joining
+
+    whole = files.atomic
+
+    @contextlib.contextmanager
+    def narrow(path: Path) -> Iterator[Path]:
+        with whole(path) as part:
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            if path.name == name:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+            try:
+                yield part
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    for module in (files, joining, tables, states):
+        module.atomic = narrow  # type: ignore[attr-defined]
+
+
+def limit_files(count: int) -> None:
+    """Let this process have no more than so many files open."""
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (count, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+
+
+def be_nobody() -> None:
+    """Give up the privilege of the superuser to write where nobody may; others have none."""
+    if os.geteuid() == 0:
+        version, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(version, nothing) == 0
