@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ppdmodel import fit, optimize
-from ppdmodel.fitting.calibrate import Counts, calibrated
+from ppdmodel.fitting.calibrate import fit_counts
+from ppdmodel.results.hit_counts import HitCounts
 from ppdmodel.results.intervals import percentiles, prompt_weights, resampled_rates
 from ppdmodel.results.measurement import Measurement
 
@@ -32,13 +33,8 @@ def main() -> None:
     whole = seconds(lambda: fit(measurement, k_max=100), rounds=1)
     print(f"    with three families of surfaces, chosen and refitted to each: {whole} s")
     large = made_up(layers=80)
-    counts = Counts(
-        "made up", 80, large.prompt_ids, large.tokens_by_prompt(), large.hits_by_prompt(32),
-        None, None, {},
-    )  # fmt: skip
-    calibration = replace(
-        calibrated(counts, timing=None, family="rank tail", resamples=40, seed=0), resamples=1000
-    )
+    counts = replace(HitCounts.of(large, with_recorded=False), resamples=40)
+    calibration = replace(fit_counts(counts, timing=None, family="rank tail"), resamples=1000)
     decided = seconds(lambda: optimize(calibration, max_depth=4))
     print(f"  80 layers, k to 32, depths 1 to 4: optimize in {decided} s, limit {OPTIMIZE_S:g} s")
 

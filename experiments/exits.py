@@ -23,7 +23,7 @@ from ppdmodel.measure.models.sources import ModelSource
 from ppdmodel.measure.prompts import prompts_sha256
 from ppdmodel.measure.training.train import Trainer
 from ppdmodel.results.files import atomic
-from ppdmodel.results.intervals import METHOD, percentiles, prompt_weights, resampled_rates
+from ppdmodel.results.intervals import METHOD, interval_of, prompt_weights, resampled_rates
 from ppdmodel.results.summary import RESAMPLES, SEED
 
 DATA, SCRATCH = Path(__file__).parents[1] / "data", Path("results") / "exits"
@@ -131,8 +131,9 @@ def compared(logit: Measurement, with_exits: Measurement) -> list[dict[str, Any]
 
 def interval(hits: Any, tokens: Any, weights: Any) -> Sequence[float]:
     """The rate and the ends of its interval."""
-    ends = percentiles(resampled_rates(hits, tokens, weights))
-    return [round(float(x), 4) for x in (hits.sum() / tokens.sum(), *ends)]
+    draws = resampled_rates(hits, tokens, weights)
+    rate = interval_of(hits.sum() / tokens.sum(), draws, tokens)
+    return [round(x, 4) for x in (rate.value, rate.ci_low, rate.ci_high)]
 
 
 def table(document: Mapping[str, Any], k: int = 5) -> str:

@@ -100,8 +100,10 @@ def decode_command(
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
     from ..measure import Sampling, load_exits, load_model, locate
     from ..pipeline import decode
-    from ..pipeline.fitness import check_fits
+    from ..pipeline.devices import machine
+    from ..pipeline.timing import model_provenance
     from ..pipeline.worker_pool import places
+    from ..results.compatibility import check_runs
     from ..results.files import check_writable
     from ..results.io import load_calibration, load_timing
 
@@ -114,7 +116,8 @@ def decode_command(
         note("a predicted time needs match rates too: add --calibration FILE")
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
-    for warning in check_fits(source, dtype, trained, rates, times, names):
+    running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
+    for warning in check_runs(running, rates, times):
         note(warning)
     loaded = load_model(source, dtype)
     said: list[int] = []

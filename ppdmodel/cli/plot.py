@@ -20,6 +20,7 @@ from .options import (
     K,
     depth_value,
     guesses_beside,
+    note,
     print_json,
     refuse,
     whole,
@@ -206,4 +207,7 @@ def _calibration(path: Path | None) -> Calibration:
     from ..results.io import load_rates
 
     source = load_rates(path)
-    return fit(source) if isinstance(source, Measurement) else source
+    if not isinstance(source, Measurement):
+        return source
+    note(f"fitting {path}, which takes a while; fit it once with: ppdmodel fit {path} --out FILE")
+    return fit(source)

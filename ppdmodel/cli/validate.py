@@ -88,8 +88,10 @@ def validate_command(
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
     from ..measure import default_prompts, load_exits, load_model, locate
     from ..pipeline import validate
-    from ..pipeline.fitness import check_fits
+    from ..pipeline.devices import machine
+    from ..pipeline.timing import model_provenance
     from ..pipeline.worker_pool import places
+    from ..results.compatibility import check_runs
     from ..results.io import load_calibration, load_timing
 
     names = [place.device for place in places(numbers["units"], device=device)]
@@ -101,7 +103,8 @@ def validate_command(
         )
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
-    for warning in check_fits(source, dtype, trained, rates, times, names):
+    running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
+    for warning in check_runs(running, rates, times):
         note(warning)
     chosen = chosen_prompts(prompts, most, default_prompts)[: most or FEW]
     try:

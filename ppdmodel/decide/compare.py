@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import formulas
 from ..checks import positive_integer, real_number
 from ..errors import InvalidInputError
-from ..fitting.calibrate import check_same_model
 from ..formulas.contract import check
 from ..results.calibration import Calibration
+from ..results.compatibility import check_timing
+from ..results.hit_counts import HitCounts
 from ..results.intervals import Interval
-from ..results.measurement import Measurement, titled
+from ..results.measurement import Measurement
 from ..results.token_counts import TokenCounts
 from .costs import Costs, LayerCosts, TimedCosts
 from .methods import Family, gated, self_speculation, two_exits
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
     from ..results.measurement import Guesses
     from ..results.timing import Timing
-
-#: of a measurement; a calibration has its own
-K_MAX, RESAMPLES = 32, 1000
 
 #: drafted tokens per round of speculative decoding that are tried
 MOST_DRAFTED = 16
@@ -90,8 +88,16 @@ def compare(
     if not 0 < real_number("efficiency", efficiency, 0, "give a share") <= 1:
         raise InvalidInputError(f"efficiency must lie in (0, 1]; got {efficiency}; 1 is perfect")
     link = float(real_number("link_time", link_time, 0, "give it in layer times"))
-    counts = _Counts.of(source, guesses, timing)
-    judge = counts.judge(Rule(max_compute=float(max_compute)), max_units)
+    if isinstance(source, Calibration):
+        if timing is not None:
+            raise InvalidInputError(
+                "timing must be left out for a calibration; got timing; fit the measurement with it"
+            )
+        timing = source.timing
+    elif timing is not None:
+        check_timing(timing, source.provenance, source.layers)
+    counts = HitCounts.of(source, guesses=guesses)
+    judge = _judge(counts, Rule(max_compute=float(max_compute)), max_units)
     methods = [given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
     families = [_ppd(counts, LayerCosts(), link_time=link)]
     if counts.recorded is not None:
@@ -102,17 +108,16 @@ def compare(
     ppd = next((m for m in methods if m.name == "PPD" and m.units > 1), None)
     methods += _split(counts, judge.rule, ppd, _Link(efficiency, link), max_units)
     least = {family.name: int(family.units.min()) for family in families} | LEAST_UNITS
-    if counts.timing is not None:
-        costs = TimedCosts(counts.timing, counts.seed)
+    if timing is not None:
+        costs = TimedCosts(timing, counts.seed)
         methods += _timed(judge, counts, costs)
         least |= {"PPD, timed": costs.n_units, "split layers, timed": costs.n_units}
     left_out = [] if counts.recorded is not None else [NOT_RECORDED]
     left_out += _beyond(max_units, least, _names(methods))
     if acceptance_rate is not None and "speculative" not in _names(methods):
         left_out.append("speculative: no number of drafted tokens is faster within the compute")
-    about = counts.provenance
     return Comparison(
-        title=titled(counts.model, about.get("measurement", about)),
+        title=counts.title,
         model=counts.model,
         layers=counts.layers,
         n_tokens=int(counts.tokens.sum()),
@@ -121,7 +126,7 @@ def compare(
         max_units=max_units,
         methods=tuple(methods),
         left_out=tuple(left_out),
-        provenance=counts.provenance,
+        provenance=source.provenance,
     )
 
 
@@ -138,61 +143,18 @@ def _beyond(max_units: int | None, least: Mapping[str, int], there: Sequence[str
     ]
 
 
+def _judge(counts: HitCounts, rule: Rule, max_units: int | None) -> Judge:
+    """Who finds the best settings under a rule."""
+    return Judge(counts.tokens, counts.resamples, counts.seed, rule, max_units)
+
+
 def _recorded(recorded: TokenCounts, link: float) -> list[Family]:
     families = (gated(recorded, link), two_exits(recorded, link), self_speculation(recorded))
     return [family for family in families if family is not None]
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """What both a measurement and a calibration have."""
-
-    model: str
-    layers: int
-    hits: Ints
-    tokens: Ints
-    resamples: int
-    seed: int
-    provenance: Mapping[str, Any]
-    timing: Timing | None
-    recorded: TokenCounts | None
-    exit_layers: tuple[int, ...] | None = None
-    ks: tuple[int, ...] | None = None
-
-    @classmethod
-    def of(
-        cls, source: Measurement | Calibration, guesses: Guesses | None, timing: Timing | None
-    ) -> _Counts:
-        """Counts for k = 1...32 of a measurement, and those that a calibration holds."""
-        if isinstance(source, Calibration):
-            for name, given_ in (("timing", timing), ("guesses", guesses)):
-                if given_ is not None:
-                    raise InvalidInputError(
-                        f"{name} must be left out for a calibration; got {name}; fit the "
-                        "measurement with it"
-                    )
-            return cls(*(getattr(source, name) for name in cls.__dataclass_fields__))
-        if timing is not None:
-            check_same_model(source, timing)
-        return cls(
-            str(source.provenance["model"]),
-            source.layers,
-            source.hits_by_prompt(K_MAX),
-            source.tokens_by_prompt(),
-            RESAMPLES,
-            0,
-            source.provenance,
-            timing,
-            TokenCounts.of(source, guesses),
-        )
-
-    def judge(self, rule: Rule, max_units: int | None) -> Judge:
-        """Who finds the best settings under a rule."""
-        return Judge(self.tokens, self.resamples, self.seed, rule, max_units)
-
-
 def _ppd(
-    counts: _Counts, costs: Costs, name: str = "PPD", note: str = "", link_time: float = 0.0
+    counts: HitCounts, costs: Costs, name: str = "PPD", note: str = "", link_time: float = 0.0
 ) -> Family:
     """PPD at one exit and depth 1, every setting; a message delays what an exit starts."""
     grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
@@ -268,7 +230,7 @@ class _Link:
 
 
 def _split(
-    counts: _Counts, rule: Rule, ppd: Method | None, link: _Link, max_units: int | None
+    counts: HitCounts, rule: Rule, ppd: Method | None, link: _Link, max_units: int | None
 ) -> list[Method]:
     """Every layer split over the units that PPD holds, and PPD of processes that are split."""
     units = ppd.units if ppd is not None else min(max_units or 2, 2)
@@ -284,12 +246,12 @@ def _split(
     return found + _hybrid(counts, rule, link, max_units)
 
 
-def _hybrid(counts: _Counts, rule: Rule, link: _Link, max_units: int | None) -> list[Method]:
+def _hybrid(counts: HitCounts, rule: Rule, link: _Link, max_units: int | None) -> list[Method]:
     """PPD whose processes are each split over n units, with the best n within the units."""
     each = range(2, min(max_units // 2, MOST_SPLIT) + 1) if max_units else (2,)
     found = []
     for n in each:
-        ppd = counts.judge(rule, max_units and max_units // n).best(
+        ppd = _judge(counts, rule, max_units and max_units // n).best(
             _ppd(counts, LayerCosts(), link_time=link.link_time), MEASURED
         )
         if ppd is None or ppd.units == 1:
@@ -310,7 +272,7 @@ def _hybrid(counts: _Counts, rule: Rule, link: _Link, max_units: int | None) -> 
     return sorted(found, key=lambda method: method.latency.value)[:1]
 
 
-def _timed(judge: Judge, counts: _Counts, costs: TimedCosts) -> list[Method]:
+def _timed(judge: Judge, counts: HitCounts, costs: TimedCosts) -> list[Method]:
     """The rows in seconds: PPD by the calibrated model, and what the machine did when split."""
     measured = costs.timing.terms["split_latency_s"]
     note = "measured times, heads and overheads included, against plain decoding in seconds"

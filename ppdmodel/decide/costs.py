@@ -154,7 +154,7 @@ class TimedCosts:
 
     def __init__(self, timing: Timing, seed: int = 0) -> None:
         self.timing = timing
-        self.name = IDEAL_TIMES if timing.provenance.get("basis") == "ideal" else TIMES
+        self.name = IDEAL_TIMES if timing.is_ideal else TIMES
         rng = np.random.default_rng(seed)
         self.draws = [resampled_timing(timing, rng) for _ in range(TIMING_DRAWS)]
         self.plain_s = predicted_plain_latency_s(timing)
@@ -167,7 +167,7 @@ class TimedCosts:
     @property
     def n_units(self) -> int:
         """Devices: one runs the main process, one the batch; more where each is split."""
-        return 2 * int(self.timing.provenance.get("units_per_process", 1))
+        return 2 * self.timing.units_per_process
 
     def units(self, grid: Grid) -> Ints:
         """The same two for every setting, or as many as both are split over."""

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ..results.calibration import Calibration
     from ..results.measurement import Measurement
 
-#: of a measurement, as many as `fit` takes; a calibration has its own
-RESAMPLES = 1000
-
 
 def estimate(
     p_correct: float,
@@ -116,12 +113,19 @@ def estimate_from(
         InvalidInputError: an argument is outside its domain, or k is beyond what was recorded.
     """
     from ..results.calibration import Calibration
-    from ..results.intervals import METHOD, percentiles, prompt_weights, resampled_rates
+    from ..results.hit_counts import hits_at
+    from ..results.intervals import (
+        METHOD,
+        RESAMPLES,
+        percentiles,
+        prompt_weights,
+        resampled_rates,
+    )
 
     layers = source.layers
     exit_layer = exit_layer if exit_layer is not None else default_exit(layers)
     check_schedule(layers, exit_layer, k, depth)
-    hits, tokens = _counts(source, exit_layer, k)
+    hits, tokens = hits_at(source, exit_layer, k)
     plain = estimate(float(hits.sum() / tokens.sum()), layers, exit_layer, k, depth, **options)
     draws = None
     if isinstance(source, Calibration):
@@ -211,24 +215,6 @@ def _quantities(
 def _bounded(count: int) -> float:
     """A whole number, or infinity where it is too large for a float."""
     return count if count <= sys.float_info.max else math.inf
-
-
-def _counts(source: Measurement | Calibration, exit_layer: int, k: int) -> tuple[Any, Any]:
-    """Hits [prompts] at one exit and k, and tokens [prompts]."""
-    from ..results.measurement import Measurement
-
-    if isinstance(source, Measurement):
-        return source.hits_by_prompt_at(exit_layer, k), source.tokens_by_prompt()
-    if k <= source.k_max and not source.has(exit_layer, k):
-        raise InvalidInputError(
-            f"the calibration must hold the setting; got exit layer {exit_layer}, k = {k}; it has "
-            f"exit layers {source.exit_layers or 'all'} and k {source.ks or 'all'}"
-        )
-    if k > source.k_max:
-        raise InvalidInputError(
-            f"k must not exceed what the calibration recorded; got {k}; it has 1 to {source.k_max}"
-        )
-    return source.hits[:, exit_layer - 1, k - 1], source.tokens
 
 
 def _total(

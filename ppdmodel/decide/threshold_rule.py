@@ -15,10 +15,10 @@ import numpy as np
 from .. import formulas
 from ..checks import real_number
 from ..errors import InvalidInputError
-from ..fitting.calibrate import check_same_model
 from ..fitting.cross_validation import FOLDS, cross_fitted, folds
 from ..fitting.guess_reliability import Fits
 from ..results.calibration import Reliability
+from ..results.compatibility import check_timing
 from ..results.intervals import Interval, interval_of, prompt_weights
 from ..results.measurement import Guesses, Measurement, titled
 from ..results.tabular import Frame
@@ -174,7 +174,7 @@ def _reading(
         raise InvalidInputError(
             "costs of reading must be given or from a timing; got both; leave one out"
         )
-    check_same_model(measurement, timing)
+    check_timing(timing, measurement.provenance, measurement.layers)
     return Reading.of_timing(timing)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from ..checks import positive_integer
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
+from ..results.hit_counts import HitCounts
 from ..results.timing import Timing
-from .calibrate import MOST_K, Counts, calibrated
+from .calibrate import MOST_K, fit_counts
 
 COLUMNS = ("exit_layer", "k", "hits", "n", "prompt_id")
 
@@ -78,8 +79,8 @@ def fit_table(
             before = row
     hits[:, -1] = tokens[:, None]  # the last layer makes the token itself
     text = path.read_bytes()
-    return calibrated(
-        Counts(
+    return fit_counts(
+        HitCounts(
             model=model,
             layers=layers,
             prompt_ids=prompts,
@@ -87,12 +88,16 @@ def fit_table(
             hits=hits,
             exit_layers=tuple(e for e in exits if e < layers),
             ks=tuple(ks),
-            about={"model": model, "table": path.name, "sha256": hashlib.sha256(text).hexdigest()},
+            provenance={
+                "model": model,
+                "table": path.name,
+                "sha256": hashlib.sha256(text).hexdigest(),
+            },
+            resamples=resamples,
+            seed=seed,
         ),
         timing=timing,
         family=family,
-        resamples=resamples,
-        seed=seed,
     )
 
 

@@ -22,7 +22,7 @@ Surface = Callable[["Floats", "Floats", "Floats"], "tuple[Floats, Floats]"]
 
 
 @dataclass(frozen=True)
-class Family:
+class CurveFamily:
     """One kind of surface: parameter -> (start, lower bound, upper bound), and its values."""
 
     name: str
@@ -102,7 +102,7 @@ def _rank_tail(theta: Floats, x: Floats, k: Floats) -> tuple[Floats, Floats]:
 FAMILIES = {
     family.name: family
     for family in (
-        Family(
+        CurveFamily(
             "floored Kumaraswamy",
             {
                 "log_steepness": (1.0, -3.0, 5.0),
@@ -114,7 +114,7 @@ FAMILIES = {
             },
             _kumaraswamy,
         ),
-        Family(
+        CurveFamily(
             "floored power",
             {
                 "log_exponent": (1.0, -3.0, 5.0),
@@ -125,7 +125,7 @@ FAMILIES = {
             },
             _power,
         ),
-        Family(
+        CurveFamily(
             "rank tail",
             {
                 "log_steepness": (1.0, -3.0, 5.0),
@@ -140,7 +140,7 @@ FAMILIES = {
 }
 
 
-def family_of(name: str) -> Family:
+def family_of(name: str) -> CurveFamily:
     """One family by its name.
 
     Raises:

@@ -24,7 +24,7 @@ RESAMPLES, SHUFFLES = 2000, 999
 
 
 @dataclass(frozen=True)
-class Difference:
+class RateDifference:
     """One group's match rate less the first group's, at one relative depth and k.
 
     `difference` has a pointwise 95% interval, too short for groups of a few prompts. `differs`
@@ -48,9 +48,9 @@ class Differences(Frame):
     first: str
     groups: tuple[str, ...]
     paired: tuple[bool, ...]
-    rows: tuple[Difference, ...]
+    rows: tuple[RateDifference, ...]
 
-    def _rows(self) -> Sequence[Difference]:
+    def _rows(self) -> Sequence[RateDifference]:
         return self.rows
 
 
@@ -180,7 +180,7 @@ def _compared(
             for j, k in enumerate(ks):
                 n = (int(group.tokens.sum()), len(group.prompt_ids))
                 rows.append(
-                    Difference(
+                    RateDifference(
                         name=group.name,
                         relative_depth=depth,
                         k=k,

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
-    from .curves import Family
+    from .curves import CurveFamily
 
 STEPS, HALVINGS, TOLERANCE = 40, 12, 1e-10
 
@@ -19,13 +19,13 @@ STEPS, HALVINGS, TOLERANCE = 40, 12, 1e-10
 class Cells:
     """Where a surface is compared with counts: relative depths below 1, and k's; [layers, k]."""
 
-    family: Family
+    family: CurveFamily
     layers: int
     x: Floats
     k: Floats
 
     @classmethod
-    def of(cls, family: Family, layers: int, exit_layers: Ints, ks: Ints) -> Cells:
+    def of(cls, family: CurveFamily, layers: int, exit_layers: Ints, ks: Ints) -> Cells:
         """Some exit layers below the last, and some k's."""
         x, k = np.meshgrid(exit_layers / layers, ks.astype(float), indexing="ij")
         return cls(family, layers, x, k)

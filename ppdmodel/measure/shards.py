@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..results.compatibility import check_agree
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, provenance
 from ..results.io import read_measurement
 from ..results.measurement import Measurement
@@ -60,13 +61,22 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
         with TableFile(folder / TOKENS_FILE, TOKENS) as file:
             found, prompts = file.about["provenance"], file.about["prompt_ids"]
         first = first or found
-        for key in sorted((first.keys() | found.keys()) - set(OF_THE_RUN)):
-            if found.get(key) != first.get(key):
-                raise InvalidInputError(
-                    f"shards must be parts of one measurement; got {key} {found.get(key)!r} in "
-                    f"{folder} and {first.get(key)!r} in {folders[0]}; merge equal settings"
-                )
-        _check_sizes(first, found, folder)
+        check_agree(
+            found,
+            first,
+            sorted((first.keys() | found.keys()) - set(OF_THE_RUN)),
+            rule="shards must be parts of one measurement",
+            what=str(folder),
+            fix=f"merge those with the settings of {folders[0]}",
+        )
+        check_agree(
+            {"partition": _partition(found)},
+            {"partition": _partition(first)},
+            ["partition"],
+            rule="shards must be of one partition of the batches",
+            what=str(folder),
+            fix="use one N and one --batch-size",
+        )
         for name in prompts:
             if name in owner:
                 raise InvalidInputError(
@@ -88,14 +98,6 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
     return {**shared, **mine, **kept, "shard": None, "merged": runs}
 
 
-def _check_sizes(first: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
-    """Shards cut the list into batches, so all must have cut it alike."""
-    cut = [str(about.get("shard")).partition(" of ")[2] for about in (first, found)]
-    counts = [
-        str(about.get("shard")).partition(" of ")[0].rpartition("/")[2] for about in (first, found)
-    ]
-    if cut[0] != cut[1] or counts[0] != counts[1]:
-        raise InvalidInputError(
-            f"shards must be cut alike; got {found.get('shard')} in {folder} and "
-            f"{first.get('shard')}; use one N and one --batch-size"
-        )
+def _partition(about: dict[str, Any]) -> str | None:
+    """Number of shards and size of batches, of "1/3 of batches of 2"; None of a whole."""
+    return (about.get("shard") or "").partition("/")[2] or None

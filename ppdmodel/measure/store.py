@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..results.compatibility import check_agree
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
 from ..results.measurement import Guesses, Measurement
 from ..results.parquet import TOKENS, TableFile, guesses_beside, write_guesses, write_tokens
@@ -59,13 +60,14 @@ class Store:
         return sorted((self.out / UNFINISHED).glob(f"[0-9]*.{TOKENS_FILE}"))
 
     def _check_same(self, file: TableFile) -> None:
-        found = file.about["provenance"]
-        for key, value in self.settings.items():
-            if found.get(key) != value:
-                raise InvalidInputError(
-                    f"the out folder must hold this same measurement; got {self.out} with {key} "
-                    f"{found.get(key)!r} instead of {value!r}; choose another --out"
-                )
+        check_agree(
+            file.about["provenance"],
+            self.settings,
+            self.settings,
+            rule="the out folder must hold this same measurement",
+            what=str(self.out),
+            fix="choose another --out",
+        )
 
     def _check_guesses(self, tokens: Path) -> None:
         beside = guesses_beside(tokens)

@@ -12,6 +12,7 @@ from ..checks import positive_integer
 from ..decide.prediction import SCHEDULE
 from ..errors import InvalidInputError, RunFailedError
 from ..measure.models.loading import LoadedModel
+from ..measure.models.sources import ModelSource
 from ..measure.training.train import TrainedExits
 from ..results.files import provenance
 from ..results.intervals import percentiles
@@ -327,17 +328,24 @@ def timed(values: Sequence[float]) -> Timed:
     return Timed(float(np.median(array)), float(low), float(high), len(array))
 
 
+def model_provenance(source: ModelSource, dtype: str, exits: TrainedExits | None) -> dict[str, Any]:
+    """What runs: the model's weights, their number type, and its exits."""
+    return {
+        "model": source.name,
+        "weights_sha256": list(source.weights_sha256),
+        "quantization": source.quantization,
+        "dtype": dtype,
+        "exit_kind": "trained" if exits else "logit",
+        "exits_sha256": exits.sha256 if exits else None,
+    }
+
+
 def timing_provenance(
     loaded: LoadedModel, exits: TrainedExits | None, devices: tuple[str, ...]
 ) -> dict[str, Any]:
     """What a time depends on: model, type, exits, machine."""
     return {
-        "model": loaded.source.name,
-        "weights_sha256": list(loaded.source.weights_sha256),
-        "quantization": loaded.source.quantization,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "exit_kind": "trained" if exits else "logit",
-        "exits_sha256": exits.sha256 if exits else None,
+        **model_provenance(loaded.source, str(loaded.model.dtype).removeprefix("torch."), exits),
         "units": len(devices),
         "threads_per_unit": 1,
         "devices": list(devices),

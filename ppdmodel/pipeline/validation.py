@@ -17,6 +17,7 @@ from ..measure.models.loading import LoadedModel
 from ..measure.prompts import Prompt
 from ..measure.training.train import TrainedExits
 from ..results.calibration import Calibration
+from ..results.compatibility import check_agree
 from ..results.files import (
     SCHEMA_VERSION,
     VALIDATION,
@@ -205,11 +206,19 @@ class _Book:
             header, *self.runs = [json.loads(line) for line in lines]
         except ValueError:
             header = {}
-        if header.get("settings") != self.settings:
-            raise InvalidInputError(
-                f"{out} must hold this very validation; got another one's runs; "
-                "choose another folder"
-            )
+        self._check_same(header, "runs")
+
+    def _check_same(self, found: Mapping[str, Any], what: str) -> None:
+        """Refuse what another validation left in the folder."""
+        theirs = found.get("settings", {})
+        check_agree(
+            theirs,
+            self.settings,
+            [*self.settings, *(theirs.keys() - self.settings.keys())],
+            rule=f"{self.out} must hold this very validation",
+            what=what,
+            fix="choose another folder",
+        )
 
     def _whole_lines(self) -> list[str]:
         """What is on file; a line that was cut off in the middle is taken away."""
@@ -270,10 +279,7 @@ class _Book:
             }
             write_json(path, document)
         found = read_json(path, VALIDATION)
-        if found["settings"] != self.settings:
-            raise InvalidInputError(
-                f"{path} must be of this very validation; got another one's; choose another folder"
-            )
+        self._check_same(found, "predictions")
         rows = found["predictions"]
         return [Prediction(**{**row, "cell": Cell(**row["cell"])}) for row in rows]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .intervals import METHOD, Interval
 from .measurement import titled
-from .packing import packed_counts
+from .packing import pack_token_counts
 from .tabular import Frame
 from .timing import Timing
 from .token_counts import TokenCounts
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class FamilyScore:
     """How well a family of surfaces predicts prompts that it was not fitted to.
 
     `held_out` is its log-likelihood per token, averaged over exit layers and k; `behind` what the
@@ -52,7 +52,7 @@ class MatchCurve:
     largest_residual_layer: int
     largest_residual_k: int
     covariance: tuple[tuple[float, ...], ...] = ()
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[FamilyScore, ...] = ()
 
     @property
     def standard_errors(self) -> dict[str, float | None]:
@@ -124,7 +124,7 @@ class Calibration(Frame):
         return np.isin(exit_layer, layers) & np.isin(k, ks)
 
     def _document(self) -> dict[str, Any]:
-        counts = self.recorded and packed_counts(self.recorded)
+        counts = self.recorded and pack_token_counts(self.recorded)
         return asdict(replace(self, recorded=None)) | {"recorded": counts}
 
     def _rows(self) -> Sequence[Rate]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -14,29 +14,37 @@ if TYPE_CHECKING:
 
 METHOD = "percentile bootstrap over prompts"
 LEVEL = 0.95
+#: resamples of the prompts and the seed, unless told otherwise
+RESAMPLES, SEED = 1000, 0
 #: with fewer resamples less than one lies beyond each end of an interval of that level
 LEAST_RESAMPLES = 40
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number with its interval, and what the interval rests on.
+class IntervalEstimate:
+    """A number with the ends of its 95% confidence interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+    def scaled(self, factor: float) -> Self:
+        """The same in another unit; `factor` is positive."""
+        low, high = factor * self.ci_low, factor * self.ci_high
+        return replace(self, value=factor * self.value, ci_low=low, ci_high=high)
+
+
+@dataclass(frozen=True)
+class Interval(IntervalEstimate):
+    """An estimate with its interval, the tokens and prompts behind it, and the method.
 
     The ends are NaN, and null in JSON, where there is none: of one prompt, or of a parameter that
     the data do not determine.
     """
 
-    value: float
-    ci_low: float
-    ci_high: float
     n_tokens: int
     n_prompts: int
     method: str
-
-    def scaled(self, factor: float) -> Interval:
-        """The same in another unit."""
-        low, high = factor * self.ci_low, factor * self.ci_high
-        return replace(self, value=factor * self.value, ci_low=low, ci_high=high)
 
 
 def prompt_weights(n_prompts: int, resamples: int, seed: int | np.random.Generator) -> Ints:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from .calibration import Calibration, Candidate, MatchCurve
+from .calibration import Calibration, FamilyScore, MatchCurve
 from .files import (
     CALIBRATION,
     GUESSES_FILE,
@@ -121,12 +121,12 @@ def _lengths(samples: Any) -> Any:
 
 
 def _calibration_document(result: Calibration) -> dict[str, Any]:
-    from .packing import packed_counts
+    from .packing import pack_token_counts
 
     fields = asdict(replace(result, recorded=None))
     document = {"schema": CALIBRATION, "schema_version": SCHEMA_VERSION, **fields}
     timing = result.timing and _timing_document(result.timing)
-    counts = result.recorded and packed_counts(result.recorded)
+    counts = result.recorded and pack_token_counts(result.recorded)
     return document | {"k_max": result.k_max, "timing": timing, "recorded": counts}
 
 
@@ -138,7 +138,7 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
     curve["parameters"] = {k: Interval(**_known(v)) for k, v in curve["parameters"].items()}
     rows = curve.get("covariance", ())
     curve["covariance"] = tuple(tuple(_known(dict(enumerate(row))).values()) for row in rows)
-    curve["candidates"] = tuple(Candidate(**row) for row in curve.get("candidates", ()))
+    curve["candidates"] = tuple(FamilyScore(**row) for row in curve.get("candidates", ()))
     arrays = {k: np.asarray(fields[k], dtype=float) for k in ("p_correct", "ci_low", "ci_high")}
     counts = {k: np.asarray(fields[k], dtype=np.int64) for k in ("tokens", "hits")}
     fields |= arrays | counts | {"curve": MatchCurve(**curve)}
@@ -152,9 +152,9 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
         check_schema(timing, path)
         fields["timing"] = _timing(timing, path)
     if fields.get("recorded") is not None:
-        from .packing import unpacked_counts
+        from .packing import unpack_token_counts
 
-        fields["recorded"] = unpacked_counts(
+        fields["recorded"] = unpack_token_counts(
             fields["recorded"], fields["layers"], fields["tokens"], path
         )
     rows = fields.get("reliability", ())

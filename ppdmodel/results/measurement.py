@@ -60,6 +60,12 @@ class Measurement:
         """Generated tokens, over all prompts."""
         return int(self.rank.shape[0])
 
+    @property
+    def recorded_k(self) -> int | None:
+        """Largest rank that was recorded; None where all were."""
+        most = self.provenance.get("k_max")
+        return most if isinstance(most, int) else None
+
     def coupled(self) -> Measurement:
         """The same tokens with the coupled ranks in the place of the plain ones.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidInputError
-from .token_counts import COUNTS, TokenCounts, second_half
+from .token_counts import ARRAYS, TokenCounts, second_half
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ TYPES = ("<u1", "<u2", "<u4")
 LABELS = ("drafted", "gates", "gated_k", "pair_k", "pair_exits")
 
 
-def pack(counts: Ints) -> dict[str, Any]:
+def pack_array(counts: Ints) -> dict[str, Any]:
     """An array of counts as `{dtype, shape, data}`."""
     most = int(counts.max(initial=0))
     dtype = next(name for name in TYPES if most <= np.iinfo(name).max)
@@ -40,8 +40,8 @@ def pack(counts: Ints) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(counts.shape), "data": data}
 
 
-def unpack(document: Mapping[str, Any], shape: tuple[int, ...], name: str) -> Ints:
-    """The array of a `pack`, which must have the shape that the rest of the document gives it.
+def unpack_array(document: Mapping[str, Any], shape: tuple[int, ...], name: str) -> Ints:
+    """Read what `pack_array` gave; the rest of the document says which shape it must have.
 
     Raises:
         InvalidInputError: it has another shape, or the data is damaged or of another size.
@@ -63,15 +63,15 @@ def unpack(document: Mapping[str, Any], shape: tuple[int, ...], name: str) -> In
     return np.frombuffer(raw, dtype=dtype).reshape(shape).astype(np.int64)
 
 
-def packed_counts(recorded: TokenCounts) -> dict[str, Any]:
+def pack_token_counts(recorded: TokenCounts) -> dict[str, Any]:
     """The counts as a calibration file holds them; its layers and tokens stand beside them."""
     labels = {name: list(getattr(recorded, name)) for name in LABELS}
-    counts = {name: pack(getattr(recorded, name)) for name in COUNTS}
-    shared = None if recorded.shared is None else pack(recorded.shared)
+    counts = {name: pack_array(getattr(recorded, name)) for name in ARRAYS}
+    shared = None if recorded.shared is None else pack_array(recorded.shared)
     return {**labels, **counts, "shared": shared}
 
 
-def unpacked_counts(
+def unpack_token_counts(
     document: Mapping[str, Any], layers: int, tokens: Ints, path: Path
 ) -> TokenCounts:
     """Read the counts of a calibration with so many layers and tokens by prompt.
@@ -80,7 +80,7 @@ def unpacked_counts(
         InvalidInputError: they are damaged, or do not fit the rest of the file.
     """
     labels: dict[str, Any] = {name: tuple(document[name]) for name in LABELS}
-    nothing: dict[str, Any] = dict.fromkeys(COUNTS, np.zeros(0, dtype=np.int64))
+    nothing: dict[str, Any] = dict.fromkeys(ARRAYS, np.zeros(0, dtype=np.int64))
     empty = TokenCounts(layers=layers, tokens=tokens, **labels, **nothing, shared=None)
     for name, values in labels.items():
         if not all(a < b for a, b in pairwise((0, *values))):  # NaN too is refused
@@ -92,7 +92,9 @@ def unpacked_counts(
             f"{labels['pair_exits']}; fit again"
         )
     arrays: dict[str, Any] = {
-        name: None if document[name] is None else unpack(document[name], shape, f"{name} of {path}")
+        name: None
+        if document[name] is None
+        else unpack_array(document[name], shape, f"{name} of {path}")
         for name, shape in empty.shapes().items()
     }
     found = replace(empty, **arrays)

@@ -9,6 +9,8 @@ from dataclasses import asdict, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .intervals import IntervalEstimate
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -52,7 +54,7 @@ def flat(row: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields(row):
         value = getattr(row, field.name)
-        if hasattr(value, "ci_low"):
+        if isinstance(value, IntervalEstimate):
             found[field.name] = value.value
             found[f"{field.name}_low"], found[f"{field.name}_high"] = value.ci_low, value.ci_high
         elif isinstance(value, Mapping):

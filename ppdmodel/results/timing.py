@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from .intervals import IntervalEstimate
+
 
 @dataclass(frozen=True)
-class Timed:
-    """A time in seconds, its 95% interval over repetitions, and how many there were."""
+class Timed(IntervalEstimate):
+    """A median time in seconds, its interval over n repetitions."""
 
-    value: float
-    ci_low: float
-    ci_high: float
     n: int
 
 
@@ -49,6 +48,21 @@ class Timing:
     layer_profile_s: tuple[float, ...]
     samples: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    @property
+    def machine(self) -> str | None:
+        """Processor, number of CPUs and GPUs that it was measured on."""
+        return self.provenance.get("machine")
+
+    @property
+    def is_ideal(self) -> bool:
+        """Whether the times are of a roofline model, and never vary, instead of measured."""
+        return bool(self.provenance.get("basis") == "ideal")
+
+    @property
+    def units_per_process(self) -> int:
+        """Units that each process is split over by tensor parallelism."""
+        return int(self.provenance.get("units_per_process", 1))
 
 
 def resampled_timing(timing: Timing, rng: np.random.Generator) -> Timing:

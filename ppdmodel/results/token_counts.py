@@ -28,7 +28,7 @@ GATES = tuple(round(0.1 * n, 1) for n in range(1, 10))
 #: with the square
 MOST_PAIRED = 16
 #: arrays of a `TokenCounts`, without the one that may be missing
-COUNTS = ("rounds", "passed", "right", "first", "both")
+ARRAYS = ("rounds", "passed", "right", "first", "both")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class TokenCounts:
         """Several measurements of one model, one after another."""
         if len(parts) == 1:
             return parts[0]
-        names = ("tokens", *COUNTS)
+        names = ("tokens", *ARRAYS)
         joint: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in names
         }
@@ -112,7 +112,7 @@ class TokenCounts:
     def only(self, prompts: Sequence[int]) -> TokenCounts:
         """Some of the prompts."""
         kept: dict[str, Any] = {
-            name: getattr(self, name)[list(prompts)] for name in ("tokens", *COUNTS)
+            name: getattr(self, name)[list(prompts)] for name in ("tokens", *ARRAYS)
         }
         shared = None if self.shared is None else self.shared[list(prompts)]
         return replace(self, **kept, shared=shared)

@@ -18,7 +18,7 @@ from ..decide.costs import Grid, LayerCosts
 from ..decide.optimize import optimize
 from ..decide.outcomes import Comparison, Method
 from ..errors import InvalidInputError
-from ..fitting.calibrate import curve_values
+from ..fitting.curve_fit import curve_values
 from ..results.calibration import Calibration
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from ppdmodel import fit, load, save
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.calibrate import curve_values, residuals
+from ppdmodel.fitting.curve_fit import curve_values, residuals
 from ppdmodel.fitting.curves import family_of
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.intervals import prompt_weights, resampled_rates

@@ -110,7 +110,9 @@ def test_several_measurements_of_one_model(tmp_path: Path) -> None:
     apart = [fit(m, k_max=4, resamples=40) for m in both]
     assert together.p_correct == pytest.approx((apart[0].p_correct + apart[1].p_correct) / 2)
     about = {**one.provenance, "exit_kind": "trained"}
-    with pytest.raises(InvalidInputError, match="must have one exit_kind; got logit and trained"):
+    with pytest.raises(
+        InvalidInputError, match="got measurement 2 with exit_kind .trained. instead of .logit"
+    ):
         fit([one, Measurement(**{**vars(both[1]), "provenance": about})])
     for number, each in enumerate(both):
         save(each, tmp_path / str(number))

@@ -11,8 +11,8 @@ from scipy.optimize import check_grad, minimize
 
 from ppdmodel import fit
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.calibrate import curve_values
-from ppdmodel.fitting.curves import FAMILIES, Family, family_of
+from ppdmodel.fitting.curve_fit import curve_values
+from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
 from ppdmodel.fitting.likelihood import Cells, maximize
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
@@ -20,7 +20,7 @@ from tests.conftest import make_measurement
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 
 
-def some_parameters(family: Family, seed: int) -> np.ndarray:
+def some_parameters(family: CurveFamily, seed: int) -> np.ndarray:
     """A little beside the start, within the bounds."""
     low, high = np.array(family.bounds).T
     drawn = family.start + np.random.default_rng(seed).normal(0, 0.15, len(low))
@@ -28,7 +28,7 @@ def some_parameters(family: Family, seed: int) -> np.ndarray:
 
 
 @EACH
-def test_slopes_are_the_derivatives(family: Family) -> None:
+def test_slopes_are_the_derivatives(family: CurveFamily) -> None:
     cells = Cells.of(family, 8, np.arange(1, 8), np.arange(1, 5))
     mix = np.random.default_rng(0).normal(size=cells.x.shape)
     for seed in range(5):
@@ -45,7 +45,7 @@ def test_slopes_are_the_derivatives(family: Family) -> None:
 
 
 @EACH
-def test_a_surface_rises_with_depth_and_k_and_ends_at_one(family: Family) -> None:
+def test_a_surface_rises_with_depth_and_k_and_ends_at_one(family: CurveFamily) -> None:
     x, k = np.arange(1, 31)[:, None] / 30, np.arange(1.0, 101)
     for seed in range(5):
         with np.errstate(divide="ignore"):
@@ -56,7 +56,7 @@ def test_a_surface_rises_with_depth_and_k_and_ends_at_one(family: Family) -> Non
 
 
 @EACH
-def test_scoring_finds_the_greatest_likelihood(family: Family) -> None:
+def test_scoring_finds_the_greatest_likelihood(family: CurveFamily) -> None:
     """A quasi-Newton search from many places finds nothing better."""
     cells = Cells.of(family, 12, np.arange(1, 12), np.arange(1, 7))
     rng = np.random.default_rng(3)
@@ -79,7 +79,7 @@ def test_scoring_finds_the_greatest_likelihood(family: Family) -> None:
         assert best >= -found.fun * tokens - 1e-3
 
 
-def drawn_from(family: Family, prompts: int = 30, tokens: int = 200) -> Measurement:
+def drawn_from(family: CurveFamily, prompts: int = 30, tokens: int = 200) -> Measurement:
     """Ranks of which a surface of the family is the truth, to k = 8."""
     layers, k_max = 12, 8
     x, k = np.meshgrid(np.arange(1, layers + 1) / layers, np.arange(1.0, k_max + 1), indexing="ij")
@@ -99,7 +99,9 @@ TRUTH = {
 
 
 @EACH
-def test_held_out_likelihood_finds_the_family_or_one_that_predicts_as_well(family: Family) -> None:
+def test_held_out_likelihood_finds_the_family_or_one_that_predicts_as_well(
+    family: CurveFamily,
+) -> None:
     curve = fit(drawn_from(family), k_max=8, resamples=40).curve
     assert len(curve.candidates) == len(FAMILIES)
     true = next(c for c in curve.candidates if c.family == family.name)

@@ -199,12 +199,12 @@ def refused(folders: list[Path], out: Path) -> str:
 
 
 OTHERS = {
-    "max_new_tokens": (["--max-new-tokens", "5"], "got max_new_tokens 5 in"),
-    "dtype": (["--dtype", "bfloat16"], "got dtype 'bfloat16' in"),
-    "prompts": (["--limit", "6"], "got n_prompts 6 in"),
-    "format": (["--raw"], "got prompt_format 'raw' in"),
-    "guesses": (["--no-guesses"], "got guesses False in"),
-    "decoding": (["--temperature", "1"], "got decoding 'sampled' in"),
+    "max_new_tokens": (["--max-new-tokens", "5"], "max_new_tokens 5"),
+    "dtype": (["--dtype", "bfloat16"], "dtype 'bfloat16'"),
+    "prompts": (["--limit", "6"], "n_prompts 6"),
+    "format": (["--raw"], "prompt_format 'raw'"),
+    "guesses": (["--no-guesses"], "guesses False"),
+    "decoding": (["--temperature", "1"], "decoding 'sampled'"),
 }
 
 
@@ -218,7 +218,7 @@ def test_other_settings_are_refused(
 ) -> None:
     other = measured(*options, "--shard", "2/3")
     error = refused([shards[0], other, shards[2]], tmp_path / "m")
-    assert f"shards must be parts of one measurement; {words} {other} and" in error
+    assert f"shards must be parts of one measurement; got {other} with {words} instead of" in error
     assert str(shards[0]) in error
 
 
@@ -226,7 +226,7 @@ def test_another_seed_is_refused(measured: Callable[..., Path], tmp_path: Path) 
     folders = [
         measured("--temperature", "1", "--seed", str(n), "--shard", f"{n}/3") for n in (1, 2)
     ]
-    assert "got seed 2 in" in refused(folders, tmp_path / "m")
+    assert "with seed 2 instead of 1" in refused(folders, tmp_path / "m")
 
 
 def test_other_exits_and_other_weights_are_refused(
@@ -239,12 +239,14 @@ def test_other_exits_and_other_weights_are_refused(
     trained = tmp_path / "trained"
     words = ["--exits", exits, "--shard", "2/3"]
     assert command(*measuring(tiny_model, prompts, trained, *words)).code == 0
-    assert "got exit_kind 'trained' in" in refused([shards[0], trained], tmp_path / "m")
+    assert "with exit_kind 'trained' instead of 'logit'" in refused(
+        [shards[0], trained], tmp_path / "m"
+    )
 
     namesake = make_tiny_llama(tmp_path / "tiny-llama", seed=1)
     other = tmp_path / "other"
     assert command(*measuring(namesake, prompts, other, "--shard", "2/3")).code == 0
-    assert "got weights_sha256" in refused([shards[0], other], tmp_path / "m")
+    assert "with weights_sha256" in refused([shards[0], other], tmp_path / "m")
 
 
 def test_another_cut_is_refused(
@@ -252,7 +254,7 @@ def test_another_cut_is_refused(
 ) -> None:
     for options in (["--shard", "2/4"], ["--shard", "2/3", "--batch-size", "3"], []):
         error = refused([shards[0], measured(*options)], tmp_path / "m")
-        assert "shards must be cut alike; got" in error
+        assert "shards must be of one partition of the batches; got" in error
         assert "use one N and one --batch-size" in error
 
 

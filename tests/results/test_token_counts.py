@@ -19,8 +19,8 @@ from ppdmodel.errors import InvalidInputError
 from ppdmodel.pipeline.prediction_error import without
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
-from ppdmodel.results.packing import pack, unpack
-from ppdmodel.results.token_counts import COUNTS, MOST_PAIRED, TokenCounts, paired, pairs_of
+from ppdmodel.results.packing import pack_array, unpack_array
+from ppdmodel.results.token_counts import ARRAYS, MOST_PAIRED, TokenCounts, paired, pairs_of
 from tests.conftest import make_measurement
 from tests.decide.test_compare import made_guesses
 
@@ -38,7 +38,7 @@ def renamed(measurement: Measurement, prefix: str) -> Measurement:
 
 
 def same(a: TokenCounts, b: TokenCounts) -> bool:
-    names = ("tokens", *COUNTS, "shared")
+    names = ("tokens", *ARRAYS, "shared")
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
@@ -115,8 +115,8 @@ def test_own_tables_have_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("most", [0, 255, 256, 65_535, 65_536])
 def test_an_array_of_counts_comes_back(most: int) -> None:
     counts = np.array([[0, most, most // 2]])
-    packed = pack(counts)
-    assert (unpack(packed, (1, 3), "it") == counts).all()
+    packed = pack_array(counts)
+    assert (unpack_array(packed, (1, 3), "it") == counts).all()
     assert packed["dtype"] == ("<u1" if most < 256 else "<u2" if most < 65_536 else "<u4")
 
 
@@ -127,7 +127,7 @@ def in_base64(raw: bytes) -> str:
 def test_a_small_file_cannot_fill_the_memory() -> None:
     bomb = {"dtype": "<u1", "shape": [1, 3], "data": in_base64(bytes(50_000_000))}
     with pytest.raises(InvalidInputError, match="it must be 3 bytes; got more"):
-        unpack(bomb, (1, 3), "it")
+        unpack_array(bomb, (1, 3), "it")
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...errors import InvalidInputError, RunFailedError
+from ...errors import RunFailedError
+from ...results.compatibility import check_agree
 from ...results.files import atomic
 from ..decoder.generate import Context, generate
 from ..decoder.verify import Decoder
@@ -173,9 +174,11 @@ def _checked(path: Path, settings: Mapping[str, Any]) -> int:
 
 def check_settings(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise `InvalidInputError` where a folder's training has other settings."""
-    for key, value in settings.items():
-        if found.get(key) != value:
-            raise InvalidInputError(
-                f"the out folder must hold this same training; got {folder} with {key} "
-                f"{found.get(key)!r} instead of {value!r}; choose another --out"
-            )
+    check_agree(
+        found,
+        settings,
+        settings,
+        rule="the out folder must hold this same training",
+        what=str(folder),
+        fix="choose another --out",
+    )

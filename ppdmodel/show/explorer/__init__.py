@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
 from importlib import resources
 from string import Template
 from typing import Any
 
 from ... import __version__
-from ...decide.estimate import RESAMPLES
 from ...errors import InvalidInputError
 from ...results.calibration import Calibration
-from ...results.intervals import percentiles, prompt_weights, resampled_rates
-from ...results.measurement import Measurement, titled
+from ...results.hit_counts import HitCounts
+from ...results.intervals import percentiles, resampled_rates
+from ...results.measurement import Measurement
 
 #: what the page computes with; printed from the symbols, see `ppdmodel.symbolic.javascript`
 FORMULAS = (
@@ -31,8 +30,6 @@ FORMULAS = (
     "calibrated_plain_compute",
 )
 SCRIPTS = ("schedule.js", "distribution.js", "model.js", "svg.js", "figures.js", "app.js")
-#: guesses of a measurement that are shown; a calibration has its own
-K_MAX = 32
 #: beyond, a browser would be slow
 MOST_LAYERS = 1000
 
@@ -88,23 +85,18 @@ def _hashed(text: str) -> str:
 
 def _embedded(source: Measurement | Calibration) -> dict[str, Any]:
     """A result as the page reads it: hits out of tokens by exit layer and k, None: not measured."""
-    about = source.provenance
     if source.layers > MOST_LAYERS:
         raise InvalidInputError(
             f"the explorer must be given at most {MOST_LAYERS} layers; got {source.layers}; "
             "use: ppdmodel estimate --from"
         )
-    measured = about.get("measurement")
-    if isinstance(source, Calibration):
-        model, tokens = source.model, int(source.tokens.sum())
-    else:
-        model, tokens = str(about["model"]), source.n_tokens
-    hits, low, high = _rates(source)
+    counts = HitCounts.of(source, with_recorded=False)
+    hits, low, high = _rates(source, counts)
     return {
-        "title": titled(model, measured if isinstance(measured, Mapping) else about),
-        "layers": source.layers,
-        "tokens": tokens,
-        "prompts": len(source.prompt_ids),
+        "title": counts.title,
+        "layers": counts.layers,
+        "tokens": int(counts.tokens.sum()),
+        "prompts": len(counts.prompt_ids),
         "note": "Intervals are 95%, by resampling prompts."
         if low is not None
         else "One prompt: no interval can be given.",
@@ -114,19 +106,17 @@ def _embedded(source: Measurement | Calibration) -> dict[str, Any]:
     }
 
 
-def _rates(source: Measurement | Calibration) -> tuple[Any, ...]:
+def _rates(source: Measurement | Calibration, counts: HitCounts) -> tuple[Any, ...]:
     """Hits of all prompts, and the ends of the intervals, each [layers][k]."""
-    if isinstance(source, Calibration):
-        import numpy as np
+    import numpy as np
 
+    total: Any = counts.hits.sum(0)
+    if isinstance(source, Calibration):
         e, k = np.arange(1, source.layers + 1)[:, None], np.arange(1, source.k_max + 1)
         there = source.has(e, k)
-        found: list[Any] = [source.hits.sum(0), source.ci_low, source.ci_high]
+        found: list[Any] = [total, source.ci_low, source.ci_high]
         return tuple(np.where(there, x.astype(object), np.array(None)).tolist() for x in found)
-    by_prompt: Any = source.hits_by_prompt(K_MAX)
-    counted = by_prompt.sum(0)
-    if len(by_prompt) < 2:
-        return counted.tolist(), None, None
-    weights = prompt_weights(len(by_prompt), RESAMPLES, 0)
-    low, high = percentiles(resampled_rates(by_prompt, source.tokens_by_prompt(), weights))
-    return counted.tolist(), low.tolist(), high.tolist()
+    if len(counts.tokens) < 2:
+        return total.tolist(), None, None
+    low, high = percentiles(resampled_rates(counts.hits, counts.tokens, counts.weights()))
+    return total.tolist(), low.tolist(), high.tolist()

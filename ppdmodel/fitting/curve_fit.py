@@ -1,0 +1,139 @@
+"""Maximum-likelihood fit of a match-rate curve, and the choice of its family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..results.calibration import FamilyScore, MatchCurve
+from ..results.intervals import METHOD, Interval, percentiles
+from .cross_validation import FOLDS
+from .curves import CurveFamily, family_of
+from .likelihood import Cells, maximize
+
+if TYPE_CHECKING:
+    from .._types import Floats, Ints
+    from ..results.calibration import Calibration
+    from ..results.hit_counts import HitCounts
+
+#: a parameter whose estimates spread by less than this over all resamples lies at a bound
+MIN_SPREAD = 1e-9
+#: eigenvalue of the scaled information matrix below which a direction is not identified
+MIN_EIGENVALUE = 1e-10
+
+
+def fit_curve(counts: HitCounts, families: Sequence[CurveFamily], weights: Ints) -> MatchCurve:
+    """Fit the family that predicts held-out prompts best.
+
+    Args:
+        counts: hits and tokens by prompt.
+        families: to choose among.
+        weights: how often each prompt is drawn in each resample, [resamples, prompts].
+    """
+    d, k_max = counts.layers, counts.hits.shape[2]
+    exits = np.array([e for e in counts.exit_layers or range(1, d) if e < d])
+    ks = np.array(counts.ks or range(1, k_max + 1))
+    inner = counts.hits[:, exits - 1][:, :, ks - 1].astype(float)
+    grids = {family.name: Cells.of(family, d, exits, ks) for family in families}
+    scores = _scores(grids, inner, counts.tokens, counts.seed)
+    return _fitted(grids[scores[0].family], inner, counts.tokens, weights, scores)
+
+
+def curve_values(curve: MatchCurve, relative_depth: Floats | float, k: Floats | int) -> Floats:
+    """The fitted match rate at relative depths x = e/d and k, broadcast."""
+    family = family_of(curve.family)
+    theta = np.array([curve.parameters[name].value for name in family.parameters])
+    x, k_ = np.broadcast_arrays(np.asarray(relative_depth, float), np.asarray(k, float))
+    value: Floats = -np.expm1(family.log_miss(theta, x, k_))
+    return value
+
+
+def residuals(calibration: Calibration) -> Floats:
+    """Measured match rates less those of the fitted curve, [layers, k_max]; NaN: not counted."""
+    e, k = np.arange(1, calibration.layers + 1)[:, None], np.arange(1.0, calibration.k_max + 1)
+    found = calibration.p_correct - curve_values(calibration.curve, e / calibration.layers, k)
+    left: Floats = np.where(calibration.has(e, k), found, np.nan)
+    return left
+
+
+def _scores(
+    grids: Mapping[str, Cells], inner: Floats, tokens: Ints, seed: int
+) -> tuple[FamilyScore, ...]:
+    """The families, the one that predicts prompts it was not fitted to best first."""
+    prompts = len(tokens)
+    fold = np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)
+    scores = {}
+    for name, cells in grids.items():
+        score, start = np.zeros(prompts), None
+        for number in range(fold.max() + 1):
+            inside = fold != number
+            start, _ = maximize(cells, inner[inside].sum(0), float(tokens[inside].sum()), start)
+            for prompt in np.flatnonzero(~inside):
+                score[prompt] = cells.log_likelihood(start, inner[prompt], float(tokens[prompt]))
+        scores[name] = score / cells.x.size
+    best = max(scores.values(), key=lambda score: float(score.sum()))
+    total = float(tokens.sum())
+    found = []
+    for name, score in scores.items():
+        behind = best - score
+        found.append(
+            FamilyScore(
+                family=name,
+                held_out=float(score.sum()) / total,
+                behind=float(behind.sum()) / total,
+                behind_se=float(behind.std(ddof=1) * np.sqrt(prompts)) / total,
+            )
+        )
+    return tuple(sorted(found, key=lambda candidate: candidate.behind))
+
+
+def _fitted(
+    cells: Cells, inner: Floats, tokens: Ints, weights: Ints, scores: tuple[FamilyScore, ...]
+) -> MatchCurve:
+    prompts, family = len(tokens), cells.family
+    theta, converged = maximize(cells, inner.sum(axis=0), float(tokens.sum()))
+    resampled = (weights @ inner.reshape(prompts, -1)).reshape(-1, *cells.x.shape)
+    totals = weights @ tokens
+    draws = np.array(
+        [maximize(cells, h, float(n), theta)[0] for h, n in zip(resampled, totals, strict=True)]
+    )
+    low, high = percentiles(draws)
+    covariance = np.atleast_2d(np.cov(draws.T))
+    unknown = _undetermined(cells, theta, draws, inner.sum(axis=0), float(tokens.sum()))
+    low, high = (np.where(unknown, np.nan, end) for end in (low, high))
+    covariance[unknown] = covariance[:, unknown] = np.nan
+    residual = inner.sum(axis=0) / tokens.sum() - cells.rates(theta)
+    worst = np.unravel_index(np.argmax(np.abs(residual)), residual.shape)
+    counts = (int(tokens.sum()), prompts, METHOD)
+    return MatchCurve(
+        family=family.name,
+        parameters={
+            name: Interval(float(theta[i]), float(low[i]), float(high[i]), *counts)
+            for i, name in enumerate(family.parameters)
+        },
+        converged=converged,
+        rms_residual=float(np.sqrt(np.mean(residual**2))),
+        largest_residual=float(residual[worst]),
+        largest_residual_layer=round(float(cells.x[worst]) * cells.layers),
+        largest_residual_k=int(cells.k[worst]),
+        covariance=tuple(tuple(row) for row in covariance.tolist()),
+        candidates=scores,
+    )
+
+
+def _undetermined(
+    cells: Cells, theta: Floats, draws: Floats, hits: Floats, tokens: float
+) -> np.ndarray:
+    """Parameters that are at a bound in every resample, or trade off against others exactly."""
+    unknown: np.ndarray = np.ptp(draws, axis=0) <= MIN_SPREAD * (1 + np.abs(theta))
+    whole = cells.gradient_and_information(theta, hits, tokens)[2]
+    unknown |= np.diag(whole) == 0
+    free = np.flatnonzero(~unknown)
+    information = whole[np.ix_(free, free)]
+    scale = np.sqrt(np.diag(information))
+    values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
+    flat = np.abs(vectors[:, values < MIN_EIGENVALUE]).max(axis=1, initial=0.0)
+    unknown[free] = flat > 1e-3
+    return unknown

@@ -1,0 +1,150 @@
+"""Whether results belong together: their provenances must agree in what decides the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from .calibration import Calibration
+    from .measurement import Measurement
+    from .timing import Timing
+
+#: what must be the same in measurements that are fitted together
+OF_MATCH_RATES = (
+    "weights_sha256", "dtype", "exit_kind", "exits_sha256", "decoding", "temperature", "top_p",
+    "ranks",
+)  # fmt: skip
+#: characters of a value in a message
+LONGEST = 200
+#: what must be the same in match rates, times, and a model that runs
+OF_MODEL = ("weights_sha256", "dtype", "exit_kind")
+
+
+def check_agree(
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    names: Iterable[str],
+    *,
+    rule: str,
+    what: str,
+    fix: str,
+) -> None:
+    """Refuse two provenances that differ.
+
+    Args:
+        found: what is known of a result.
+        expected: what is known of that which it must belong to.
+        names: what must be the same in both; what both lack is the same.
+        rule: what must hold, as the message begins.
+        what: the result that `found` is of, as the message names it.
+        fix: what to do, as the message ends.
+
+    Raises:
+        InvalidInputError: they differ; the message says in what, and both values.
+    """
+    for name in names:
+        if found.get(name) != expected.get(name):
+            raise InvalidInputError(
+                f"{rule}; got {what} with {name} {_shown(found, name)} instead of "
+                f"{_shown(expected, name)}; {fix}"
+            )
+
+
+def _shown(about: Mapping[str, Any], name: str) -> str:
+    """A value; that of the weights with the name of their model, which says more than a hash."""
+    model = f" ({about['model']})" if name == "weights_sha256" and "model" in about else ""
+    text = repr(about.get(name))
+    return (text if len(text) <= LONGEST else f"{text[:LONGEST]}...") + model
+
+
+def check_together(measurements: Sequence[Measurement]) -> None:
+    """Refuse measurements that cannot be fitted together.
+
+    Raises:
+        InvalidInputError: there is none, they are of different models, exits or decoding, or two
+            have a prompt in common.
+    """
+    if not measurements:
+        raise InvalidInputError("a fit needs a measurement; got none; measure one")
+    seen: set[str] = set()
+    for number, one in enumerate(measurements, start=1):
+        check_agree(
+            one.provenance,
+            measurements[0].provenance,
+            OF_MATCH_RATES,
+            rule="measurements that are fitted together must be of one model and setting",
+            what=f"measurement {number}",
+            fix="fit them apart",
+        )
+        twice = seen.intersection(one.prompt_ids)
+        if twice:
+            raise InvalidInputError(
+                f"a prompt must be in one measurement only; got {min(twice)!r} twice; merge shards "
+                "with: ppdmodel merge"
+            )
+        seen.update(one.prompt_ids)
+
+
+def check_timing(timing: Timing, measured: Mapping[str, Any], layers: int) -> None:
+    """Refuse a timing of another model, number type or kind of exit than was measured.
+
+    Args:
+        timing: costs of a model on one machine.
+        measured: provenance of the match rates that it is to be used with.
+        layers: decoder layers of the measured model.
+
+    Raises:
+        InvalidInputError: they differ.
+    """
+    names = ["layers", *OF_MODEL]
+    if measured.get("exit_kind") == "trained":
+        names.append("exits_sha256")
+    check_agree(
+        {**timing.provenance, "layers": timing.layers},
+        {**measured, "layers": layers},
+        names,
+        rule="the timing must be of the measured model",
+        what="a timing",
+        fix="time the model that was measured",
+    )
+
+
+def check_runs(
+    running: Mapping[str, Any], calibration: Calibration | None, timing: Timing | None
+) -> list[str]:
+    """Refuse results of another model, number type or kind of exit than is about to run.
+
+    Args:
+        running: `model`, `weights_sha256`, `dtype`, `exit_kind`, `exits_sha256` and `machine`.
+        calibration: match rates, if any.
+        timing: costs, if any.
+
+    Returns:
+        Warnings: a timing of another machine may be used, but not unnoticed.
+
+    Raises:
+        InvalidInputError: a result differs.
+    """
+    results: dict[str, Mapping[str, Any]] = {}
+    if calibration is not None:
+        results["calibration"] = calibration.provenance.get("measurement", {})
+    if timing is not None:
+        results["timing"] = timing.provenance
+    for kind, about in results.items():
+        check_agree(
+            about,
+            running,
+            [*OF_MODEL, *(["exits_sha256"] if "exits_sha256" in about else [])],
+            rule=f"the {kind} must be of the model, number type and exits that run",
+            what=f"a {kind}",
+            fix="make one of these",
+        )
+    if timing is None or timing.machine == running["machine"]:
+        return []
+    return [
+        f"WARNING: the timing is of another machine ({timing.machine}); predicted times are not "
+        "for this one"
+    ]
