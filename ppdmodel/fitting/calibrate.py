@@ -1,4 +1,4 @@
-"""From a measurement to a calibration: match rates with intervals, and a fitted surface."""
+"""From a measurement to a calibration: match rates with intervals, and a fitted curve."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def fit(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Calibration:
-    r"""Match rates of every exit layer and k with intervals, and a surface through them.
+    r"""Match rates of every exit layer and k with intervals, and a curve p(x, k) fitted to them.
 
-    The rates are plain counts, and decisions rest on them; the surface carries them over to other
+    The rates are ratios of counts, and decisions rest on them; the curve predicts other relative
     depths. With $\kappa = (1 - k^{-h}) / h$ the families over relative depth x = e/d and k are
 
     - floored Kumaraswamy: $1 - p = (1 - f_k)\,(1 - x^a)^{b_k}$, $\log b_k = b + c\,\kappa$;
@@ -47,10 +47,10 @@ def fit(
     - rank tail: $1 - p = (1 - f)\,(1 - x^a)^b\,k^{-(s + t x)}$,
 
     with $\operatorname{logit} f_k = f + g\,\kappa$; all rise with x and k and reach 1 at the last
-    layer. Each is fitted by binomial likelihood over the layers below the last and all k, and the
-    one that gives prompts that it was not fitted to the greatest likelihood is kept. Hits at
-    several k and layers come from the same tokens, so that likelihood gives no valid standard
-    errors: intervals and covariance come from refitting to resampled prompts.
+    layer. Each is fitted by maximum binomial likelihood over the layers below the last and all k,
+    and the family with the greatest held-out log-likelihood (K-fold cross-validation over prompts)
+    is kept. Hits at several k and layers come from the same tokens, so the inverse information
+    gives no valid standard errors: intervals and covariance are those of a bootstrap over prompts.
 
     Args:
         measurement: complete or not; at least 2 prompts and 2 layers. Several of one model are
@@ -62,7 +62,7 @@ def fit(
         family: a family's name, or None to choose among them.
         k_max: largest k to count hits for; a positive integer.
         resamples: bootstrap resamples of the prompts; at least 40.
-        seed: of the bootstrap and of the folds.
+        seed: of the bootstrap and of the cross-validation folds.
 
     Raises:
         InvalidInputError: a number is no positive integer, there are too few prompts or layers, no
@@ -104,7 +104,7 @@ def _with_guesses(
 def _reliability(
     parts: Sequence[tuple[Measurement, Guesses | None]], seed: int
 ) -> tuple[Reliability, ...]:
-    """How far the guesses' probabilities hold; nothing where some measurement has none."""
+    """Reliability of the guesses' probabilities; empty where some measurement has no guesses."""
     from .guess_reliability import reliability_of
 
     known = [(one, its) for one, its in parts if its is not None]

@@ -1,4 +1,4 @@
-"""What is chosen on some prompts, judged on others: the best of many looks better than it is."""
+"""K-fold cross-validation of a selected setting, which removes the optimism of selection."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ..results.intervals import Interval
 
 FOLDS = 5
-Chosen = TypeVar("Chosen")
+Setting = TypeVar("Setting")
 
 
 def folds(prompts: int, seed: int) -> Ints:
-    """The fold of each prompt, at random, in about equal parts."""
+    """The fold of each prompt, [prompts]: a random partition into about equal parts."""
     return np.random.default_rng(seed).permutation(prompts) % FOLDS
 
 
@@ -26,21 +26,21 @@ def cross_fitted(
     tokens: Ints,
     weights: Ints,
     seed: int,
-    choose: Callable[[int, np.ndarray], Chosen],
-    judge: Callable[[Chosen, Ints], Floats],
+    select: Callable[[int, np.ndarray], Setting],
+    evaluate: Callable[[Setting, Ints], Floats],
 ) -> tuple[Floats, Floats] | None:
-    """Judge on each fold's prompts what the other folds chose, over all folds.
+    """Evaluate on each fold's prompts what was selected on the other folds, over all folds.
 
     Args:
-        tokens: of each prompt; judgements are weighted by them.
+        tokens: of each prompt, by which folds are weighted.
         weights: how often each prompt is drawn in each resample, [resamples, prompts].
         seed: of the folds.
-        choose: the number of a fold, and which prompts are not in it -> a choice.
-        judge: a choice, and weights [n, prompts] none of whose rows is 0 -> values [n, ...].
+        select: the number of a fold, and which prompts are not in it -> a setting.
+        evaluate: a setting, and weights [n, prompts] none of whose rows is 0 -> values [n, ...].
 
     Returns:
-        The values [...], and those of the resamples [resamples, ...] with the choices kept; None
-        with too few prompts to hold any out.
+        The values [...], and those of the resamples [resamples, ...] with the selections kept; None
+        with fewer than two prompts per fold.
     """
     if len(tokens) < 2 * FOLDS:
         return None
@@ -49,13 +49,13 @@ def cross_fitted(
     sums: list[Floats] = []
     for number in range(FOLDS):
         outside = (fold == number).astype(np.int64)
-        chosen = choose(number, fold != number)
+        setting = select(number, fold != number)
         found = []
         for rows in (everyone, weights):
             mine = rows * outside
             drawn = mine @ tokens
-            safe = np.where(drawn[:, None] > 0, mine, outside)  # a fold that was not drawn at all
-            values = judge(chosen, safe)
+            safe = np.where(drawn[:, None] > 0, mine, outside)  # no prompt of the fold was drawn
+            values = evaluate(setting, safe)
             share = drawn / (rows @ tokens)
             found.append(values * share.reshape(-1, *[1] * (values.ndim - 1)))
         sums = [s + f for s, f in zip(sums, found, strict=True)] if sums else found
@@ -67,14 +67,14 @@ def held_out(
     tokens: Ints,
     weights: Ints,
     seed: int,
-    choose: Callable[[int, np.ndarray], Chosen],
-    judge: Callable[[Chosen, Ints], Floats],
+    select: Callable[[int, np.ndarray], Setting],
+    evaluate: Callable[[Setting, Ints], Floats],
 ) -> tuple[Interval, Interval] | tuple[None, None]:
-    """`cross_fitted` of latency and compute, which `judge` gives as [n, 2]: each with its interval.
+    """Held-out latency and compute with intervals: `cross_fitted` of values [n, 2].
 
-    None for both with too few prompts to hold any out.
+    None for both with fewer than two prompts per fold.
     """
-    found = cross_fitted(tokens, weights, seed, choose, judge)
+    found = cross_fitted(tokens, weights, seed, select, evaluate)
     if found is None:
         return None, None
     value, draws = found

@@ -51,7 +51,7 @@ def curve_values(curve: MatchCurve, relative_depth: Floats | float, k: Floats | 
 
 
 def residuals(calibration: Calibration) -> Floats:
-    """Measured match rates less those of the fitted curve, [layers, k_max]; NaN: not counted."""
+    """Measured less fitted match rates, [layers, k_max]; NaN where nothing was counted."""
     e, k = np.arange(1, calibration.layers + 1)[:, None], np.arange(1.0, calibration.k_max + 1)
     found = calibration.p_correct - curve_values(calibration.curve, e / calibration.layers, k)
     left: Floats = np.where(calibration.has(e, k), found, np.nan)
@@ -61,7 +61,7 @@ def residuals(calibration: Calibration) -> Floats:
 def _scores(
     grids: Mapping[str, Cells], inner: Floats, tokens: Ints, seed: int
 ) -> tuple[FamilyScore, ...]:
-    """The families, the one that predicts prompts it was not fitted to best first."""
+    """Held-out log-likelihood of each family by K-fold cross-validation, the greatest first."""
     prompts = len(tokens)
     fold = np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)
     scores = {}
@@ -126,7 +126,7 @@ def _fitted(
 def _undetermined(
     cells: Cells, theta: Floats, draws: Floats, hits: Floats, tokens: float
 ) -> np.ndarray:
-    """Parameters that are at a bound in every resample, or trade off against others exactly."""
+    """Parameters that are not identified: at a bound in every resample, or in a null direction."""
     unknown: np.ndarray = np.ptp(draws, axis=0) <= MIN_SPREAD * (1 + np.abs(theta))
     whole = cells.gradient_and_information(theta, hits, tokens)[2]
     unknown |= np.diag(whole) == 0

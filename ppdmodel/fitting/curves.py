@@ -1,7 +1,7 @@
-r"""Families of match-rate surfaces p(x, k) over relative depth x = e/d and k.
+r"""Parametric families of match-rate curves p(x, k) over relative depth x = e/d and k.
 
-Each gives log(1 - p) and its derivatives by the parameters. All rise with x and with k whatever the
-parameters within their bounds are, and reach 1 at the last layer.
+Each gives log(1 - p) and its gradient. Within the bounds of the parameters, p increases with x and
+with k, and reaches 1 at the last layer.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from ..errors import InvalidInputError
 if TYPE_CHECKING:
     from .._types import Floats
 
-#: parameters, points x and k -> log(1 - p), and its derivatives [parameters, ...] for x below 1
-Surface = Callable[["Floats", "Floats", "Floats"], "tuple[Floats, Floats]"]
+#: parameters, x and k -> log(1 - p), and its gradient [parameters, ...] for x below 1
+LogMiss = Callable[["Floats", "Floats", "Floats"], "tuple[Floats, Floats]"]
 
 
 @dataclass(frozen=True)
 class CurveFamily:
-    """One kind of surface: parameter -> (start, lower bound, upper bound), and its values."""
+    """A family of curves: parameter -> (start, lower bound, upper bound), and log(1 - p)."""
 
     name: str
     parameters: dict[str, tuple[float, float, float]]
-    surface: Surface
+    evaluate: LogMiss
 
     def log_miss(self, theta: Floats, x: Floats, k: Floats) -> Floats:
         """log(1 - p), broadcast; -inf at the last layer."""
         x, k = np.broadcast_arrays(x, k)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.surface(theta, x, k)[0]
+            return self.evaluate(theta, x, k)[0]
 
     @property
     def start(self) -> Floats:
-        """Where the search begins."""
+        """Starting values of the search."""
         return np.array([start for start, _, _ in self.parameters.values()])
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """Of each parameter."""
+        """Lower and upper bound of each parameter."""
         return [(low, high) for _, low, high in self.parameters.values()]
 
 
@@ -53,7 +53,7 @@ def _floor(f: float, g: float, kappa: Floats) -> tuple[Floats, Floats]:
 
 
 def _box_cox(h: float, k: Floats) -> tuple[Floats, Floats]:
-    """The k scale (1 - k^-h) / h, and its derivative by h."""
+    """The Box-Cox transform (1 - k^-h) / h of k, and its derivative by h."""
     log_k = np.log(k)
     decay = np.exp(-h * log_k)
     kappa = (1 - decay) / h
@@ -141,7 +141,7 @@ FAMILIES = {
 
 
 def family_of(name: str) -> CurveFamily:
-    """One family by its name.
+    """The family of a name.
 
     Raises:
         InvalidInputError: there is none of that name.

@@ -1,4 +1,4 @@
-"""Whether match rates differ: between models, exits, temperatures, or categories of prompts."""
+"""Simultaneous tests of differences in match rate between measurements or categories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import norm, t
 
 from ..checks import positive_integer
 from ..errors import InvalidInputError
-from ..results.intervals import LEVEL, METHOD, Interval, percentiles, prompt_weights
+from ..results.intervals import LEVEL, Interval, interval_of, prompt_weights
 from ..results.measurement import Measurement, titled
 from ..results.tabular import Frame
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._types import Floats
 
 DEFAULT_DEPTHS, DEFAULT_K = (0.25, 0.5, 0.75, 0.9), (1, 5)
-RESAMPLES, SHUFFLES = 2000, 999
+RESAMPLES, PERMUTATIONS = 2000, 999
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class RateDifference:
     """One group's match rate less the first group's, at one relative depth and k.
 
     `difference` has a pointwise 95% interval, too short for groups of a few prompts. `differs`
-    holds for all depths, k and groups of the table at once: of categories by shuffling them among
-    the prompts, else by the bootstrap's largest deviation, widened for the number of prompts.
+    is a test at a familywise error of 5% over all depths, k and groups of the table, by the
+    critical value of the max-|t| statistic: under permutation of the categories among the prompts,
+    else by the bootstrap with a small-sample factor.
     """
 
     name: str
@@ -43,7 +44,7 @@ class RateDifference:
 
 @dataclass(frozen=True)
 class Differences(Frame):
-    """Groups beside the first of them; `paired` where the same prompts are in both."""
+    """Groups compared with the first of them; `paired` where both have the same prompts."""
 
     first: str
     groups: tuple[str, ...]
@@ -73,8 +74,7 @@ def differences(
 ) -> Differences:
     """Compare match rates with those of the first group, at the same shares of the depth.
 
-    Groups with the same prompts are resampled together, so that what is hard for all cancels out;
-    others apart.
+    Groups with the same prompts are resampled together, as paired samples; others independently.
 
     Args:
         measurements: at least two; or one, with `by_category`, whose categories are the groups and
@@ -110,7 +110,7 @@ def differences(
             f"a comparison needs two groups; got {len(groups)}; give more measurements, or "
             "compare categories"
         )
-    return _compared(groups, relative_depths, ks, seed, shuffled=by_category)
+    return _compared(groups, relative_depths, ks, seed, permuted=by_category)
 
 
 def _categories(
@@ -150,57 +150,61 @@ def _compared(
     ks: Sequence[int],
     seed: int,
     *,
-    shuffled: bool,
+    permuted: bool,
 ) -> Differences:
     first, others = groups[0], groups[1:]
-    base, drawn = _rates(first, first.prompt_ids, np.random.default_rng([seed, 0]))
-    values, draws, paired = [], [], []
-    for number, group in enumerate(others, start=1):
-        same = set(group.prompt_ids) <= set(first.prompt_ids)
+    base, base_draws = _rates(first, first.prompt_ids, np.random.default_rng([seed, 0]))
+    paired = tuple(set(group.prompt_ids) <= set(first.prompt_ids) for group in others)
+    values, draws = [], []
+    for number, (group, same) in enumerate(zip(others, paired, strict=True), start=1):
         rng = np.random.default_rng([seed, 0 if same else number])  # the same draws, if paired
-        mine, my_draws = _rates(group, first.prompt_ids if same else group.prompt_ids, rng)
-        paired.append(same)
-        values.append(mine - base)
-        draws.append(my_draws - drawn)
-    deviations = np.array(
-        [
-            _deviation(group.hits, group.tokens) if shuffled else draw.std(axis=0)
-            for group, draw in zip(others, draws, strict=True)
-        ]
-    )
-    if shuffled:
-        limit = _of_shuffled(first, others, np.random.default_rng([seed, 1]))
+        rates, its_draws = _rates(group, first.prompt_ids if same else group.prompt_ids, rng)
+        values.append(rates - base)
+        draws.append(its_draws - base_draws)
+    if permuted:
+        errors = np.array([_ratio_standard_error(group.hits, group.tokens) for group in others])
+        limit = _permutation_critical_value(first, others, np.random.default_rng([seed, 1]))
     else:
-        fewest = min(len(group.prompt_ids) for group in groups)
-        limit = _simultaneous(np.array(values), np.array(draws)) * _widening(fewest)
-    rows = []
-    for group, value, draw, spread in zip(others, values, draws, deviations, strict=True):
-        low, high = percentiles(draw)
-        for i, depth in enumerate(depths):
-            for j, k in enumerate(ks):
-                n = (int(group.tokens.sum()), len(group.prompt_ids))
-                rows.append(
-                    RateDifference(
-                        name=group.name,
-                        relative_depth=depth,
-                        k=k,
-                        p_correct=float(base[i, j] + value[i, j]),
-                        p_first=float(base[i, j]),
-                        difference=Interval(
-                            float(value[i, j]), float(low[i, j]), float(high[i, j]), *n, METHOD
-                        ),
-                        differs=bool(abs(value[i, j]) > limit * spread[i, j]),
-                    )
-                )
-    return Differences(first.name, tuple(g.name for g in others), tuple(paired), tuple(rows))
+        errors = np.array(draws).std(axis=1)
+        limit = _bootstrap_critical_value(np.array(values), np.array(draws))
+        limit *= _small_sample_factor(min(len(group.prompt_ids) for group in groups))
+    rows: list[RateDifference] = []
+    for group, value, draw, error in zip(others, values, draws, errors, strict=True):
+        rows += _rows_of(group, depths, ks, base, value, draw, np.abs(value) > limit * error)
+    return Differences(first.name, tuple(g.name for g in others), paired, tuple(rows))
+
+
+def _rows_of(
+    group: _Group,
+    depths: Sequence[float],
+    ks: Sequence[int],
+    base: Floats,
+    value: Floats,
+    draws: Floats,
+    differs: np.ndarray,
+) -> list[RateDifference]:
+    """A group's row for each depth and k; the arrays are [depths, ks], the draws of resamples."""
+    return [
+        RateDifference(
+            name=group.name,
+            relative_depth=depth,
+            k=k,
+            p_correct=float(base[i, j] + value[i, j]),
+            p_first=float(base[i, j]),
+            difference=interval_of(value[i, j], draws[:, i, j], group.tokens),
+            differs=bool(differs[i, j]),
+        )
+        for i, depth in enumerate(depths)
+        for j, k in enumerate(ks)
+    ]
 
 
 def _rates(
     group: _Group, drawn_from: Sequence[str], rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Rates [depths, ks], and those of resamples of some prompts, the group's among them.
+    """Rates [depths, ks], and those of resamples of `drawn_from`, the group's prompts among them.
 
-    A resample without any of the group's prompts takes each of them once.
+    A resample that has none of the group's prompts takes each of them once.
     """
     where = {name: place for place, name in enumerate(drawn_from)}
     weights = prompt_weights(len(drawn_from), RESAMPLES, rng)
@@ -211,44 +215,46 @@ def _rates(
     return total, drawn
 
 
-def _simultaneous(values: Floats, draws: Floats) -> float:
-    """How many deviations a difference must be from 0 so that hardly ever any of all is."""
+def _bootstrap_critical_value(values: Floats, draws: Floats) -> float:
+    """Critical value of the max-|t| statistic by the bootstrap: familywise error 5%."""
     spread = draws.std(axis=1, keepdims=True)
     safe = np.where(spread > 0, spread, np.inf)
     largest = np.abs((draws - values[:, None]) / safe).max(axis=(0, 2, 3))
     return float(np.quantile(largest, LEVEL))
 
 
-def _widening(prompts: int) -> float:
-    """For few prompts: their deviation is underestimated, and its estimate varies."""
+def _small_sample_factor(prompts: int) -> float:
+    """Small-sample factor: Student's t over the normal quantile, and Bessel's correction."""
     quantile = 0.5 + LEVEL / 2
     return float(
         t.ppf(quantile, prompts - 1) / norm.ppf(quantile) * (prompts / (prompts - 1)) ** 0.5
     )
 
 
-def _deviation(hits: Floats, tokens: Floats) -> Floats:
-    """Standard error of a ratio of sums over prompts, [depths, ks]; tiny at least."""
+def _ratio_standard_error(hits: Floats, tokens: Floats) -> Floats:
+    """Standard error of a ratio estimator over prompts, [depths, ks]; at least 1e-12."""
     n, rate = len(tokens), hits.sum(0) / tokens.sum()
     squares = ((hits - rate * tokens[:, None, None]) ** 2).sum(0)
     found: Floats = np.sqrt(squares * n / (n - 1)) / tokens.sum()
     return np.maximum(found, 1e-12)
 
 
-def _of_shuffled(first: _Group, others: Sequence[_Group], rng: np.random.Generator) -> float:
-    """The deviations that the largest difference hardly ever exceeds when categories mean nothing.
+def _permutation_critical_value(
+    first: _Group, others: Sequence[_Group], rng: np.random.Generator
+) -> float:
+    """Critical value of the max-|t| statistic by permutation: familywise error 5%.
 
-    Were all prompts alike, any assignment of them to the categories would be as likely.
+    Under the null hypothesis the prompts are exchangeable between the categories.
     """
     sizes = np.cumsum([0, *(len(group.prompt_ids) for group in others)])
     base = first.hits.sum(0) / first.tokens.sum()
     largest = []
-    for _ in range(SHUFFLES):
+    for _ in range(PERMUTATIONS):
         order = rng.permutation(len(first.prompt_ids))
         found = 0.0
         for start, end in pairwise(sizes):
             hits, tokens = first.hits[order[start:end]], first.tokens[order[start:end]]
-            off = np.abs(hits.sum(0) / tokens.sum() - base) / _deviation(hits, tokens)
+            off = np.abs(hits.sum(0) / tokens.sum() - base) / _ratio_standard_error(hits, tokens)
             found = max(found, float(off.max()))
         largest.append(found)
     return float(np.quantile(largest, LEVEL))

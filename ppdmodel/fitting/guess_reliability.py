@@ -1,4 +1,4 @@
-"""How likely recorded guesses are: the exits' probabilities, calibrated on what came true."""
+"""Calibration of the guesses' probabilities by Platt scaling, and their reliability."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
     from ..results.measurement import Guesses, Measurement
 
-#: bins of equal size in which probabilities are compared with what came true
+#: equal-mass bins of the expected calibration error
 BINS = 10
-#: recorded in two bytes, a probability may be 0 or 1
+#: probabilities are clipped to this distance from 0 and 1, which two bytes may round to
 NEAREST = 1e-6
-#: scale and shift of each exit's logits
+#: scale and shift of the logits, by exit layer
 Fits: TypeAlias = Mapping[int, tuple[float, float]]
 
 
 class Guessed:
-    """The guesses of some exits, their logits, and which came true.
+    """The guesses of some exits with their logits, and the rank of the true token.
 
     `owner` [tokens] is the prompt of each token, `rank` and `logits` of an exit have shapes
     [tokens] and [tokens, guesses].
     """
 
     def __init__(self, parts: Sequence[tuple[Measurement, Guesses]], exits: Sequence[int]) -> None:
-        """Take measurements with their guesses together."""
+        """Concatenate measurements of one model with their guesses."""
         self.exits = exits
         sizes = [len(one.prompt_ids) for one, _ in parts]
         before = np.cumsum([0, *sizes[:-1]])
@@ -51,7 +51,7 @@ class Guessed:
         return found
 
     def calibrated(self, prompts: np.ndarray) -> Fits:
-        """Scale and shift of each exit's logits, of the greatest likelihood on some prompts."""
+        """Platt scaling of each exit, maximum likelihood on the prompts marked in `prompts`."""
         rows = prompts[self.owner]
         found = {}
         for e in self.exits:
@@ -72,7 +72,7 @@ class Guessed:
     def reliability(
         self, fold: Ints, fits: Mapping[int, Fits], whole: Fits
     ) -> tuple[Reliability, ...]:
-        """Each exit's candidates, those of each fold by the calibration of the others."""
+        """Expected calibration error of each exit, each fold scaled as fitted on the others."""
         found = []
         for e in self.exits:
             table = np.array([fits[n][e] for n in range(len(fits))])[fold[self.owner]]
@@ -84,7 +84,7 @@ class Guessed:
 
 
 def _bin_error(q: Floats, true: np.ndarray) -> float:
-    """Mean distance of predicted and realized shares over bins of equally many candidates."""
+    """Expected calibration error: mean |predicted - observed share| over equal-mass bins."""
     order = np.argsort(q, axis=None)
     parts = (np.array_split(values.ravel()[order], BINS) for values in (q, true))
     pairs = zip(*parts, strict=True)
@@ -94,14 +94,14 @@ def _bin_error(q: Floats, true: np.ndarray) -> float:
 def reliability_of(
     parts: Sequence[tuple[Measurement, Guesses]], seed: int = 0
 ) -> tuple[Reliability, ...]:
-    """Calibrate the exits in the second half of the layers, where guesses pay by theory page 7.
+    """Platt scaling and reliability of the exits in the second half, by theory page 7.
 
     Args:
         parts: measurements of one model, each with its guesses.
-        seed: of the folds; an exit's errors are those on prompts that did not calibrate it.
+        seed: of the folds; the errors are those of cross-validation over prompts.
 
     Returns:
-        One for each exit layer; none where there are too few prompts to hold any out.
+        One for each exit layer; none with fewer than two prompts per fold.
     """
     layers = parts[0][0].layers
     guessed = Guessed(parts, range(second_half(layers), layers))

@@ -1,4 +1,4 @@
-"""The greatest binomial likelihood of a surface, by Fisher scoring within bounds."""
+"""Maximum-likelihood fit of a match-rate curve: Fisher scoring with box constraints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS, HALVINGS, TOLERANCE = 40, 12, 1e-10
 
 @dataclass(frozen=True)
 class Cells:
-    """Where a surface is compared with counts: relative depths below 1, and k's; [layers, k]."""
+    """The grid of relative depths below 1 and k at which a curve is fitted; both [layers, k]."""
 
     family: CurveFamily
     layers: int
@@ -26,17 +26,17 @@ class Cells:
 
     @classmethod
     def of(cls, family: CurveFamily, layers: int, exit_layers: Ints, ks: Ints) -> Cells:
-        """Some exit layers below the last, and some k's."""
+        """The grid of some exit layers below the last and some k."""
         x, k = np.meshgrid(exit_layers / layers, ks.astype(float), indexing="ij")
         return cls(family, layers, x, k)
 
     def rates(self, theta: Floats) -> Floats:
-        """Match rates at every cell."""
+        """Match rates p(x, k) on the grid."""
         value: Floats = -np.expm1(self.family.log_miss(theta, self.x, self.k))
         return value
 
     def log_likelihood(self, theta: Floats, hits: Floats, tokens: float) -> float:
-        """Of counts [layers, k] out of so many tokens, without the binomial coefficients."""
+        """Binomial log-likelihood of hits [layers, k], without the binomial coefficients."""
         log_miss = self.family.log_miss(theta, self.x, self.k)
         p = np.maximum(-np.expm1(log_miss), np.finfo(float).tiny)
         return float((hits * np.log(p) + (tokens - hits) * log_miss).sum())
@@ -45,7 +45,7 @@ class Cells:
         self, theta: Floats, hits: Floats, tokens: float
     ) -> tuple[float, Floats, Floats]:
         """Log-likelihood, its gradient, and the expected information matrix, per token."""
-        log_miss, slopes = self.family.surface(theta, self.x, self.k)
+        log_miss, slopes = self.family.evaluate(theta, self.x, self.k)
         miss = np.exp(log_miss)
         p = np.maximum(-np.expm1(log_miss), np.finfo(float).tiny)
         value = float((hits * np.log(p) + (tokens - hits) * log_miss).sum()) / tokens
@@ -59,10 +59,10 @@ class Cells:
 def maximize(
     cells: Cells, hits: Floats, tokens: float, start: Floats | None = None
 ) -> tuple[Floats, bool]:
-    """Parameters of the greatest likelihood, and whether the search converged.
+    """Maximum-likelihood parameters within their bounds, and whether the search converged.
 
-    Fisher scoring from a start, its steps cut at the bounds and halved until they gain; without a
-    start, or where scoring gets stuck, a quasi-Newton search goes first.
+    Projected Fisher scoring with step halving from a start; without a start, or where scoring does
+    not converge from it, L-BFGS-B gives one.
     """
     if start is not None:
         theta, converged = _score(cells, hits, tokens, start)

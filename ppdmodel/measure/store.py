@@ -11,7 +11,7 @@ from ..results.compatibility import check_agree
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
 from ..results.measurement import Guesses, Measurement
 from ..results.parquet import TOKENS, TableFile, guesses_beside, write_guesses, write_tokens
-from ..results.parquet_merge import join
+from ..results.parquet_merge import merge_tables
 from ..results.summary import Tally
 from .prompts import Prompt
 
@@ -140,7 +140,7 @@ def settle(sources: Sequence[Path], out: Path, provenance: Mapping[str, Any] | N
     with TableFile(sources[-1], TOKENS) as file:
         provenance = provenance or file.about["provenance"]
     tally = Tally()
-    for part in join(sources, out, provenance):
+    for part in merge_tables(sources, out, provenance):
         tally.add(part)
     with TableFile(out / TOKENS_FILE, TOKENS) as file:
         about = file.about

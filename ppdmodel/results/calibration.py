@@ -1,4 +1,4 @@
-"""A calibration: match rates with intervals, their fit, and what decisions need beside them."""
+"""A calibration: match rates with intervals, a fitted curve, and the counts for decisions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FamilyScore:
-    """How well a family of surfaces predicts prompts that it was not fitted to.
+    """Cross-validated log-likelihood of a family of match-rate curves.
 
-    `held_out` is its log-likelihood per token, averaged over exit layers and k; `behind` what the
-    best family has more, with a standard error over prompts.
+    `held_out` is that of prompts left out of the fit, per token and averaged over exit layers and
+    k; `behind` is how much greater the best family's is, with its standard error over prompts.
     """
 
     family: str
@@ -36,12 +36,11 @@ class FamilyScore:
 
 @dataclass(frozen=True)
 class MatchCurve:
-    """A fitted match-rate surface p_correct(relative depth, k); see `ppdmodel.fit`.
+    """A fitted match-rate curve p_correct(relative depth, k); see `ppdmodel.fit`.
 
-    A parameter that the counts do not determine has no interval: its ends are NaN, and so are its
-    rows in `covariance`, that of the parameters, in their order, over resampled prompts.
-    `candidates` are the families that were compared, the best first. Both are empty in files of
-    older versions.
+    A parameter that is not identified has no interval: its ends are NaN, and so are its rows in
+    `covariance`, the bootstrap covariance of the parameters in their order. `candidates` are the
+    families that were compared, the best first. Both are empty in files of older versions.
     """
 
     family: str
@@ -56,7 +55,7 @@ class MatchCurve:
 
     @property
     def standard_errors(self) -> dict[str, float | None]:
-        """Of each parameter, over resampled prompts; None where it is not determined."""
+        """Bootstrap standard error of each parameter; None where it is not identified."""
         variances = [row[n] for n, row in enumerate(self.covariance)]
         errors = [None if math.isnan(x) else x**0.5 for x in variances]
         return dict(zip(self.parameters, errors, strict=False))
@@ -73,11 +72,11 @@ class Rate:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How far an exit's probabilities are from what comes true, on held-out prompts.
+    """Reliability of an exit's probabilities, before and after Platt scaling.
 
-    `error` is the mean distance over bins of equally many candidates, `error_raw` that of the
-    recorded probabilities; calibrated they are the logistic function of
-    `shift` + `scale` x logit, where 1 / `scale` is a temperature.
+    `error` is the expected calibration error on held-out prompts, over bins of equally many
+    guesses, `error_raw` that of the recorded probabilities. The scaled probability is the logistic
+    function of `shift` + `scale` x logit, where 1 / `scale` is a temperature.
     """
 
     exit_layer: int
@@ -89,7 +88,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration(Frame):
-    """What the later commands need of a measurement: match rates with intervals, and their fit.
+    """Match rates of a measurement with intervals, their fitted curve, and counts by prompt.
 
     `hits` has shape [prompts, layers, k_max] and counts the tokens of a prompt whose true token
     ranked k or better at a layer; `tokens` has shape [prompts]. `timing` says what the model costs

@@ -1,7 +1,7 @@
 """How files are written and read: atomically, checked against a schema, with provenance.
 
 A document is one JSON object with `schema` and `schema_version`; each kind has a JSON Schema in
-`ppdmodel/schemas`, checked on writing and on reading. Nothing is pickled.
+`ppdmodel/results/schemas`, checked on writing and on reading. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MEASUREMENT, CALIBRATION = "ppdmodel/measurement", "ppdmodel/calibration"
 TRAINED_EXITS, TIMING = "ppdmodel/trained-exits", "ppdmodel/timing"
 VALIDATION = "ppdmodel/validation"
 KINDS = (MEASUREMENT, CALIBRATION, TRAINED_EXITS, TIMING, VALIDATION)
-#: what the files of a measurement's folder are called
 VALIDATION_FILE = "validation.json"
+#: what the files of a measurement's folder are called
 SUMMARY_FILE, TOKENS_FILE, GUESSES_FILE = "summary.json", "tokens.parquet", "guesses.parquet"
 
 

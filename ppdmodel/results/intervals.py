@@ -1,4 +1,4 @@
-"""Intervals by resampling prompts: the tokens of one prompt are correlated, prompts are not."""
+"""Percentile bootstrap over prompts, which are independent; tokens of one prompt are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHOD = "percentile bootstrap over prompts"
 LEVEL = 0.95
 #: resamples of the prompts and the seed, unless told otherwise
 RESAMPLES, SEED = 1000, 0
-#: with fewer resamples less than one lies beyond each end of an interval of that level
+#: with fewer resamples, less than one lies beyond each end of an interval at that level
 LEAST_RESAMPLES = 40
 
 
@@ -79,14 +79,14 @@ def resampled_rates(hits: Ints, tokens: Ints, weights: Ints) -> Floats:
 
 
 def percentiles(draws: Floats) -> tuple[Floats, Floats]:
-    """Lower and upper end of the interval over the first axis of `draws`."""
+    """Ends of the percentile interval over the first axis of `draws`."""
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
     return low, high
 
 
 def interval_of(value: float, draws: Floats, tokens: Ints) -> Interval:
-    """A number with the interval of its draws [resamples], and the `tokens` [prompts] behind it."""
+    """An estimate with the percentile interval of its draws [resamples], of `tokens` [prompts]."""
     low, high = percentiles(draws)
     n = (int(tokens.sum()), len(tokens))
     return Interval(float(value), float(low), float(high), *n, METHOD)

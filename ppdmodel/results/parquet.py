@@ -129,7 +129,7 @@ def _about(result: Measurement) -> dict[str, Any]:
 
 
 def metadata(about: Mapping[str, Any]) -> dict[str, str]:
-    """What a table says of itself, as its file keeps it."""
+    """The metadata of a table, as its file keeps them."""
     document = {"schema": MEASUREMENT, "schema_version": SCHEMA_VERSION, **about}
     return {MEASUREMENT: json.dumps(json_ready(document), ensure_ascii=False)}
 
@@ -156,7 +156,7 @@ def _write(table: pa.Table, path: Path, **options: Any) -> None:
 
 
 class TableFile:
-    """One of the two tables, open: what it is about, and its row groups.
+    """One of the two tables, open for reading: its metadata, and its row groups.
 
     Raises:
         InvalidInputError: the file is missing, cut short, newer, or not such a table.
@@ -173,7 +173,7 @@ class TableFile:
         check_version(self.about, path)
 
     def _checked_about(self, found: bytes, kind: str) -> dict[str, Any]:
-        """What the metadata say, if they are those of such a table."""
+        """The metadata, if they are those of such a table."""
         try:
             about = json.loads(found)
         except ValueError:

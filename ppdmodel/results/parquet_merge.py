@@ -1,4 +1,4 @@
-"""Joining the tables of a measurement's batches, a row group at a time."""
+"""Merging the Parquet tables of a measurement's batches, a row group at a time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .parquet import (
 )
 
 
-def join(
+def merge_tables(
     sources: Sequence[Path], out: Path, provenance: Mapping[str, Any]
 ) -> Iterator[Measurement]:
-    """Join token tables, with the guess tables beside them, into those of the folder `out`.
+    """Merge token tables, with the guess tables beside them, into those of the folder `out`.
 
     Yields each row group as it passes, in the order of the prompts, and replaces the folder's two
     tables when all have passed. Sources may be among what is replaced.
@@ -39,7 +39,7 @@ def join(
         sources: paths of token tables; each may have a table of guesses beside it. A prompt that
             two sources hold is taken from the first.
         out: the folder that gets `tokens.parquet`, and `guesses.parquet` where all have one.
-        provenance: what the joined table says of itself.
+        provenance: of the merged table.
     """
     index = _Index(sources)
     about = index.about(provenance)
@@ -110,7 +110,7 @@ class _Index:
         self.groups = sorted(found, key=lambda group: group.number)
 
     def about(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
-        """The metadata of the joined table."""
+        """The metadata of the merged table."""
         ids = [name for group in self.groups for name in group.prompt_ids]
         joined: dict[str, list[Any]] = {"prompt_numbers": [], "categories": []}
         joined |= {name: [] for name in TIES}

@@ -1,7 +1,7 @@
 """The summary of a measurement: what `summary.json` says of `tokens.parquet`.
 
-Everything in it is a ratio of counts that add up over prompts, so it is tallied a batch at a time
-and resampled by prompts at the end.
+Everything in it is a ratio of counts that are summed over prompts, so batches are counted one after
+another, and the bootstrap over prompts comes at the end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 RESAMPLES, SEED = 2000, 0
 #: largest k in the table of hits; the ranks in the Parquet file have no such limit
 SUMMARY_K = 100
-#: values of k whose matches are told by category, and followed from token to token
+#: values of k with rates by category, autocorrelations and run lengths
 FOLLOWED_K = (1, 3, 5, 10)
 #: resamples at a time
 _CHUNK = 100
 
 
 def summarize(result: Measurement) -> dict[str, Any]:
-    """Count hits by exit layer and k, with intervals by resampling prompts.
+    """Count hits by exit layer and k, with intervals of the bootstrap over prompts.
 
     The intervals are None where there are fewer than two prompts.
     """
@@ -93,7 +93,7 @@ class Tally:
         return document
 
     def _by_category(self, hits: Ints, tokens: Ints) -> list[dict[str, Any]]:
-        """Hits of each category at a few k; none where there is one category only."""
+        """Hits of each category at `FOLLOWED_K`; none where there is one category only."""
         names = list(dict.fromkeys(self.categories))
         few = hits[:, :, [k - 1 for k in FOLLOWED_K]]
         rows = []
@@ -138,7 +138,7 @@ def _total(weights: Floats, counts: Ints) -> Floats:
     return np.tensordot(weights, counts.astype(float), axes=1)
 
 
-# ---------------------------------------------------------------- matches from token to token
+# ---------------------------------------------------------------- autocorrelation of matches
 
 
 def match_counts(part: Measurement) -> Ints:
@@ -202,7 +202,7 @@ def _matches(counts: Ints) -> dict[str, Any]:
 
 
 def _follow(counts: Floats) -> dict[str, Floats]:
-    """What the counts [..., 6] say; NaN where it is undefined."""
+    """Autocorrelation and run length of counts [..., 6]; NaN where undefined."""
     matches, pairs, both, before, after, runs = np.moveaxis(counts, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = (before + after) / (2 * pairs)

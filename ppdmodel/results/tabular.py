@@ -1,4 +1,4 @@
-"""Answers as JSON, as a pandas table, and as a table in a notebook."""
+"""Results as JSON, as a pandas DataFrame, and as an HTML table in a notebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Frame(ABC):
-    """A frozen dataclass with rows that belong in a table."""
+    """Base of a frozen dataclass whose rows make a table."""
 
     @abstractmethod
     def _rows(self) -> Sequence[Any]:

@@ -1,7 +1,7 @@
-"""What other methods than one exit need of the recorded tokens: counts by prompt.
+"""Counts by prompt for gates, two exits and self-speculation.
 
-From these a calibration judges gates, two exits and self-speculation on any resample of its
-prompts as the tokens themselves would.
+They are sufficient statistics: on any resample of the prompts these methods come out as on the
+recorded tokens themselves.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_several_measurements_of_one_model(tmp_path: Path) -> None:
     assert together.p_correct == pytest.approx((apart[0].p_correct + apart[1].p_correct) / 2)
     about = {**one.provenance, "exit_kind": "trained"}
     with pytest.raises(
-        InvalidInputError, match="got measurement 2 with exit_kind .trained. instead of .logit"
+        InvalidInputError, match="measurement 2 with exit_kind 'trained' instead of 'logit'"
     ):
         fit([one, Measurement(**{**vars(both[1]), "provenance": about})])
     for number, each in enumerate(both):

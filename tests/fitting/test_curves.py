@@ -35,10 +35,10 @@ def test_slopes_are_the_derivatives(family: CurveFamily) -> None:
         theta = some_parameters(family, seed)
 
         def value(t: np.ndarray) -> float:
-            return float((mix * family.surface(t, cells.x, cells.k)[0]).sum())
+            return float((mix * family.evaluate(t, cells.x, cells.k)[0]).sum())
 
         def slope(t: np.ndarray) -> np.ndarray:
-            found: np.ndarray = (mix * family.surface(t, cells.x, cells.k)[1]).sum(axis=(1, 2))
+            found: np.ndarray = (mix * family.evaluate(t, cells.x, cells.k)[1]).sum(axis=(1, 2))
             return found
 
         assert check_grad(value, slope, theta) < 1e-4
