@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_DEPTHS, DEFAULT_K = (0.25, 0.5, 0.75, 0.9), (1, 5)
 RESAMPLES, PERMUTATIONS = 2000, 999
+#: permutations at a time
+CHUNK = 111
 
 
 @dataclass(frozen=True)
@@ -232,10 +234,19 @@ def _small_sample_factor(prompts: int) -> float:
 
 
 def _ratio_standard_error(hits: Floats, tokens: Floats) -> Floats:
-    """Standard error of a ratio estimator over prompts, [depths, ks]; at least 1e-12."""
-    n, rate = len(tokens), hits.sum(0) / tokens.sum()
-    squares = ((hits - rate * tokens[:, None, None]) ** 2).sum(0)
-    found: Floats = np.sqrt(squares * n / (n - 1)) / tokens.sum()
+    """Standard error of a ratio estimator over prompts, at least 1e-12.
+
+    Args:
+        hits: [..., prompts, depths, ks].
+        tokens: [..., prompts].
+
+    Returns:
+        [..., depths, ks].
+    """
+    n, total = tokens.shape[-1], tokens.sum(-1)[..., None, None]
+    rate = (hits.sum(-3) / total)[..., None, :, :]
+    squares = ((hits - rate * tokens[..., None, None]) ** 2).sum(-3)
+    found: Floats = np.sqrt(squares * n / (n - 1)) / total
     return np.maximum(found, 1e-12)
 
 
@@ -248,13 +259,15 @@ def _permutation_critical_value(
     """
     sizes = np.cumsum([0, *(len(group.prompt_ids) for group in others)])
     base = first.hits.sum(0) / first.tokens.sum()
-    largest = []
-    for _ in range(PERMUTATIONS):
-        order = rng.permutation(len(first.prompt_ids))
-        found = 0.0
+    largest: list[float] = []
+    while len(largest) < PERMUTATIONS:
+        n = min(CHUNK, PERMUTATIONS - len(largest))
+        order = np.array([rng.permutation(len(first.prompt_ids)) for _ in range(n)])
+        found = np.zeros(n)
         for start, end in pairwise(sizes):
-            hits, tokens = first.hits[order[start:end]], first.tokens[order[start:end]]
-            off = np.abs(hits.sum(0) / tokens.sum() - base) / _ratio_standard_error(hits, tokens)
-            found = max(found, float(off.max()))
-        largest.append(found)
+            hits, tokens = first.hits[order[:, start:end]], first.tokens[order[:, start:end]]
+            rates = hits.sum(1) / tokens.sum(1)[:, None, None]
+            off = np.abs(rates - base) / _ratio_standard_error(hits, tokens)
+            found = np.maximum(found, off.max(axis=(1, 2)))
+        largest += found.tolist()
     return float(np.quantile(largest, LEVEL))
