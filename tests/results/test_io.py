@@ -1,21 +1,24 @@
-"""Files: there and back, atomic, and clear about what is wrong with them."""
+"""Results saved and loaded, and damaged ones refused."""
 
 from __future__ import annotations
 
+import copy
 import json
-import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ppdmodel import Calibration, fit, load, save
-from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.results import files
+from ppdmodel import Calibration, fit, load, load_guesses, save
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.results.calibration import Reliability
+from ppdmodel.results.io import load_calibration, load_rates, load_timing
 from ppdmodel.results.measurement import Measurement
-from tests.conftest import make_measurement
+from ppdmodel.results.timing import Timed, Timing
 
 
 def same(a: Measurement, b: Measurement) -> bool:
@@ -36,41 +39,8 @@ def test_a_measurement_there_and_back(measurement: Measurement, tmp_path: Path) 
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["summary.json", "tokens.parquet"]
 
 
-def test_the_parquet_columns_are_the_documented_ones(
-    measurement: Measurement, tmp_path: Path
-) -> None:
-    save(measurement, tmp_path)
-    table = pq.read_table(tmp_path / "tokens.parquet")
-    ranks = [f"rank_0{n}" for n in range(1, 7)]
-    probs = [f"prob_0{n}" for n in range(1, 7)]
-    keys = ["prompt_id", "turn", "position", "token_id"]
-    assert table.column_names == [*keys, *ranks, *probs]
-    assert str(table.schema.field("rank_01").type) == "int32"
-    assert str(table.schema.field("prob_01").type) == "float"
-    assert table.column("prompt_id").to_pylist()[:2] == ["p0", "p0"]
-
-
-def test_the_summary_counts_what_the_ranks_say(measurement: Measurement, tmp_path: Path) -> None:
-    save(measurement, tmp_path)
-    summary = files.read_json(tmp_path / "summary.json", files.MEASUREMENT)
-    for layer in (1, 4, 6):
-        for k in (1, 3, 100):
-            expected = int((measurement.rank[:, layer - 1] <= k).sum())
-            assert summary["hits"][layer - 1][k - 1] == expected
-            rate = expected / measurement.n_tokens
-            assert summary["ci_low"][layer - 1][k - 1] <= rate + 1e-5
-            assert rate - 1e-5 <= summary["ci_high"][layer - 1][k - 1]
-    assert summary["n_tokens"] == 240
-    assert [p["n_tokens"] for p in summary["prompts"]] == [20] * 12
-
-
-def test_one_prompt_has_a_summary_without_intervals(tmp_path: Path) -> None:
-    save(make_measurement(prompts=1), tmp_path)
-    assert files.read_json(tmp_path / "summary.json")["ci_low"] is None
-
-
 def test_a_calibration_there_and_back(measurement: Measurement, tmp_path: Path) -> None:
-    original = fit(measurement, k_max=5, resamples=40)
+    original = fit(measurement, k_max=5, family="rank tail", resamples=40)
     save(original, tmp_path / "cal.json")
     found = load(tmp_path / "cal.json")
     assert isinstance(found, Calibration)
@@ -78,38 +48,6 @@ def test_a_calibration_there_and_back(measurement: Measurement, tmp_path: Path) 
     for name in ("tokens", "hits", "p_correct", "ci_low", "ci_high"):
         assert np.array_equal(getattr(found, name), getattr(original, name)), name
     assert found.provenance == original.provenance
-
-
-def test_json_never_holds_nan_or_infinity() -> None:
-    value = {"a": [math.nan, math.inf, 1.0], "b": np.array([[math.nan]]), "c": np.int64(3)}
-    assert json.loads(json.dumps(files.json_ready(value), allow_nan=False)) == {
-        "a": [None, None, 1.0],
-        "b": [[None]],
-        "c": 3,
-    }
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def interrupted() -> None:
-        with files.atomic(path) as part:
-            part.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RunFailedError, match="must be writable; got No space left on device"),
-        files.atomic(tmp_path / "file"),
-    ):
-        raise OSError(28, "No space left on device")
 
 
 def damaged(tmp_path: Path, measurement: Measurement, damage: str) -> Path:
@@ -165,6 +103,15 @@ def test_a_missing_result_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nothing.json")
 
 
+@pytest.fixture(scope="module")
+def stored(measurement: Measurement, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A calibration as its file holds it."""
+    path = tmp_path_factory.mktemp("calibration") / "cal.json"
+    save(fit(measurement, k_max=3, family="rank tail", resamples=40), path)
+    found: dict[str, object] = json.loads(path.read_text())
+    return found
+
+
 BAD_CALIBRATIONS = [
     ({"p_correct": [[1.5] * 3] * 6}, "got a fault at p_correct/0/0: 1.5 is greater than"),
     ({"layers": 0}, "got a fault at layers: 0 is less than the minimum of 2"),
@@ -178,11 +125,116 @@ BAD_CALIBRATIONS = [
 
 @pytest.mark.parametrize(("change", "words"), BAD_CALIBRATIONS)
 def test_bad_numbers_in_a_calibration_are_named(
-    measurement: Measurement, tmp_path: Path, change: dict[str, object], words: str
+    stored: dict[str, object], tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     path = tmp_path / "cal.json"
-    save(fit(measurement, k_max=3, resamples=40), path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(stored | change))
     with pytest.raises(InvalidInputError) as caught:
         load(path)
     assert words in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def timing_document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("timing") / "t.json"
+    save(a_timing(), path)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def test_a_timing_there_and_back(tmp_path: Path) -> None:
+    timing = a_timing()
+    save(timing, tmp_path / "t.json")
+    found = load(tmp_path / "t.json")
+    assert found == timing
+    assert isinstance(found, Timing)
+    assert isinstance(found.by_k[3]["layer_time_s"][1], Timed)
+
+
+def without_last(document: dict[str, Any], *path: Any) -> None:
+    """Shorten a list somewhere in the document by one."""
+    for key in path[:-1]:
+        document = document[key]
+    document[path[-1]] = document[path[-1]][:-1]
+
+
+TIMINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "order": (lambda t: t.update(exit_layers=[26, 10]), "exit layers that do not ascend below"),
+    "last layer": (lambda t: t.update(exit_layers=[10, 30]), "do not ascend below layer 30"),
+    "profile": (lambda t: without_last(t, "layer_profile_s"), "a profile of 29 layers, not 30"),
+    "samples": (
+        lambda t: without_last(t, "samples", "terms", "head_time_s"), "not 8 samples of head_time_s"
+    ),
+    "no samples": (lambda t: t["samples"]["terms"].pop("head_time_s"), "not 8 samples of head"),
+    "text": (
+        lambda t: t["samples"]["terms"].update(head_time_s=["x"] * 8), "not 8 samples of head_time"
+    ),
+    "values": (
+        lambda t: without_last(t, "by_k", "3", "exit_time_s"),
+        "1 values of exit_time_s for k = 3, not one per exit layer",
+    ),
+    "samples by k": (
+        lambda t: without_last(t, "samples", "by_k", "3", "exit_time_s", 1),
+        "not 8 samples of exit_time_s for k = 3 at each exit layer",
+    ),
+    "k": (lambda t: t["samples"]["by_k"].pop("3"), "not 8 samples of layer_time_s for k = 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIMINGS)
+def test_a_timing_that_does_not_fit_together_is_refused(
+    timing_document: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    damage, words = TIMINGS[name]
+    broken = copy.deepcopy(timing_document)
+    damage(broken)
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=f"must be whole; got {words}.*; time again"):
+        load(path)
+
+
+def test_an_exit_at_the_layer_before_the_last_is_taken(
+    timing_document: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(timing_document | {"exit_layers": [10, 29]}), encoding="utf-8")
+    assert load_timing(path).exit_layers == (10, 29)
+
+
+def test_a_calibration_keeps_its_timing_and_its_reliability(
+    measurement: Measurement, tmp_path: Path
+) -> None:
+    reliability = (Reliability(3, 0.9, 0.1, 0.05, 0.01), Reliability(4, 1.1, 0.0, 0.04, 0.02))
+    original = replace(
+        fit(measurement, k_max=2, family="rank tail", resamples=40),
+        timing=a_timing(),
+        reliability=reliability,
+        exit_layers=(2, 4),
+        ks=(1, 2),
+    )
+    save(original, tmp_path / "cal.json")
+    found = load_calibration(tmp_path / "cal.json")
+    for name in ("timing", "reliability", "exit_layers", "ks", "prompt_ids", "seed", "resamples"):
+        assert getattr(found, name) == getattr(original, name), name
+    document = json.loads((tmp_path / "cal.json").read_text("utf-8"))
+    document["timing"]["schema_version"] = 9
+    (tmp_path / "cal.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="must have schema version 1 or older; got 9"):
+        load(tmp_path / "cal.json")
+
+
+def test_each_loader_takes_its_own_kind(
+    measurement: Measurement, stored: dict[str, object], tmp_path: Path
+) -> None:
+    save(measurement, tmp_path / "m")
+    save(a_timing(), tmp_path / "t.json")
+    (tmp_path / "c.json").write_text(json.dumps(stored))
+    assert isinstance(load_rates(tmp_path / "m"), Measurement)
+    assert isinstance(load_rates(tmp_path / "c.json"), Calibration)
+    with pytest.raises(InvalidInputError, match="the file must be a ppdmodel/calibration; got"):
+        load_rates(tmp_path / "t.json")
+    with pytest.raises(InvalidInputError, match="the file must be a ppdmodel/timing; got"):
+        load_timing(tmp_path / "c.json")
+    with pytest.raises(InvalidInputError, match="the measurement must hold guesses.parquet; got"):
+        load_guesses(tmp_path / "m")

@@ -1,11 +1,8 @@
-"""What a calibration keeps of the recorded tokens: together, apart, deep models, damaged files."""
+"""What a calibration keeps of the recorded tokens, also counted token by token."""
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +16,26 @@ from ppdmodel.errors import InvalidInputError
 from ppdmodel.pipeline.prediction_error import without
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
-from ppdmodel.results.packing import pack_array, unpack_array
-from ppdmodel.results.token_counts import ARRAYS, MOST_PAIRED, TokenCounts, paired, pairs_of
+from ppdmodel.results.token_counts import (
+    ARRAYS,
+    DRAFTED,
+    GATED_K,
+    GATES,
+    MOST_PAIRED,
+    PAIR_K,
+    TokenCounts,
+    paired,
+    pairs_of,
+    rounds_of,
+    second_half,
+)
 from tests.conftest import make_measurement
-from tests.decide.test_compare import made_guesses
-
-#: of counts: from bits to bytes
-Damage = Callable[[dict[str, Any]], None]
+from tests.support.tables import repeating_guesses as made_guesses
 
 
 def fit(*args: Any, **options: Any) -> Calibration:
     """Quick where only the counts matter."""
-    return ppd.fit(*args, **options, family="rank tail", resamples=100)
+    return ppd.fit(*args, **options, family="rank tail", resamples=40)
 
 
 def renamed(measurement: Measurement, prefix: str) -> Measurement:
@@ -103,7 +108,7 @@ def test_own_tables_have_none(tmp_path: Path) -> None:
     rows = [f"{e},1,{3 + e},20,p{n}" for e in (2, 3) for n in range(4)]
     path = tmp_path / "counts.csv"
     path.write_text("exit_layer,k,hits,n,prompt_id\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    calibration = fit_table(path, 6, resamples=100)
+    calibration = fit_table(path, 6, resamples=40)
     assert calibration.recorded is None
     save(calibration, tmp_path / "cal.json")
     again = load(tmp_path / "cal.json")
@@ -112,79 +117,104 @@ def test_own_tables_have_none(tmp_path: Path) -> None:
     assert "counts of the recorded tokens" in compare(again).left_out[0]
 
 
-@pytest.mark.parametrize("most", [0, 255, 256, 65_535, 65_536])
-def test_an_array_of_counts_comes_back(most: int) -> None:
-    counts = np.array([[0, most, most // 2]])
-    packed = pack_array(counts)
-    assert (unpack_array(packed, (1, 3), "it") == counts).all()
-    assert packed["dtype"] == ("<u1" if most < 256 else "<u2" if most < 65_536 else "<u4")
+# ---------------------------------------------------------------- counted token by token
 
 
-def in_base64(raw: bytes) -> str:
-    return base64.b64encode(zlib.compress(raw)).decode()
+@pytest.fixture(scope="module")
+def mixed() -> Measurement:
+    """Two turns in one prompt, and probabilities on both sides of every gate."""
+    made = make_measurement(prompts=5, tokens=13, layers=7, seed=2)
+    turn = np.where((made.prompt_index == 3) & (made.position >= 8), 1, 0)
+    position = np.where(turn == 1, made.position - 8, made.position)
+    top_prob = np.random.default_rng(5).choice([0.05, *GATES, 0.95], made.rank.shape)
+    return replace(made, turn=turn.astype(np.int16), position=position, top_prob=top_prob)
 
 
-def test_a_small_file_cannot_fill_the_memory() -> None:
-    bomb = {"dtype": "<u1", "shape": [1, 3], "data": in_base64(bytes(50_000_000))}
-    with pytest.raises(InvalidInputError, match="it must be 3 bytes; got more"):
-        unpack_array(bomb, (1, 3), "it")
+def test_rounds_by_hand(mixed: Measurement) -> None:
+    """A round accepts right drafts up to the first wrong one, and adds the model's own token."""
+    slow = np.zeros((5, 7, len(DRAFTED)), dtype=int)
+    ends = [*np.flatnonzero(mixed.position == 0).tolist(), mixed.n_tokens]
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        for layer in range(7):
+            for column, drafted in enumerate(DRAFTED):
+                place = start
+                while place < end:
+                    right = 0
+                    while (
+                        right < drafted
+                        and place + right < end
+                        and mixed.rank[place + right, layer] == 1
+                    ):
+                        right += 1
+                    place += right + 1
+                    slow[mixed.prompt_index[start], layer, column] += 1
+    assert np.array_equal(rounds_of(mixed), slow)
+    assert np.array_equal(TokenCounts.of(mixed).rounds, slow[:, :-1])
 
 
-DAMAGES: dict[str, tuple[Damage, str]] = {
-    "shape": (lambda r: r["both"].update(shape=[12, 3, 4, 9]), "both of .* must have the shape"),
-    "text": (lambda r: r["right"].update(data="?" * 8), "right of .* must be whole; got damaged"),
-    "bytes": (lambda r: r["right"].update(data="QUJD"), "right of .* must be whole; got damaged"),
-    "cut": (lambda r: r["first"].update(data=r["first"]["data"][:24]), "first of .* must be"),
-    "short": (lambda r: r["passed"].update(data=in_base64(b"1")), "passed of .* must be .* bytes"),
-    "type": (lambda r: r["passed"].update(dtype="<f8"), "must follow its schema"),
-    "object": (lambda r: r["passed"].update(dtype="O"), "must follow its schema"),
-    "missing": (lambda r: r.pop("rounds"), "must follow its schema"),
-    "labels": (lambda r: r.update(pair_k=[3, 2, 1, 5]), "pair_k of .* must increase"),
-    "gates of NaN": (lambda r: r.update(gates=[np.nan] * 9), "gates of .* must increase"),
-    "no gate": (lambda r: r.update(gates=[np.nan]), "gates of .* must increase"),
-    "too many": (lambda r: r.update(drafted=[*range(1, 8), 10**12]), "must follow its schema"),
-    "more": (
-        lambda r: r["first"].update(data=in_base64(bytes(12 * 3 * 4)) + "AAAA"),
-        "first of .* must be 144 bytes; got more",
-    ),
-    "exits": (lambda r: r.update(pair_exits=[3, 4, 7]), "pair_exits of .* must lie in layers"),
-    "fewer": (lambda r: r.update(pair_exits=[3, 4]), "must have the shape"),
-    "rounds": (
-        lambda r: r["rounds"].update(data=in_base64(bytes(12 * 5 * 8))),
-        "rounds of self-speculation that no text takes",
-    ),
-    "gates": (
-        lambda r: r["passed"].update(data=in_base64(bytes([200] * 12 * 3 * 9))),
-        "more open gates than tokens",
-    ),
-    "hits": (
-        lambda r: r["right"].update(data=in_base64(bytes([20] * 12 * 3 * 9 * 5))),
-        "more hits behind a gate than tokens that passed it",
-    ),
-    "at one": (
-        lambda r: r["first"].update(data=in_base64(bytes([9] * 12 * 3 * 4))),
-        "more hits of an exit than tokens",
-    ),
-    "at both": (
-        lambda r: r["both"].update(data=in_base64(bytes([9] * 12 * 3 * 16))),
-        "more hits at both of two exits than at one",
-    ),
-    "guesses": (
-        lambda r: r["shared"].update(data=in_base64(bytes([99] * 12 * 3 * 16))),
-        "more shared guesses than guesses",
-    ),
-}
+def class_of(rank: int, ks: tuple[int, ...]) -> int | None:
+    """The first class is up to the first k, each other from the k before it; None beyond."""
+    return next((n for n, k in enumerate(ks) if rank <= k), None)
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_counts_are_one_clear_error(
-    measurement: Measurement, tmp_path: Path, name: str
-) -> None:
-    damage, message = DAMAGES[name]
-    path = tmp_path / "cal.json"
-    save(fit(measurement, guesses=made_guesses(measurement), k_max=3), path)
-    document = json.loads(path.read_text("utf-8"))
-    damage(document["recorded"])
-    path.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(InvalidInputError, match=message):
-        load(path)
+def test_gates_by_hand(mixed: Measurement) -> None:
+    counts = TokenCounts.of(mixed)
+    assert counts.gated_exits.tolist() == [4, 5, 6]
+    passed = np.zeros((5, 3, len(GATES)), dtype=int)
+    right = np.zeros((5, 3, len(GATES), len(GATED_K)), dtype=int)
+    for row, prompt in enumerate(mixed.prompt_index):
+        for place, e in enumerate((4, 5, 6)):
+            found = class_of(mixed.rank[row, e - 1], GATED_K)
+            for number, gate in enumerate(GATES):
+                if mixed.top_prob[row, e - 1] >= gate:
+                    passed[prompt, place, number] += 1
+                    if found is not None:
+                        right[prompt, place, number, found] += 1
+    assert np.array_equal(counts.passed, passed)
+    assert np.array_equal(counts.right, right)
+
+
+def test_pairs_of_exits_by_hand(mixed: Measurement) -> None:
+    guesses = made_guesses(mixed)
+    counts = TokenCounts.of(mixed, guesses)
+    n = len(PAIR_K)
+    first, both = np.zeros((5, 3, n), int), np.zeros((5, 3, n, n), int)
+    shared = np.zeros_like(both)
+    for row, prompt in enumerate(mixed.prompt_index):
+        classes = [class_of(mixed.rank[row, e - 1], PAIR_K) for e in (4, 5, 6)]
+        for place, one in enumerate(classes):
+            if one is not None:
+                first[prompt, place, one] += 1
+        for pair, (i, j) in enumerate([(0, 1), (0, 2), (1, 2)]):
+            a, b = classes[i], classes[j]
+            if a is not None and b is not None:
+                both[prompt, pair, a, b] += 1
+            early, late = (guesses.ids[row, e + 3].tolist() for e in (i, j))
+            for rank, token in enumerate(early, start=1):
+                if token in late:
+                    c, d = class_of(rank, PAIR_K), class_of(late.index(token) + 1, PAIR_K)
+                    if c is not None and d is not None:
+                        shared[prompt, pair, c, d] += 1
+    assert np.array_equal(counts.first, first)
+    assert np.array_equal(counts.both, both)
+    assert np.array_equal(counts.shared, shared)
+
+
+@pytest.mark.parametrize(("layers", "first"), [(2, 1), (3, 2), (4, 2), (7, 4), (30, 15)])
+def test_the_second_half_begins_at_the_middle(layers: int, first: int) -> None:
+    assert second_half(layers) == first
+
+
+def test_guesses_of_other_tokens_are_refused(mixed: Measurement) -> None:
+    guesses = made_guesses(mixed)
+    with pytest.raises(InvalidInputError, match="of the measured tokens; got .64, 7. tokens and"):
+        TokenCounts.of(mixed, replace(guesses, ids=guesses.ids[1:]))
+    ids = guesses.ids.copy()
+    rows = np.flatnonzero(mixed.rank[:, 5] <= 8)
+    known = int((mixed.rank <= 8).sum())
+    ids[rows[0], 5] = 9999  # one of some hundred: equal logits may stand in either order
+    assert 1 / known < 0.01
+    TokenCounts.of(mixed, replace(guesses, ids=ids))
+    ids[rows] = 9999
+    with pytest.raises(InvalidInputError, match="that are not where the tokens ranked"):
+        TokenCounts.of(mixed, replace(guesses, ids=ids))

@@ -1,0 +1,148 @@
+"""Files: atomic, checked against their schema, and clear about what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.results import files
+
+
+def test_json_never_holds_nan_or_infinity() -> None:
+    value = {"a": [math.nan, math.inf, 1.0], "b": np.array([[math.nan]]), "c": np.int64(3)}
+    assert json.loads(json.dumps(files.json_ready(value), allow_nan=False)) == {
+        "a": [None, None, 1.0],
+        "b": [[None]],
+        "c": 3,
+    }
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with files.atomic(path) as part:
+            part.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunFailedError, match="must be writable; got No space left on device"),
+        files.atomic(tmp_path / "file"),
+    ):
+        raise OSError(28, "No space left on device")
+
+
+def test_an_atomic_write_replaces_the_file_and_makes_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    for text in ("first", "second"):
+        with files.atomic(path) as part:
+            assert part != path
+            assert part.suffix == ".txt", "the suffix says the format to whoever writes"
+            part.write_text(text)
+        assert path.read_text() == text
+        assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    "check", [files.check_writable, lambda path: files.atomic(path).__enter__()]
+)
+def test_a_folder_is_no_file_to_write(tmp_path: Path, check: Any) -> None:
+    with pytest.raises((InvalidInputError, RunFailedError), match="must be a file; got a folder"):
+        check(tmp_path)
+
+
+def test_a_check_before_the_work_leaves_nothing(tmp_path: Path) -> None:
+    files.check_writable(tmp_path / "new" / "file")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("kept")
+    files.check_writable(tmp_path / "old" / "file")
+    assert (tmp_path / "old" / "file").read_text() == "kept"
+    (tmp_path / "text").write_text("a file where a folder should be")
+    with pytest.raises(RunFailedError, match="must be writable; got"):
+        files.check_writable(tmp_path / "text" / "file")
+
+
+def a_timing_document() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from tests.pipeline.test_prediction_error import a_timing
+
+    about = {"schema": files.TIMING, "schema_version": files.SCHEMA_VERSION}
+    return {**about, **asdict(a_timing())}
+
+
+def test_a_document_is_written_a_line_per_key_and_per_row(tmp_path: Path) -> None:
+    path, document = tmp_path / "t.json", a_timing_document()
+    files.write_json(path, document)
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) == len(document) + 2
+    assert json.loads(text) == files.read_json(path, files.TIMING) == files.json_ready(document)
+    lists = {"a": [[1, 2], [3, 4]], "b": [1, 2], "c": []}
+    assert files._compact_rows(lists) == (
+        '{\n "a": [\n  [1, 2],\n  [3, 4]\n ],\n "b": [1, 2],\n "c": []\n}\n'
+    )
+
+
+def test_a_document_that_breaks_its_schema_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    with pytest.raises(InvalidInputError, match="must follow its schema; got a fault at layers"):
+        files.write_json(path, a_timing_document() | {"layers": 0})
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": "x/y"}, "must be a ppdmodel/measurement or ppdmodel/calibration or"),
+        ({"schema": None}, "the file must be a"),
+        ({"schema_version": 2}, "must have schema version 1 or older; got 2; upgrade ppdmodel"),
+        ({"schema_version": "1"}, "must have schema version 1 or older; got '1'"),
+    ],
+)
+def test_other_kinds_and_newer_versions_are_refused(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(files.json_ready(a_timing_document()) | change), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=words):
+        files.read_json(path)
+
+
+def test_another_kind_than_expected_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    files.write_json(path, a_timing_document())
+    with pytest.raises(InvalidInputError, match="must be a ppdmodel/calibration; got 'ppdmodel/t"):
+        files.read_json(path, files.CALIBRATION)
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="got None in"):
+        files.read_json(path)
+
+
+def test_provenance_says_who_made_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import ppdmodel
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    found = files.provenance(("numpy",))
+    assert found["packages"] == {"ppdmodel": ppdmodel.__version__, "numpy": np.__version__}
+    assert found["command"] == "python"
+    assert found["date"].endswith("+00:00")
+    monkeypatch.setattr(sys, "argv", [os.path.join("bin", "ppdmodel"), "fit", "x"])
+    assert files.provenance()["command"] == "ppdmodel fit x"
