@@ -1,66 +1,24 @@
-"""What a fit recovers from made-up data; tests/fitting/test_curves.py has the families."""
+"""What a fit takes and gives; tests/fitting/test_curve_fit.py has the fitted curve."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ppdmodel import fit, load, save
+from ppdmodel.cli import run
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.curve_fit import curve_values, residuals
-from ppdmodel.fitting.curves import family_of
+from ppdmodel.fitting.calibrate import MOST_K, check_layers, check_recorded_k
 from ppdmodel.results.calibration import Calibration
-from ppdmodel.results.intervals import prompt_weights, resampled_rates
+from ppdmodel.results.intervals import LEAST_RESAMPLES, prompt_weights, resampled_rates
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
-
-KUMARASWAMY = family_of("floored Kumaraswamy")
-
-
-def surface(theta: dict[str, float], layers: int, k_max: int) -> np.ndarray:
-    x, k = np.meshgrid(np.arange(1, layers + 1) / layers, np.arange(1.0, k_max + 1), indexing="ij")
-    values = np.array([theta[name] for name in KUMARASWAMY.parameters])
-    rates: np.ndarray = -np.expm1(KUMARASWAMY.log_miss(values, x, k))
-    return rates
-
-
-def test_recovers_a_known_surface() -> None:
-    theta = {
-        "log_steepness": 1.2,
-        "log_weight": -0.6,
-        "weight_gain": 0.25,
-        "floor_logit": -2.8,
-        "floor_gain": 1.0,
-        "k_curvature": 0.4,
-    }
-    layers, k_max, prompts, tokens = 16, 12, 40, 400
-    rates = surface(theta, layers, k_max)
-    rng = np.random.default_rng(1)
-    draws = rng.random((prompts * tokens, layers, 1))
-    rank = 1 + (draws >= rates[None]).sum(axis=2)
-    base = make_measurement(prompts=prompts, tokens=tokens, layers=layers)
-    made = Measurement(**{**vars(base), "rank": rank})
-    result = fit(made, k_max=k_max, resamples=40)
-    assert result.curve.converged
-    assert np.abs(surface_of(result.curve, layers, k_max) - rates).max() < 0.02
-    assert result.curve.rms_residual < 0.01
-
-
-def surface_of(curve: object, layers: int, k_max: int) -> np.ndarray:
-    x = np.arange(1, layers + 1)[:, None] / layers
-    return curve_values(curve, x, np.arange(1, k_max + 1))  # type: ignore[arg-type]
-
-
-def test_the_surface_rises_with_depth_and_k_and_ends_at_one(measurement: Measurement) -> None:
-    values = surface_of(fit(measurement, k_max=8, resamples=40).curve, 6, 8)
-    assert (np.diff(values, axis=0) >= -1e-12).all()
-    assert (np.diff(values, axis=1) >= -1e-12).all()
-    assert values[-1] == pytest.approx(1)
-    assert ((values >= 0) & (values <= 1)).all()
+from tests.pipeline.test_prediction_error import a_timing
+from tests.support.tables import repeating_guesses
 
 
 def test_rates_and_intervals_are_those_of_resampled_prompts(measurement: Measurement) -> None:
@@ -72,24 +30,6 @@ def test_rates_and_intervals_are_those_of_resampled_prompts(measurement: Measure
     assert result.ci_high == pytest.approx(np.percentile(draws, 97.5, axis=0))
     again = fit(measurement, k_max=3, resamples=200, seed=5)
     assert again.curve == result.curve
-
-
-def test_residuals_are_measured_less_fitted(measurement: Measurement) -> None:
-    result = fit(measurement, k_max=4, resamples=40)
-    left = residuals(result)
-    assert left == pytest.approx(result.p_correct - surface_of(result.curve, 6, 4))
-    inner = left[:-1]
-    assert np.sqrt(np.mean(inner**2)) == pytest.approx(result.curve.rms_residual)
-    worst = np.unravel_index(np.abs(inner).argmax(), inner.shape)
-    assert result.curve.largest_residual_layer == worst[0] + 1
-    assert result.curve.largest_residual_k == worst[1] + 1
-
-
-def test_resampled_rates_by_hand() -> None:
-    hits, tokens = np.array([[1], [4]]), np.array([2, 8])
-    weights = np.array([[2, 0], [1, 1], [0, 2]])
-    assert resampled_rates(hits, tokens, weights)[:, 0].tolist() == [0.5, 0.5, 0.5]
-    assert resampled_rates(np.array([[2], [0]]), tokens, weights)[:, 0].tolist() == [1.0, 0.2, 0.0]
 
 
 def test_bad_input_is_named(measurement: Measurement) -> None:
@@ -106,47 +46,75 @@ def test_bad_input_is_named(measurement: Measurement) -> None:
         fit(recorded)
 
 
-def test_what_the_counts_do_not_determine_has_no_interval(
-    measurement: Measurement, tmp_path: Path
-) -> None:
-    """With one k nothing says how rates rise with k."""
-    result = fit(measurement, family="floored Kumaraswamy", k_max=1, resamples=40)
-    undetermined = {"weight_gain", "floor_gain", "k_curvature"}
-    save(result, tmp_path / "cal.json")
-    again = load(tmp_path / "cal.json")
-    assert isinstance(again, Calibration)
-    for curve in (result.curve, again.curve):
-        for name, value in curve.parameters.items():
-            assert np.isnan(value.ci_low) == np.isnan(value.ci_high) == (name in undetermined)
-            assert (curve.standard_errors[name] is None) == (name in undetermined)
-            assert value.ci_low != value.ci_high
-    assert np.isfinite(surface_of(again.curve, 6, 1)).all()
+def test_several_measurements_of_one_model(tmp_path: Path) -> None:
+    one, other = make_measurement(seed=1), make_measurement(seed=2)
+    with pytest.raises(InvalidInputError, match="in one measurement only; got 'p0' twice"):
+        fit([one, other])
+    names = tuple(f"q{n}" for n in range(12))
+    both = [one, Measurement(**{**vars(other), "prompt_ids": names})]
+    together = fit(both, k_max=4, family="rank tail", resamples=40)
+    assert together.prompt_ids == one.prompt_ids + names
+    apart = [fit(m, k_max=4, family="rank tail", resamples=40) for m in both]
+    assert together.p_correct == pytest.approx((apart[0].p_correct + apart[1].p_correct) / 2)
+    about = {**one.provenance, "exit_kind": "trained"}
+    with pytest.raises(
+        InvalidInputError, match="measurement 2 with exit_kind 'trained' instead of 'logit'"
+    ):
+        fit([one, Measurement(**{**vars(both[1]), "provenance": about})])
+    for number, each in enumerate(both):
+        save(each, tmp_path / str(number))
+    out = tmp_path / "cal.json"
+    folders = [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert run(["fit", *folders, "--out", str(out), "--resamples", "40"]) == 0
+    found = load(out)
+    assert isinstance(found, Calibration)
+    assert len(found.prompt_ids) == 24
 
 
-def test_a_title_says_what_sets_a_calibration_apart(measurement: Measurement) -> None:
-    assert fit(measurement, resamples=40).title == "made-up"
-    about = {"exit_kind": "trained", "decoding": "sampled", "temperature": 0.7}
-    sampled = replace(
-        measurement,
-        provenance={**measurement.provenance, **about},
-        coupled_rank=np.minimum(measurement.rank, 2),
-    )
-    calibration = fit(sampled.coupled(), resamples=40)
-    assert calibration.title == (
-        "made-up, trained exits, sampled at temperature 0.7, coupled guesses"
-    )
-    assert (calibration.p_correct[:, 1] == 1).all()
-    with pytest.raises(InvalidInputError, match="coupled guesses need sampled text"):
-        measurement.coupled()
+def test_numbers_at_the_ends_of_what_is_taken(measurement: Measurement) -> None:
+    least = fit(measurement, k_max=1, family="rank tail", resamples=LEAST_RESAMPLES)
+    assert (least.resamples, least.seed, least.k_max) == (40, 0, 1)
+    with pytest.raises(InvalidInputError, match="k_max must be at most 1000; got 1001"):
+        fit(measurement, k_max=MOST_K + 1)
+    with pytest.raises(InvalidInputError, match="seed must be 0 or more; got -1"):
+        fit(measurement, seed=-1)
+    check_layers(2)
+    for most, fits in ((31, False), (32, True), (None, True)):
+        recorded = replace(measurement, provenance={**measurement.provenance, "k_max": most})
+        if fits:
+            check_recorded_k(recorded, 32)
+            continue
+        with pytest.raises(InvalidInputError, match="k must be at most 31"):
+            check_recorded_k(recorded, 32)
 
 
-def test_a_calibration_is_a_table_of_rates(measurement: Measurement) -> None:
-    result = fit(measurement, k_max=3, resamples=40)
-    frame = result.to_frame()
-    assert list(frame.columns) == [
-        "exit_layer", "k", "p_correct", "p_correct_low", "p_correct_high"
-    ]  # fmt: skip
-    assert len(frame) == 6 * 3
-    row = frame[(frame.exit_layer == 4) & (frame.k == 2)].iloc[0]
-    assert row.p_correct == result.p_correct[3, 1]
-    assert json.loads(result.to_json())["layers"] == 6
+def test_a_timing_of_the_model_is_kept_and_of_another_refused(measurement: Measurement) -> None:
+    about = {name: measurement.provenance[name] for name in ("weights_sha256", "dtype")}
+    about |= {"exit_kind": "logit"}
+    timing = replace(a_timing(), layers=6, provenance=about)
+    options: dict[str, Any] = {"k_max": 2, "family": "rank tail", "resamples": 40}
+    assert fit(measurement, timing=timing, **options).timing is timing
+    with pytest.raises(InvalidInputError, match="the timing must be of the measured model; got"):
+        fit(measurement, timing=a_timing(), **options)
+
+
+def test_a_fit_says_what_it_is_of(measurement: Measurement) -> None:
+    result = fit(measurement, k_max=2, family="rank tail", resamples=40, seed=4)
+    assert result.provenance["measurement"] == measurement.provenance
+    assert set(result.provenance["fit"]["packages"]) == {"ppdmodel", "numpy", "scipy"}
+    assert (result.model, result.layers, result.seed) == ("made-up", 6, 4)
+    assert result.prompt_ids == measurement.prompt_ids
+    assert (result.exit_layers, result.ks, result.timing) == (None, None, None)
+
+
+def test_guesses_go_with_their_measurements(measurement: Measurement) -> None:
+    guesses = repeating_guesses(measurement)
+    other = replace(measurement, prompt_ids=tuple(f"q{n}" for n in range(12)))
+    options: dict[str, Any] = {"k_max": 2, "family": "rank tail", "resamples": 40}
+    both = fit([measurement, other], guesses=[guesses, None], **options)
+    assert both.recorded is not None
+    assert both.recorded.shared is None
+    assert both.reliability == ()
+    for given, words in (([guesses], "got 1 for 2"), ([None] * 3, "got 3 for 2")):
+        with pytest.raises(InvalidInputError, match=f"for each measurement; {words}"):
+            fit([measurement, other], guesses=given, **options)

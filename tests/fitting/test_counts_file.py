@@ -11,10 +11,8 @@ from ppdmodel import estimate_from, fit, fit_table, load, optimize, save
 from ppdmodel.cli import run
 from ppdmodel.decide.prediction import predicted_match_rate
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.curves import FAMILIES
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
-from tests.conftest import make_measurement
 
 HEADER = "exit_layer,k,hits,n,prompt_id\n"
 
@@ -99,31 +97,6 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
         fit_table(path, 6)
 
 
-def test_several_measurements_of_one_model(tmp_path: Path) -> None:
-    one, other = make_measurement(seed=1), make_measurement(seed=2)
-    with pytest.raises(InvalidInputError, match="in one measurement only; got 'p0' twice"):
-        fit([one, other])
-    names = tuple(f"q{n}" for n in range(12))
-    both = [one, Measurement(**{**vars(other), "prompt_ids": names})]
-    together = fit(both, k_max=4, resamples=40)
-    assert together.prompt_ids == one.prompt_ids + names
-    apart = [fit(m, k_max=4, resamples=40) for m in both]
-    assert together.p_correct == pytest.approx((apart[0].p_correct + apart[1].p_correct) / 2)
-    about = {**one.provenance, "exit_kind": "trained"}
-    with pytest.raises(
-        InvalidInputError, match="measurement 2 with exit_kind 'trained' instead of 'logit'"
-    ):
-        fit([one, Measurement(**{**vars(both[1]), "provenance": about})])
-    for number, each in enumerate(both):
-        save(each, tmp_path / str(number))
-    out = tmp_path / "cal.json"
-    folders = [str(tmp_path / "0"), str(tmp_path / "1")]
-    assert run(["fit", *folders, "--out", str(out), "--resamples", "40"]) == 0
-    found = load(out)
-    assert isinstance(found, Calibration)
-    assert len(found.prompt_ids) == 24
-
-
 def test_the_command_takes_a_table(
     measurement: Measurement, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,14 +113,3 @@ def test_the_command_takes_a_table(
     ):
         assert run(wrong) == 2
         assert message in capsys.readouterr().err
-
-
-def test_one_cell_determines_no_parameter(tmp_path: Path) -> None:
-    """Steepness, weight and floor trade off: one rate is not three numbers."""
-    path = tmp_path / "one.csv"
-    rows = [f"12,1,{31 - n},110,q{n}" for n in range(4)]
-    path.write_text("\n".join(["exit_layer,k,hits,n,prompt_id", *rows]) + "\n", encoding="utf-8")
-    for family in FAMILIES:
-        curve = fit_table(path, 24, family=family, resamples=40).curve
-        assert set(curve.standard_errors.values()) == {None}
-        assert all(np.isnan(value.ci_low) for value in curve.parameters.values())

@@ -1,21 +1,14 @@
-"""Families of surfaces: slopes, shape, the greatest likelihood, and the choice among them."""
+"""Families of curves: their formulas, slopes and shape."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
-from scipy.optimize import check_grad, minimize
+from scipy.optimize import check_grad
 
-from ppdmodel import fit
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.curve_fit import curve_values
 from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
-from ppdmodel.fitting.likelihood import Cells, maximize
-from ppdmodel.results.measurement import Measurement
-from tests.conftest import make_measurement
+from ppdmodel.fitting.likelihood import Cells
 
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 
@@ -55,80 +48,46 @@ def test_a_surface_rises_with_depth_and_k_and_ends_at_one(family: CurveFamily) -
         assert p[-1] == pytest.approx(1)
 
 
-@EACH
-def test_scoring_finds_the_greatest_likelihood(family: CurveFamily) -> None:
-    """A quasi-Newton search from many places finds nothing better."""
-    cells = Cells.of(family, 12, np.arange(1, 12), np.arange(1, 7))
-    rng = np.random.default_rng(3)
-    tokens = 3000.0
-    hits = rng.binomial(int(tokens), cells.rates(some_parameters(family, 9))).astype(float)
-    theta, converged = maximize(cells, hits, tokens)
-    assert converged
-    best = cells.log_likelihood(theta, hits, tokens)
+def written_out(name: str, theta: np.ndarray, x: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Match rates as the documentation of `fit` writes them."""
 
-    def loss(t: Any) -> float:
-        return -cells.log_likelihood(t, hits, tokens) / tokens
+    def logistic(z: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-z))
 
-    for seed in range(6):
-        found = minimize(
-            loss,
-            some_parameters(family, seed),
-            method="L-BFGS-B",
-            bounds=family.bounds,
-        )
-        assert best >= -found.fun * tokens - 1e-3
-
-
-def drawn_from(family: CurveFamily, prompts: int = 30, tokens: int = 200) -> Measurement:
-    """Ranks of which a surface of the family is the truth, to k = 8."""
-    layers, k_max = 12, 8
-    x, k = np.meshgrid(np.arange(1, layers + 1) / layers, np.arange(1.0, k_max + 1), indexing="ij")
-    with np.errstate(divide="ignore"):
-        rates = -np.expm1(family.log_miss(TRUTH[family.name], x, k))
-    draws = np.random.default_rng(1).random((prompts * tokens, layers, 1))
-    base = make_measurement(prompts=prompts, tokens=tokens, layers=layers)
-    return replace(base, rank=1 + (draws >= rates[None]).sum(axis=2))
-
-
-#: as unlike each other as the families allow
-TRUTH = {
-    "floored Kumaraswamy": np.array([1.6, -1.2, 0.5, -2.5, 1.0, 0.4]),
-    "floored power": np.array([1.4, 0.6, -2.5, 0.8, 0.5]),
-    "rank tail": np.array([1.0, -0.3, -4.0, 0.02, 1.2]),
-}
+    if name == "rank tail":
+        log_a, log_b, f, s, t = theta
+        rest = (1 - x ** np.exp(log_a)) ** np.exp(log_b)
+        found: np.ndarray = 1 - (1 - logistic(f)) * rest * k ** -(s + t * x)
+        return found
+    *own, f, g, h = theta
+    kappa = (1 - k**-h) / h
+    if name == "floored power":
+        a, c = own
+        rest = 1 - x ** np.exp(a - c * kappa)
+    else:
+        a, b, c = own
+        rest = (1 - x ** np.exp(a)) ** np.exp(b + c * kappa)
+    found = 1 - (1 - logistic(f + g * kappa)) * rest
+    return found
 
 
 @EACH
-def test_held_out_likelihood_finds_the_family_or_one_that_predicts_as_well(
-    family: CurveFamily,
-) -> None:
-    curve = fit(drawn_from(family), k_max=8, resamples=40).curve
-    assert len(curve.candidates) == len(FAMILIES)
-    true = next(c for c in curve.candidates if c.family == family.name)
-    assert true.behind <= 2 * true.behind_se + 1e-12
-    assert curve.candidates[0].family == curve.family
-    assert curve.candidates[0].behind == 0
-    behind = [c.behind for c in curve.candidates]
-    assert behind == sorted(behind)
-    x, k = np.arange(1, 13)[:, None] / 12, np.arange(1.0, 9)
-    with np.errstate(divide="ignore"):
-        truth = -np.expm1(family.log_miss(TRUTH[family.name], x + 0 * k, k + 0.0 * x))
-    assert np.abs(curve_values(curve, x, k) - truth).max() < 0.02
+def test_values_are_those_of_the_documented_formulas(family: CurveFamily) -> None:
+    x, k = np.meshgrid(np.linspace(0.1, 0.95, 9), np.arange(1.0, 9), indexing="ij")
+    for seed in range(5):
+        theta = some_parameters(family, seed)
+        expected = written_out(family.name, theta, x, k)
+        assert -np.expm1(family.log_miss(theta, x, k)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_given_family_is_taken() -> None:
-    curve = fit(make_measurement(), family="rank tail", k_max=4, resamples=40).curve
-    assert curve.family == "rank tail"
-    assert [c.family for c in curve.candidates] == ["rank tail"]
-    assert list(curve.standard_errors) == list(family_of("rank tail").parameters)
-    for name, error in curve.standard_errors.items():
-        value = curve.parameters[name]
-        if error is None:  # held at its bound
-            assert np.isnan([value.ci_low, value.ci_high]).all()
-            continue
-        assert error > 0
-        assert value.ci_low < value.ci_high
-    covariance = np.array(curve.covariance)
-    assert covariance == pytest.approx(covariance.T, nan_ok=True)
-    with pytest.raises(InvalidInputError, match="the family must be one of floored Kumaraswamy"):
-        fit(make_measurement(), family="spline")
+@EACH
+def test_starts_lie_within_the_bounds(family: CurveFamily) -> None:
+    for start, (low, high) in zip(family.start, family.bounds, strict=True):
+        assert low < start < high
+    assert len(family.start) == len(family.parameters)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
+    assert family_of("rank tail") is FAMILIES["rank tail"]
+    with pytest.raises(InvalidInputError, match=f"one of {', '.join(FAMILIES)}; got 'spline'"):
+        family_of("spline")

@@ -58,12 +58,14 @@ def test_an_atomic_write_replaces_the_file_and_makes_its_folder(tmp_path: Path) 
         assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
-@pytest.mark.parametrize(
-    "check", [files.check_writable, lambda path: files.atomic(path).__enter__()]
-)
-def test_a_folder_is_no_file_to_write(tmp_path: Path, check: Any) -> None:
-    with pytest.raises((InvalidInputError, RunFailedError), match="must be a file; got a folder"):
-        check(tmp_path)
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="must be a file; got a folder"):
+        files.check_writable(tmp_path)
+    with (
+        pytest.raises(RunFailedError, match="must be a file; got a folder"),
+        files.atomic(tmp_path),
+    ):
+        pass
 
 
 def test_a_check_before_the_work_leaves_nothing(tmp_path: Path) -> None:

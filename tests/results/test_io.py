@@ -19,6 +19,7 @@ from ppdmodel.results.calibration import Reliability
 from ppdmodel.results.io import load_calibration, load_rates, load_timing
 from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.timing import Timed, Timing
+from tests.pipeline.test_prediction_error import a_timing
 
 
 def same(a: Measurement, b: Measurement) -> bool:
@@ -40,7 +41,7 @@ def test_a_measurement_there_and_back(measurement: Measurement, tmp_path: Path) 
 
 
 def test_a_calibration_there_and_back(measurement: Measurement, tmp_path: Path) -> None:
-    original = fit(measurement, k_max=5, family="rank tail", resamples=40)
+    original = fit(measurement, k_max=5, resamples=40)
     save(original, tmp_path / "cal.json")
     found = load(tmp_path / "cal.json")
     assert isinstance(found, Calibration)
@@ -160,7 +161,7 @@ def without_last(document: dict[str, Any], *path: Any) -> None:
 
 TIMINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "order": (lambda t: t.update(exit_layers=[26, 10]), "exit layers that do not ascend below"),
-    "last layer": (lambda t: t.update(exit_layers=[10, 30]), "do not ascend below layer 30"),
+    "last layer": (lambda t: t.update(exit_layers=[10, 30]), "exit layers that do not ascend below layer 30"),
     "profile": (lambda t: without_last(t, "layer_profile_s"), "a profile of 29 layers, not 30"),
     "samples": (
         lambda t: without_last(t, "samples", "terms", "head_time_s"), "not 8 samples of head_time_s"

@@ -1,0 +1,130 @@
+"""K-fold cross-validation of a selection, by hand and where there is nothing to select."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ppdmodel.fitting.cross_validation import FOLDS, cross_fitted, folds, held_out
+from ppdmodel.results.intervals import METHOD, prompt_weights
+
+
+def test_folds_are_a_random_partition_in_equal_parts() -> None:
+    found = folds(52, 3)
+    assert np.array_equal(found, folds(52, 3))
+    assert not np.array_equal(found, folds(52, 4))
+    assert sorted(np.bincount(found, minlength=FOLDS)) == [10, 10, 10, 11, 11]
+    assert (np.diff(found) < 0).any()
+
+
+@pytest.fixture
+def costs() -> np.ndarray:
+    """Of three settings on 13 prompts, alike but for noise: [prompts, settings]."""
+    return np.random.default_rng(0).normal(1, 0.3, (13, 3))
+
+
+TOKENS = np.arange(1, 14)
+
+
+def mean_of(costs: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A setting's cost per token on weighted prompts, [n, 1]."""
+
+    def evaluate(setting: int, weights: np.ndarray) -> np.ndarray:
+        found: np.ndarray = (weights @ (costs[:, setting] * TOKENS)) / (weights @ TOKENS)
+        return found[:, None]
+
+    return evaluate
+
+
+def test_by_hand(costs: np.ndarray) -> None:
+    """Each prompt counts, by its tokens, with the setting that is best on the other folds."""
+    seen: list[int] = []
+
+    def select(number: int, inside: np.ndarray) -> int:
+        seen.append(number)
+        means = (costs[inside] * TOKENS[inside, None]).sum(0) / TOKENS[inside].sum()
+        return int(means.argmin())
+
+    weights = prompt_weights(13, 50, 1)
+    found = cross_fitted(TOKENS, weights, 7, select, mean_of(costs))
+    assert found is not None
+    value, draws = found
+    assert seen == list(range(FOLDS))
+    fold = folds(13, 7)
+    chosen = [select(n, fold != n) for n in range(FOLDS)]
+    by_prompt = costs[np.arange(13), np.array(chosen)[fold]]
+    assert value[0] == pytest.approx((by_prompt * TOKENS).sum() / TOKENS.sum())
+    assert draws.shape == (50, 1)
+    for row, weight in enumerate(weights):
+        expected = (weight * by_prompt * TOKENS).sum() / (weight * TOKENS).sum()
+        assert draws[row, 0] == pytest.approx(expected)
+
+
+def test_a_fold_that_a_resample_leaves_out_has_no_weight(costs: np.ndarray) -> None:
+    """Whoever evaluates still gets weights that are not all 0, so that nothing is 0 / 0."""
+    weights = (folds(13, 0) == 2).astype(int)[None]
+
+    def evaluate(setting: int, rows: np.ndarray) -> np.ndarray:
+        assert (rows.sum(axis=1) > 0).all()
+        return mean_of(costs)(setting, rows)
+
+    found = cross_fitted(TOKENS, weights, 0, lambda number, inside: number % 3, evaluate)
+    assert found is not None
+    mine = folds(13, 0) == 2
+    expected = (costs[mine, 2] * TOKENS[mine]).sum() / TOKENS[mine].sum()
+    assert found[1][0, 0] == pytest.approx(expected)
+
+
+def test_selection_is_optimistic_and_cross_validation_is_not() -> None:
+    """Of twenty settings that are all the same, the best looks better than it is."""
+    rng, seemed, held = np.random.default_rng(5), [], []
+    tokens = np.ones(20, dtype=np.int64)
+    for seed in range(60):
+        costs = rng.normal(1, 0.3, (20, 20))
+
+        def select(_: int, inside: np.ndarray, costs: np.ndarray = costs) -> int:
+            return int(costs[inside].mean(axis=0).argmin())
+
+        def evaluate(setting: int, rows: np.ndarray, costs: np.ndarray = costs) -> np.ndarray:
+            found: np.ndarray = (rows @ costs[:, setting]) / rows.sum(axis=1)
+            return found[:, None]
+
+        found = cross_fitted(tokens, np.ones((1, 20), dtype=np.int64), seed, select, evaluate)
+        assert found is not None
+        seemed.append(costs.mean(axis=0).min())
+        held.append(found[0][0])
+    assert np.mean(seemed) < 0.9
+    assert np.mean(held) == pytest.approx(1, abs=0.03)
+
+
+def test_fewer_than_two_prompts_per_fold_are_too_few() -> None:
+    def evaluate(setting: int, rows: np.ndarray) -> np.ndarray:
+        return np.full((len(rows), 2), float(setting))
+
+    for prompts, enough in ((2 * FOLDS - 1, False), (2 * FOLDS, True)):
+        tokens, weights = np.ones(prompts, dtype=np.int64), prompt_weights(prompts, 40, 0)
+        found = cross_fitted(tokens, weights, 0, lambda number, inside: 1, evaluate)
+        assert (found is not None) == enough
+        both = held_out(tokens, weights, 0, lambda number, inside: 1, evaluate)
+        assert (both != (None, None)) == enough
+
+
+def test_latency_and_compute_have_intervals() -> None:
+    rng = np.random.default_rng(1)
+    costs, tokens = rng.normal(1, 0.1, (12, 2)), np.full(12, 5)
+
+    def evaluate(_: None, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = (rows @ costs) / rows.sum(axis=1, keepdims=True)
+        return found
+
+    weights = prompt_weights(12, 200, 0)
+    latency, compute = held_out(tokens, weights, 0, lambda number, inside: None, evaluate)
+    draws = evaluate(None, weights)
+    for column, found in enumerate((latency, compute)):
+        assert found is not None
+        low, high = np.percentile(draws[:, column], [2.5, 97.5])
+        assert found.value == pytest.approx(costs[:, column].mean())
+        assert (found.ci_low, found.ci_high) == (pytest.approx(low), pytest.approx(high))
+        assert (found.n_tokens, found.n_prompts, found.method) == (60, 12, METHOD)

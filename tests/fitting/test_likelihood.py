@@ -1,0 +1,136 @@
+"""The binomial likelihood of a curve, its derivatives, and its maximum within bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime, minimize
+from scipy.stats import binom
+
+from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
+from ppdmodel.fitting.likelihood import Cells, maximize
+from tests.fitting.test_curves import EACH, some_parameters
+
+TOKENS = 3000.0
+
+
+def grid(family: CurveFamily) -> Cells:
+    return Cells.of(family, 12, np.arange(1, 12), np.arange(1, 7))
+
+
+def drawn(cells: Cells, theta: np.ndarray, seed: int = 3) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.binomial(int(TOKENS), cells.rates(theta)).astype(float)
+
+
+@EACH
+def test_scoring_finds_the_greatest_likelihood(family: CurveFamily) -> None:
+    """A quasi-Newton search from many places finds nothing better."""
+    cells = Cells.of(family, 12, np.arange(1, 12), np.arange(1, 7))
+    rng = np.random.default_rng(3)
+    tokens = 3000.0
+    hits = rng.binomial(int(tokens), cells.rates(some_parameters(family, 9))).astype(float)
+    theta, converged = maximize(cells, hits, tokens)
+    assert converged
+    best = cells.log_likelihood(theta, hits, tokens)
+
+    def loss(t: Any) -> float:
+        return -cells.log_likelihood(t, hits, tokens) / tokens
+
+    for seed in range(6):
+        found = minimize(
+            loss,
+            some_parameters(family, seed),
+            method="L-BFGS-B",
+            bounds=family.bounds,
+        )
+        assert best >= -found.fun * tokens - 1e-3
+
+
+def test_a_grid_is_of_relative_depths_and_ks() -> None:
+    cells = Cells.of(family_of("rank tail"), 8, np.array([2, 4]), np.array([1, 3, 5]))
+    assert cells.x.tolist() == [[0.25] * 3, [0.5] * 3]
+    assert cells.k.tolist() == [[1, 3, 5]] * 2
+
+
+@EACH
+def test_the_likelihood_is_the_binomial_one(family: CurveFamily) -> None:
+    """Up to the coefficients, which do not depend on the parameters."""
+    cells = grid(family)
+    hits = drawn(cells, some_parameters(family, 1))
+    thetas = [some_parameters(family, seed) for seed in (2, 3)]
+    mine = [cells.log_likelihood(theta, hits, TOKENS) for theta in thetas]
+    its = [binom.logpmf(hits, TOKENS, cells.rates(theta)).sum() for theta in thetas]
+    assert mine[0] - mine[1] == pytest.approx(its[0] - its[1], rel=1e-6)
+    value, _, _ = cells.gradient_and_information(thetas[0], hits, TOKENS)
+    assert value == pytest.approx(mine[0] / TOKENS)
+
+
+@EACH
+def test_the_gradient_and_the_information_are_the_derivatives(family: CurveFamily) -> None:
+    """The information is the expected Hessian: where counts are what the curve expects."""
+    cells = grid(family)
+    truth, other = some_parameters(family, 1), some_parameters(family, 4)
+    hits = TOKENS * cells.rates(truth)
+
+    def gradient(theta: np.ndarray) -> np.ndarray:
+        found: np.ndarray = cells.gradient_and_information(theta, hits, TOKENS)[1]
+        return found
+
+    numeric = approx_fprime(other, lambda t: cells.log_likelihood(t, hits, TOKENS) / TOKENS, 1e-7)
+    assert gradient(other) == pytest.approx(numeric, rel=1e-3, abs=1e-4)
+    assert gradient(truth) == pytest.approx(np.zeros(len(truth)), abs=1e-9)
+    hessian = -approx_fprime(truth, gradient, 1e-6)
+    information = cells.gradient_and_information(truth, hits, TOKENS)[2]
+    assert information == pytest.approx(hessian, rel=1e-2, abs=1e-3)
+
+
+def test_rates_of_nought_and_one_have_a_likelihood() -> None:
+    cells = Cells.of(family_of("rank tail"), 4, np.array([1, 3]), np.array([1]))
+    low, _ = np.array(cells.family.bounds).T
+    assert np.isfinite(cells.log_likelihood(low, np.zeros((2, 1)), 9.0))
+
+
+@EACH
+def test_a_start_at_the_maximum_stays_there(family: CurveFamily) -> None:
+    cells = grid(family)
+    hits = drawn(cells, some_parameters(family, 9))
+    best, _ = maximize(cells, hits, TOKENS)
+    again, converged = maximize(cells, hits, TOKENS, best)
+    assert converged
+    assert again == pytest.approx(best, abs=1e-3)
+    near, converged = maximize(cells, hits, TOKENS, some_parameters(family, 2))
+    assert converged
+    assert cells.log_likelihood(near, hits, TOKENS) == pytest.approx(
+        cells.log_likelihood(best, hits, TOKENS), abs=1e-3
+    )
+
+
+@EACH
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_maximum_at_the_bounds_is_found(family: CurveFamily, share: float) -> None:
+    """All misses or all hits: the curve goes as far as its bounds let it, and no further."""
+    cells = grid(family)
+    hits = np.full(cells.x.shape, share * 50)
+    low, high = np.array(family.bounds).T
+    theta, converged = maximize(cells, hits, 50.0)
+    assert converged
+    assert ((low <= theta) & (theta <= high)).all()
+    assert ((theta == low) | (theta == high)).any()
+    p = cells.rates(theta)
+    assert p.max() < 0.35 if share == 0 else p.min() > 0.9
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        other = np.clip(rng.uniform(low, high), low, high)
+        assert cells.log_likelihood(theta, hits, 50.0) >= cells.log_likelihood(other, hits, 50.0)
+
+
+def test_the_value_does_not_depend_on_the_number_of_tokens() -> None:
+    """Ten times the counts are the same rates: the same curve."""
+    cells = grid(FAMILIES["floored power"])
+    hits = drawn(cells, some_parameters(cells.family, 9))
+    few, _ = maximize(cells, hits, TOKENS)
+    many, _ = maximize(cells, 10 * hits, 10 * TOKENS)
+    assert many == pytest.approx(few, abs=1e-6)
