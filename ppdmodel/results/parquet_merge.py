@@ -104,7 +104,7 @@ class _Index:
                 number = dict(zip(file.about["prompt_ids"], _numbers(file.about), strict=True))
                 for group in range(file.groups):
                     prompts = tuple(file.prompts(group))
-                    if seen.isdisjoint(prompts):
+                    if prompts and seen.isdisjoint(prompts):
                         found.append(_Group(number[prompts[0]], path, group, prompts, places))
                         seen.update(prompts)
         self.groups = sorted(found, key=lambda group: group.number)
@@ -146,7 +146,8 @@ def _numbers(about: Mapping[str, Any]) -> Sequence[int]:
 def _places(guesses: Path) -> dict[str, int]:
     """Row group by its first prompt: a table of guesses may be newer than that of its tokens."""
     with TableFile(guesses, GUESSES) as file:
-        return {file.prompts(group)[0]: group for group in range(file.groups)}
+        prompts = {group: file.prompts(group) for group in range(file.groups)}
+        return {names[0]: group for group, names in prompts.items() if names}
 
 
 def _writers(stack: ExitStack, tables: Any, paths: Any, about: Mapping[str, Any]) -> list[Any]:

@@ -52,13 +52,12 @@ def written_out(name: str, theta: np.ndarray, x: np.ndarray, k: np.ndarray) -> n
     """Match rates as the documentation of `fit` writes them."""
 
     def logistic(z: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-z))
+        return np.asarray(1 / (1 + np.exp(-z)))
 
     if name == "rank tail":
         log_a, log_b, f, s, t = theta
         rest = (1 - x ** np.exp(log_a)) ** np.exp(log_b)
-        found: np.ndarray = 1 - (1 - logistic(f)) * rest * k ** -(s + t * x)
-        return found
+        return np.asarray(1 - (1 - logistic(f)) * rest * k ** -(s + t * x))
     *own, f, g, h = theta
     kappa = (1 - k**-h) / h
     if name == "floored power":
@@ -67,8 +66,7 @@ def written_out(name: str, theta: np.ndarray, x: np.ndarray, k: np.ndarray) -> n
     else:
         a, b, c = own
         rest = (1 - x ** np.exp(a)) ** np.exp(b + c * kappa)
-    found = 1 - (1 - logistic(f + g * kappa)) * rest
-    return found
+    return np.asarray(1 - (1 - logistic(f + g * kappa)) * rest)
 
 
 @EACH

@@ -161,7 +161,9 @@ def without_last(document: dict[str, Any], *path: Any) -> None:
 
 TIMINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "order": (lambda t: t.update(exit_layers=[26, 10]), "exit layers that do not ascend below"),
-    "last layer": (lambda t: t.update(exit_layers=[10, 30]), "exit layers that do not ascend below layer 30"),
+    "last layer": (
+        lambda t: t.update(exit_layers=[10, 30]), "exit layers that do not ascend below layer 30"
+    ),
     "profile": (lambda t: without_last(t, "layer_profile_s"), "a profile of 29 layers, not 30"),
     "samples": (
         lambda t: without_last(t, "samples", "terms", "head_time_s"), "not 8 samples of head_time_s"
@@ -237,5 +239,5 @@ def test_each_loader_takes_its_own_kind(
         load_rates(tmp_path / "t.json")
     with pytest.raises(InvalidInputError, match="the file must be a ppdmodel/timing; got"):
         load_timing(tmp_path / "c.json")
-    with pytest.raises(InvalidInputError, match="the measurement must hold guesses.parquet; got"):
+    with pytest.raises(InvalidInputError, match=r"the measurement must hold guesses\.parquet; got"):
         load_guesses(tmp_path / "m")

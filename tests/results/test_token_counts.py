@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_rounds_by_hand(mixed: Measurement) -> None:
     """A round accepts right drafts up to the first wrong one, and adds the model's own token."""
     slow = np.zeros((5, 7, len(DRAFTED)), dtype=int)
     ends = [*np.flatnonzero(mixed.position == 0).tolist(), mixed.n_tokens]
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in pairwise(ends):
         for layer in range(7):
             for column, drafted in enumerate(DRAFTED):
                 place = start
@@ -207,7 +208,9 @@ def test_the_second_half_begins_at_the_middle(layers: int, first: int) -> None:
 
 def test_guesses_of_other_tokens_are_refused(mixed: Measurement) -> None:
     guesses = made_guesses(mixed)
-    with pytest.raises(InvalidInputError, match="of the measured tokens; got .64, 7. tokens and"):
+    with pytest.raises(
+        InvalidInputError, match=r"of the measured tokens; got \(64, 7\) tokens and"
+    ):
         TokenCounts.of(mixed, replace(guesses, ids=guesses.ids[1:]))
     ids = guesses.ids.copy()
     rows = np.flatnonzero(mixed.rank[:, 5] <= 8)
