@@ -84,15 +84,10 @@ def predicted_latency_s(
     times = schedule_times(timing, exit_layer, k)
     for name, factor in (corrections or {}).items():
         times[name] *= factor
-    unfinished = None if _never_varies(timing) else 0.5
+    unfinished = None if timing.ideal else 0.5  # ideal layers always take the same time
     return calibrated_early_latency(
         p_correct, timing.layers, exit_layer, **times, unfinished=unfinished
     )
-
-
-def _never_varies(timing: Timing) -> bool:
-    """Whether layers always take the same time, as ideal ones do: see `calibrated_latency`."""
-    return bool(timing.provenance.get("basis") == "ideal")
 
 
 def predicted_plain_latency_s(timing: Timing) -> float:
@@ -128,7 +123,7 @@ def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -
     for name in ("layer_time", "token_time", "promotion_delay"):
         del times[name]
     unfinished: Any = 0.5
-    if _never_varies(timing):
+    if timing.ideal:
         unfinished = calibrated_unfinished(timing.layers, exit_layer, **times)
     return calibrated_compute(
         p_correct, timing.layers, exit_layer, k, **times, unfinished=unfinished

@@ -50,6 +50,16 @@ class Timing:
     samples: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
+    @property
+    def ideal(self) -> bool:
+        """Computed from a model's sizes and a data sheet: layers always take the same time."""
+        return bool(self.provenance.get("basis") == "ideal")
+
+    @property
+    def units_per_process(self) -> int:
+        """Units over which each process is split by tensor parallelism."""
+        return int(self.provenance.get("units_per_process", 1))
+
 
 def resampled_timing(timing: Timing, rng: np.random.Generator) -> Timing:
     """The timing as other repetitions of it would have been: all terms of one are drawn at once."""

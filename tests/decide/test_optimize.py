@@ -9,7 +9,7 @@ import pytest
 
 from ppdmodel import compute_per_token, fit, latency_per_token, optimize
 from ppdmodel.decide.costs import TimedCosts
-from ppdmodel.decide.methods import Family, gated, two_exits
+from ppdmodel.decide.methods import MethodSettings, gated, two_exits
 from ppdmodel.decide.prediction import (
     predicted_compute,
     predicted_latency_s,
@@ -127,7 +127,7 @@ def test_says_when_nothing_fits(calibration: Calibration) -> None:
         assert decision.choices[0].setting is None
 
 
-def families_of(calibration: Calibration) -> dict[str, Family]:
+def families_of(calibration: Calibration) -> dict[str, MethodSettings]:
     assert calibration.recorded is not None
     several = two_exits(calibration.recorded)
     assert several is not None
