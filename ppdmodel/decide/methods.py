@@ -135,8 +135,11 @@ class PpdSettings:
 
     def rates(self, weights: Ints, at: Ints) -> Floats:
         """Match rates of some settings, [rows, settings]."""
-        exit_layer, k = self.grid.exit_layer[at], self.grid.k[at]
-        return resampled_rates(self.hits[:, exit_layer - 1, k - 1], self.tokens, weights)
+        grid = self.grid.only(at)
+        if len(weights) == 1:  # all of them at once: settings of any depth share them
+            return grid.rates(resampled_rates(self.hits, self.tokens, weights))
+        hits = self.hits[:, grid.exit_layer - 1, grid.k - 1]
+        return resampled_rates(hits, self.tokens, weights)
 
     def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         """Latency and compute of some settings, [rows, settings]."""

@@ -201,29 +201,30 @@ class _Study:
             joint,
             lambda fold, training: policies.several(price, self.fits[fold], training)[0],
         )
-        one, fixed, two = (_setting(s, rule) for s in (single, self.fixed, self.two_fixed))
+        selected = (_setting(s, rule) for s in (single, self.fixed, self.two_fixed))
+        (exits, _), (fixed_exits, fixed_k), (two_exits, two_k) = selected
         selections = (single, self.fixed, several, self.two_fixed)
         return Priced(
             price=price,
             threshold=float(formulas.threshold(price)),
-            exit_layer=one and one["exits"][0],
-            fixed_exit_layer=fixed and fixed["exits"][0],
-            fixed_k=fixed and fixed["k"][0],
+            exit_layer=exits and exits[0],
+            fixed_exit_layer=fixed_exits and fixed_exits[0],
+            fixed_k=fixed_k and fixed_k[0],
             several_exits=policies.stopping.exits,
             several_thresholds=thresholds,
-            two_exits=two and two["exits"],
-            two_k=two and two["k"],
+            two_exits=two_exits,
+            two_k=two_k,
             **_held_out([selection.held_out(rule) for selection in selections], rule),
         )
 
 
-def _setting(selection: Selection[PolicySettings], rule: Rule) -> dict[str, Any] | None:
-    """Exits and k of the best setting; None where that is plain decoding."""
+def _setting(selection: Selection[PolicySettings], rule: Rule) -> tuple[Any, Any]:
+    """Exits and k of the best setting, a tuple each; None where that is plain decoding."""
     place, space = selection.best(rule), selection.space
     if place is None:
-        return None
-    of_each = {"exits": space.exits, "k": space.k}
-    return {name: tuple(int(x[place]) for x in each) for name, each in of_each.items()}
+        return None, None
+    exits, k = (tuple(int(values[place]) for values in each) for each in (space.exits, space.k))
+    return exits, k
 
 
 def _held_out(evaluations: Sequence[Evaluation | None], rule: Rule) -> dict[str, Interval]:
