@@ -18,14 +18,21 @@ from ..results.compatibility import check_timing
 from ..results.hit_counts import HitCounts
 from ..results.intervals import Interval
 from ..results.measurement import Measurement
-from ..results.token_counts import TokenCounts
-from .costs import Costs, LayerCosts, TimedCosts
-from .methods import Family, gated, self_speculation, two_exits
+from .costs import CostModel, LayerCosts, TimedCosts
+from .methods import (
+    MethodSettings,
+    PpdSettings,
+    best_method,
+    gated,
+    given,
+    ppd,
+    self_speculation,
+    two_exits,
+)
 from .outcomes import Comparison, Method
-from .selection import GIVEN, Judge, Rule, given
+from .selection import PromptSample, Rule, Selection, check_budget
 
 if TYPE_CHECKING:
-    from .._types import Floats, Ints
     from ..results.measurement import Guesses
     from ..results.timing import Timing
 
@@ -59,8 +66,8 @@ def compare(
     Match rates are the model's own, and so is what its exits would draft for themselves: both are
     counted on the recorded tokens. Latency and compute are in layers, heads and overheads left out,
     as ratios to plain decoding on one unit; with a timing in the calibration two rows in seconds
-    come beside them. The best of many settings looks better than it is: `held_out` is what
-    settings chosen on 4/5 of the prompts do on the rest.
+    come beside them. The best of many settings looks better than it is (selection bias): `held_out`
+    is cross-validated, of settings selected on 4/5 of the prompts and evaluated on the rest.
 
     Args:
         source: a measurement, or its calibration, which gives the same; of one from own tables or
@@ -71,50 +78,37 @@ def compare(
         max_units: most processes held at once; None for any number.
         acceptance_rate: alpha of speculative decoding with a draft model; None leaves it out.
         draft_time: c, a step of that draft over one of the model, in time and in operations.
-        efficiency: eta of splitting every layer over several units: the speed-up over their number,
-            without the link.
+        efficiency: eta of tensor parallelism: its speed-up over the number of units, without the
+            link.
         link_time: a small message between units, in layer times: a match of PPD waits for one,
-            split layers for two all-reduces a layer by recursive doubling.
+            tensor parallelism for two all-reduces a layer by recursive doubling.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or the timing of another model.
     """
-    if not max_compute >= 1:
-        raise InvalidInputError(
-            f"max_compute must be at least 1; got {max_compute}; 2 allows twice the layers"
-        )
+    rule = Rule(max_compute=check_budget(max_compute))
     if max_units is not None:
         positive_integer("max_units", max_units)
-    if not 0 < real_number("efficiency", efficiency, 0, "give a share") <= 1:
-        raise InvalidInputError(f"efficiency must lie in (0, 1]; got {efficiency}; 1 is perfect")
-    link = float(real_number("link_time", link_time, 0, "give it in layer times"))
-    if isinstance(source, Calibration):
-        if timing is not None:
-            raise InvalidInputError(
-                "timing must be left out for a calibration; got timing; fit the measurement with it"
-            )
-        timing = source.timing
-    elif timing is not None:
-        check_timing(timing, source.provenance, source.layers)
+    link = _Link.of(efficiency, link_time)
+    timing = _checked_timing(source, timing)
     counts = HitCounts.of(source, guesses=guesses)
-    judge = _judge(counts, Rule(max_compute=float(max_compute)), max_units)
+    search = _Search(PromptSample(counts.tokens, counts.resamples, counts.seed), rule, max_units)
+    spaces = _method_settings(counts, link.link_time)
+    found = [search.best(space, MEASURED) for space in spaces]
     methods = [given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
-    families = [_ppd(counts, LayerCosts(), link_time=link)]
-    if counts.recorded is not None:
-        families += _recorded(counts.recorded, link)
-    methods += [m for m in (judge.best(family, MEASURED) for family in families) if m is not None]
+    methods += [method for method in found if method is not None]
     if acceptance_rate is not None:
-        methods += _speculative(counts.layers, acceptance_rate, draft_time, max_compute)
-    ppd = next((m for m in methods if m.name == "PPD" and m.units > 1), None)
-    methods += _split(counts, judge.rule, ppd, _Link(efficiency, link), max_units)
-    least = {family.name: int(family.units.min()) for family in families} | LEAST_UNITS
+        methods += _speculative(counts.layers, acceptance_rate, draft_time, rule)
+    methods += _tensor_parallel(search, spaces[0], methods, counts.layers, link)
+    least = {space.name: int(space.units.min()) for space in spaces} | LEAST_UNITS
     if timing is not None:
         costs = TimedCosts(timing, counts.seed)
-        methods += _timed(judge, counts, costs)
+        methods += _timed(search, counts, costs)
         least |= {"PPD, timed": costs.n_units, "split layers, timed": costs.n_units}
+    names = [method.name for method in methods]
     left_out = [] if counts.recorded is not None else [NOT_RECORDED]
-    left_out += _beyond(max_units, least, _names(methods))
-    if acceptance_rate is not None and "speculative" not in _names(methods):
+    left_out += _beyond(max_units, least, names)
+    if acceptance_rate is not None and "speculative" not in names:
         left_out.append("speculative: no number of drafted tokens is faster within the compute")
     return Comparison(
         title=counts.title,
@@ -130,12 +124,8 @@ def compare(
     )
 
 
-def _names(methods: Sequence[Method]) -> list[str]:
-    return [method.name for method in methods]
-
-
 def _beyond(max_units: int | None, least: Mapping[str, int], there: Sequence[str]) -> list[str]:
-    """Methods that are not there because they take more units than there may be."""
+    """Methods that are missing because they take more units than there may be."""
     return [
         f"{name}: it takes {units} units or more"
         for name, units in least.items()
@@ -143,47 +133,54 @@ def _beyond(max_units: int | None, least: Mapping[str, int], there: Sequence[str
     ]
 
 
-def _judge(counts: HitCounts, rule: Rule, max_units: int | None) -> Judge:
-    """Who finds the best settings under a rule."""
-    return Judge(counts.tokens, counts.resamples, counts.seed, rule, max_units)
+def _checked_timing(source: Measurement | Calibration, timing: Timing | None) -> Timing | None:
+    """A calibration's own timing, or the one given beside a measurement."""
+    if not isinstance(source, Calibration):
+        if timing is not None:
+            check_timing(timing, source.provenance, source.layers)
+        return timing
+    if timing is not None:
+        raise InvalidInputError(
+            "timing must be left out for a calibration; got timing; fit the measurement with it"
+        )
+    return source.timing
 
 
-def _recorded(recorded: TokenCounts, link: float) -> list[Family]:
-    families = (gated(recorded, link), two_exits(recorded, link), self_speculation(recorded))
-    return [family for family in families if family is not None]
+def _method_settings(counts: HitCounts, link_time: float) -> list[MethodSettings]:
+    """PPD first, then what the counts of recorded tokens cover."""
+    found = [ppd(_ppd_settings(counts, LayerCosts(), link_time))]
+    recorded = counts.recorded
+    if recorded is not None:
+        others = (gated(recorded, link_time), two_exits(recorded, link_time))
+        found += [space for space in (*others, self_speculation(recorded)) if space is not None]
+    return found
 
 
-def _ppd(
-    counts: HitCounts, costs: Costs, name: str = "PPD", note: str = "", link_time: float = 0.0
-) -> Family:
-    """PPD at one exit and depth 1, every setting; a message delays what an exit starts."""
+@dataclass(frozen=True)
+class _Search:
+    """Finds the best setting of methods: on the prompts, under the rule, within the units."""
+
+    prompts: PromptSample
+    rule: Rule
+    max_units: int | None
+
+    def best(self, method: MethodSettings, basis: str) -> Method | None:
+        """The best setting; None where the method has none within the units."""
+        return best_method(Selection(self.prompts, method.within(self.max_units)), self.rule, basis)
+
+
+def _ppd_settings(counts: HitCounts, costs: CostModel, link_time: float = 0.0) -> PpdSettings:
+    """PPD at one exit and depth 1, every setting that was measured."""
     grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
     if counts.exit_layers is not None:
         grid = grid.only(np.isin(grid.exit_layer, counts.exit_layers))
     if counts.ks is not None:
         grid = grid.only(np.isin(grid.k, counts.ks))
-    hits = counts.hits[:, grid.exit_layer - 1, grid.k - 1]
-    tokens = counts.tokens
-    started = replace(grid, exit_layer=np.minimum(grid.exit_layer + link_time, grid.layers))
-
-    def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
-        p = (weights @ hits[:, at]) / (weights @ tokens)[:, None]
-        some = started.only(at) if link_time else grid.only(at)
-        if len(weights) > 1:
-            return costs.drawn_latency(some, p), costs.drawn_compute(some, p)
-        return costs.latency(some, p), costs.compute(some, p)
-
-    return Family(
-        name,
-        [f"exit {e}, k = {k}" for e, k in zip(grid.exit_layer, grid.k, strict=True)],
-        costs.units(grid),
-        evaluate,
-        note,
-    )
+    return PpdSettings(grid, costs, counts.hits, counts.tokens, link_time)
 
 
 def _speculative(
-    layers: int, acceptance_rate: float, draft_time: float, max_compute: float
+    layers: int, acceptance_rate: float, draft_time: float, rule: Rule
 ) -> list[Method]:
     """Speculative decoding with a draft model of a given acceptance rate, its best block."""
     check("acceptance_rate", acceptance_rate)
@@ -191,7 +188,7 @@ def _speculative(
     drafted = np.arange(1, MOST_DRAFTED + 1)
     latency = formulas.speculative_latency(acceptance_rate, layers, drafted, draft_time) / layers
     compute = formulas.speculative_compute(acceptance_rate, layers, drafted, draft_time) / layers
-    best = int(Rule(max_compute=max_compute).best(latency, compute))
+    best = int(rule.best(latency, compute))
     if best < 0:
         return []
     return [
@@ -209,10 +206,20 @@ def _speculative(
 
 @dataclass(frozen=True)
 class _Link:
-    """What splitting layers over units reaches."""
+    """What tensor parallelism over units reaches."""
 
     efficiency: float
     link_time: float
+
+    @classmethod
+    def of(cls, efficiency: float, link_time: float) -> _Link:
+        """Checked numbers."""
+        if not 0 < real_number("efficiency", efficiency, 0, "give a share") <= 1:
+            raise InvalidInputError(
+                f"efficiency must lie in (0, 1]; got {efficiency}; 1 is perfect"
+            )
+        link = real_number("link_time", link_time, 0, "give it in layer times")
+        return cls(efficiency, float(link))
 
     def latency(self, layers: int, units: int) -> float:
         """Over plain decoding's: two all-reduces a layer, ceil(log2 N) messages each."""
@@ -229,42 +236,37 @@ class _Link:
         return f"efficiency {self.efficiency:g}{link}"
 
 
-def _split(
-    counts: HitCounts, rule: Rule, ppd: Method | None, link: _Link, max_units: int | None
+def _tensor_parallel(
+    search: _Search, ppd_space: MethodSettings, methods: Sequence[Method], layers: int, link: _Link
 ) -> list[Method]:
     """Every layer split over the units that PPD holds, and PPD of processes that are split."""
-    units = ppd.units if ppd is not None else min(max_units or 2, 2)
+    held = [method.units for method in methods if method.name == "PPD" and method.units > 1]
+    units = held[0] if held else min(search.max_units or 2, 2)
     if units < 2:
         return []
-    latency = link.latency(counts.layers, units)
-    found = [
-        given(
-            "split layers", f"{units} units, {link.words}", latency, 1.0, units, IDEAL,
-            "tensor parallel",
-        )
-    ]  # fmt: skip
-    return found + _hybrid(counts, rule, link, max_units)
+    latency = link.latency(layers, units)
+    setting = f"{units} units, {link.words}"
+    split = given("split layers", setting, latency, 1.0, units, IDEAL, "tensor parallel")
+    return [split, *_hybrid(search, ppd_space, layers, link)]
 
 
-def _hybrid(counts: HitCounts, rule: Rule, link: _Link, max_units: int | None) -> list[Method]:
+def _hybrid(search: _Search, ppd_space: MethodSettings, layers: int, link: _Link) -> list[Method]:
     """PPD whose processes are each split over n units, with the best n within the units."""
-    each = range(2, min(max_units // 2, MOST_SPLIT) + 1) if max_units else (2,)
+    most = search.max_units
     found = []
-    for n in each:
-        ppd = _judge(counts, rule, max_units and max_units // n).best(
-            _ppd(counts, LayerCosts(), link_time=link.link_time), MEASURED
-        )
-        if ppd is None or ppd.units == 1:
+    for n in range(2, min(most // 2, MOST_SPLIT) + 1) if most else (2,):
+        inner = replace(search, max_units=most and most // n).best(ppd_space, MEASURED)
+        if inner is None or inner.units == 1:
             continue
-        factor = link.latency(counts.layers, n)
+        factor = link.latency(layers, n)
         found.append(
             Method(
                 "PPD, split layers",
-                f"{ppd.setting}, {n} units each, {link.words}",
-                ppd.latency.scaled(factor),
-                ppd.held_out and ppd.held_out.scaled(factor),
-                ppd.compute,
-                n * ppd.units,
+                f"{inner.setting}, {n} units each, {link.words}",
+                inner.latency.scaled(factor),
+                inner.held_out and inner.held_out.scaled(factor),
+                inner.compute,
+                n * inner.units,
                 IDEAL,
                 f"each process tensor parallel over {n} units",
             )
@@ -272,24 +274,16 @@ def _hybrid(counts: HitCounts, rule: Rule, link: _Link, max_units: int | None) -
     return sorted(found, key=lambda method: method.latency.value)[:1]
 
 
-def _timed(judge: Judge, counts: HitCounts, costs: TimedCosts) -> list[Method]:
-    """The rows in seconds: PPD by the calibrated model, and what the machine did when split."""
-    measured = costs.timing.terms["split_latency_s"]
+def _timed(search: _Search, counts: HitCounts, costs: TimedCosts) -> list[Method]:
+    """The rows in seconds: PPD by the calibrated model, and measured tensor parallelism."""
     note = "measured times, heads and overheads included, against plain decoding in seconds"
+    best = search.best(ppd(_ppd_settings(counts, costs), "PPD, timed", note), FITTED)
+    found = [] if best is None else [best]
+    units, most = costs.n_units, search.max_units
+    if most is not None and units > most:
+        return found
+    measured = costs.timing.terms["split_latency_s"]
     about = f"median of {measured.n} repetitions"
     split = Interval(measured.value, measured.ci_low, measured.ci_high, 0, 0, about)
-    split = split.scaled(1 / costs.plain_s)
-    one = Interval(1.0, 1.0, 1.0, 0, 0, GIVEN)
-    units = costs.n_units
-    found = []
-    ppd = judge.best(_ppd(counts, costs, "PPD, timed", note), FITTED)
-    if ppd is not None:
-        found.append(ppd)
-    if judge.max_units is None or units <= judge.max_units:
-        found.append(
-            Method(
-                "split layers, timed", f"{units} units", split, None, one, units,
-                MEASURED, note,
-            )
-        )  # fmt: skip
-    return found
+    row = given("split layers, timed", f"{units} units", 1.0, 1.0, units, MEASURED, note)
+    return [*found, replace(row, latency=split.scaled(1 / costs.plain_s))]

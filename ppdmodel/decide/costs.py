@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
 
 LAYERS, TIMES, IDEAL_TIMES = "layers", "measured times", "ideal times"
-#: as many repetitions of a timing as it might have been are drawn
+#: resampled timings of a bootstrap
 TIMING_DRAWS = 20
-#: numbers that are worked out at a time
+#: match rates in one call of a formula
 BLOCK = 2**18
 
 
@@ -80,28 +80,22 @@ class Grid:
         return np.asarray(formulas.peak_units(self.layers, self.exit_layer, self.k, self.depth))
 
 
-class Costs(Protocol):
+class CostModel(Protocol):
     """Latency and compute of settings, as ratios to plain decoding on one unit."""
 
     name: str
 
     def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:
-        """The settings that can be judged."""
+        """The settings that the model covers."""
 
     def units(self, grid: Grid) -> Ints:
-        """Processes, or devices, that each setting holds at once."""
+        """Processes, or devices, that each setting holds at once, [settings]."""
 
-    def latency(self, grid: Grid, p_correct: Floats) -> Floats:
-        """Of each setting, for match rates [..., settings]."""
+    def ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
+        """Latency and compute of each setting, for match rates [..., settings]."""
 
-    def drawn_latency(self, grid: Grid, p_correct: Floats) -> Floats:
-        """The same for resampled rates [draws, settings], the costs as uncertain as they are."""
-
-    def compute(self, grid: Grid, p_correct: Floats) -> Floats:
-        """Of each setting, for match rates [..., settings]."""
-
-    def drawn_compute(self, grid: Grid, p_correct: Floats) -> Floats:
-        """As `drawn_latency`, with the same draws of the costs."""
+    def drawn_ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
+        """The same for resampled match rates [draws, settings], with draws of the costs too."""
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
         """Match rate above which PPD saves time; None where none does."""
@@ -120,26 +114,17 @@ class LayerCosts:
         """Most processes at once."""
         return grid.peak_units()
 
-    def latency(self, grid: Grid, p_correct: Floats) -> Floats:
-        """Normalized latency of each setting, for match rates [..., settings]."""
-        result = np.empty_like(p_correct)
-        for depth, at in grid.blocks(math.prod(p_correct.shape[:-1])):
-            p, e = p_correct[..., at], grid.exit_layer[at].astype(p_correct.dtype)
-            result[..., at] = formulas.normalized_latency(p, grid.layers, e, depth)
-        return result
-
-    drawn_latency = latency
-
-    def compute(self, grid: Grid, p_correct: Floats) -> Floats:
-        """Normalized compute of each setting, for match rates [..., settings]."""
-        result = np.empty_like(p_correct)
+    def ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
+        """Normalized latency and compute of each setting, for match rates [..., settings]."""
+        latency, compute = np.empty_like(p_correct), np.empty_like(p_correct)
         for depth, at in grid.blocks(math.prod(p_correct.shape[:-1])):
             p = p_correct[..., at]
             e, k = (x[at].astype(p.dtype) for x in (grid.exit_layer, grid.k))
-            result[..., at] = formulas.normalized_compute(p, grid.layers, e, k, depth)
-        return result
+            latency[..., at] = formulas.normalized_latency(p, grid.layers, e, depth)
+            compute[..., at] = formulas.normalized_compute(p, grid.layers, e, k, depth)
+        return latency, compute
 
-    drawn_compute = compute
+    drawn_ratios = ratios
 
     def break_even(self, exit_layer: int, k: int) -> float | None:  # noqa: ARG002
         """Without overheads any match saves time."""
@@ -149,7 +134,7 @@ class LayerCosts:
 class TimedCosts:
     """The calibrated model of theory page 10, at depth 1 on two units, for the k that were timed.
 
-    Draws take one of a few timings as other repetitions would have made them.
+    Draws use one of a few timings, resampled from the repetitions.
     """
 
     def __init__(self, timing: Timing, seed: int = 0) -> None:
@@ -166,37 +151,24 @@ class TimedCosts:
 
     @property
     def n_units(self) -> int:
-        """Devices: one runs the main process, one the batch; more where each is split."""
+        """Devices: one runs the main process, one the batch; more with tensor parallelism."""
         return 2 * self.timing.units_per_process
 
     def units(self, grid: Grid) -> Ints:
-        """The same two for every setting, or as many as both are split over."""
+        """The same number for every setting."""
         return np.full(grid.size, self.n_units)
 
-    def latency(self, grid: Grid, p_correct: Floats) -> Floats:
-        """PPD's time per token over plain decoding's, for match rates [..., settings]."""
-        return _latencies(self.timing, grid, p_correct)
+    def ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
+        """Time per token, and layer executions with heads (10.5), over plain decoding's."""
+        return _timed_ratios(self.timing, grid, p_correct)
 
-    def drawn_latency(self, grid: Grid, p_correct: Floats) -> Floats:
-        """The same, one of the drawn timings after another along the first axis."""
-        return self._drawn(_latencies, grid, p_correct)
-
-    def compute(self, grid: Grid, p_correct: Floats) -> Floats:
-        """Layer executions with heads, equation (10.5), over plain decoding's with its head."""
-        return _computes(self.timing, grid, p_correct)
-
-    def drawn_compute(self, grid: Grid, p_correct: Floats) -> Floats:
-        """The same, with the timings of `drawn_latency`."""
-        return self._drawn(_computes, grid, p_correct)
-
-    def _drawn(
-        self, ratios: Callable[[Timing, Grid, Floats], Floats], grid: Grid, p_correct: Floats
-    ) -> Floats:
-        result = np.empty_like(p_correct)
+    def drawn_ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
+        """The same, with the resampled timings in turn along the first axis."""
+        latency, compute = np.empty_like(p_correct), np.empty_like(p_correct)
         for number, timing in enumerate(self.draws):
-            mine = slice(number, None, len(self.draws))
-            result[mine] = ratios(timing, grid, p_correct[mine])
-        return result
+            rows = slice(number, None, len(self.draws))
+            latency[rows], compute[rows] = _timed_ratios(timing, grid, p_correct[rows])
+        return latency, compute
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
         """Where the predicted latency crosses plain decoding's, by bisection."""
@@ -208,25 +180,17 @@ class TimedCosts:
         return least_p_correct(pays)
 
 
-def _latencies(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:
-    plain = predicted_plain_latency_s(timing)
-    result = np.empty_like(p_correct)
-    for place, (e, k) in enumerate(zip(grid.exit_layer, grid.k, strict=True)):
-        seconds = predicted_latency_s(timing, p_correct[..., place], int(e), int(k))
-        result[..., place] = seconds / plain
-    return result
+def _timed_ratios(timing: Timing, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
+    plain_s, plain_compute = predicted_plain_latency_s(timing), predicted_plain_compute(timing)
+    latency, compute = np.empty_like(p_correct), np.empty_like(p_correct)
+    for place, setting in enumerate(zip(grid.exit_layer.tolist(), grid.k.tolist(), strict=True)):
+        p = p_correct[..., place]
+        latency[..., place] = predicted_latency_s(timing, p, *setting) / plain_s
+        compute[..., place] = predicted_compute(timing, p, *setting) / plain_compute
+    return latency, compute
 
 
-def _computes(timing: Timing, grid: Grid, p_correct: Floats) -> Floats:
-    plain = predicted_plain_compute(timing)
-    result = np.empty_like(p_correct)
-    for place, (e, k) in enumerate(zip(grid.exit_layer, grid.k, strict=True)):
-        executed = predicted_compute(timing, p_correct[..., place], int(e), int(k))
-        result[..., place] = executed / plain
-    return result
-
-
-def costs_of_calibration(calibration: Calibration, *, ideal: bool = False) -> Costs:
+def cost_model(calibration: Calibration, *, ideal: bool = False) -> CostModel:
     """Measured times where the calibration has them, unless only layers are to count."""
     if calibration.timing is None or ideal:
         return LayerCosts()

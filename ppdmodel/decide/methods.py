@@ -1,37 +1,46 @@
-"""What recorded tokens say of a method: its latency and compute on any resample of the prompts.
+"""Decoding methods with all their settings, as search spaces on the measured prompts.
 
-A family is one method over all its settings: for weights of the prompts it gives the latency and
-the compute of every setting, as ratios to plain decoding in layers.
+For weights of the prompts each gives the latency and the compute of its settings, as ratios to
+plain decoding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import formulas
+from ..results.intervals import Interval, resampled_rates
+from .costs import CostModel, Grid
+from .outcomes import Method
+from .selection import Rule, Selection
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
     from ..results.token_counts import TokenCounts
 
-#: weights [resamples, prompts], places of settings -> latency and compute, [resamples, places]
+#: weights [rows, prompts], indices of settings -> latency and compute, [rows, settings]
 Evaluate = Callable[["Ints", "Ints"], "tuple[Floats, Floats]"]
+
+GIVEN = "given, not measured"
+#: the setting of a method that has none within the budget
+NOTHING = "none is faster than plain decoding"
 
 
 @dataclass(frozen=True)
-class Family:
-    """One method with all its settings.
+class MethodSettings:
+    """One method with all its settings, a search space.
 
     Attributes:
         name: the method.
         settings: each setting in words.
         units: processes that each setting holds at once, [settings].
-        evaluate: weights [resamples, prompts] and the places of some settings -> their latency and
-            compute, [resamples, places].
+        evaluate: weights [rows, prompts] and the indices of some settings -> their latency and
+            compute, [rows, settings].
         note: what to know of the numbers.
     """
 
@@ -41,8 +50,121 @@ class Family:
     evaluate: Evaluate
     note: str = ""
 
+    @property
+    def size(self) -> int:
+        """Number of settings."""
+        return len(self.settings)
 
-def self_speculation(recorded: TokenCounts) -> Family:
+    def within(self, max_units: int | None) -> MethodSettings:
+        """The settings that hold at most so many units."""
+        if max_units is None:
+            return self
+        kept = np.flatnonzero(self.units <= max_units)
+        return replace(
+            self,
+            settings=[self.settings[place] for place in kept.tolist()],
+            units=self.units[kept],
+            evaluate=lambda weights, at: self.evaluate(weights, kept[at]),
+        )
+
+
+def best_method(selection: Selection[MethodSettings], rule: Rule, basis: str) -> Method | None:
+    """The best setting of a method with its intervals, also cross-validated.
+
+    Plain decoding's latency and compute where no setting is better; None where there is none.
+    """
+    space = selection.space
+    if not space.size:
+        return None
+    place = selection.best(rule)
+    if place is None:
+        best = given(space.name, NOTHING, 1.0, 1.0, 1, basis, space.note)
+    else:
+        found = selection.evaluation(place)
+        best = Method(
+            space.name,
+            space.settings[place],
+            found.latency,
+            None,
+            found.compute,
+            int(space.units[place]),
+            basis,
+            space.note,
+        )
+    held_out = selection.held_out(rule)
+    if held_out is None:
+        return best
+    return replace(best, held_out=held_out.latency, held_out_compute=held_out.compute)
+
+
+def given(
+    name: str, setting: str, latency: float, compute: float, units: int, basis: str, note: str = ""
+) -> Method:
+    """A method without uncertainty of its own."""
+    value, cost = (Interval(x, x, x, 0, 0, GIVEN) for x in (latency, compute))
+    return Method(name, setting, value, None, cost, units, basis, note)
+
+
+@dataclass(frozen=True)
+class PpdSettings:
+    """PPD at one exit layer, every setting of a grid, at the measured match rates.
+
+    Attributes:
+        grid: the settings.
+        costs: what they cost at a match rate.
+        hits: of each prompt, [prompts, layers, k_max].
+        tokens: of each prompt, [prompts].
+        link_time: layer times that the guesses wait for a message, as if their exit lay later.
+    """
+
+    grid: Grid
+    costs: CostModel
+    hits: Ints
+    tokens: Ints
+    link_time: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Number of settings."""
+        return self.grid.size
+
+    @cached_property
+    def units(self) -> Ints:
+        """Processes, or devices, that each setting holds at once, [settings]."""
+        return self.costs.units(self.grid)
+
+    def rates(self, weights: Ints, at: Ints) -> Floats:
+        """Match rates of some settings, [rows, settings]."""
+        grid = self.grid.only(at)
+        if len(weights) == 1:  # all of them at once: settings of any depth share them
+            return grid.rates(resampled_rates(self.hits, self.tokens, weights))
+        hits = self.hits[:, grid.exit_layer - 1, grid.k - 1]
+        return resampled_rates(hits, self.tokens, weights)
+
+    def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+        """Latency and compute of some settings, [rows, settings]."""
+        grid, rates = self._delayed(self.grid.only(at)), self.rates(weights, at)
+        costs = self.costs
+        return costs.ratios(grid, rates) if len(weights) == 1 else costs.drawn_ratios(grid, rates)
+
+    def draws(self, rates: Floats) -> tuple[Floats, Floats]:
+        """Latency and compute of every setting, for match rates [draws, layers, k_max]."""
+        return self.costs.drawn_ratios(self._delayed(self.grid), self.grid.rates(rates))
+
+    def _delayed(self, grid: Grid) -> Grid:
+        if not self.link_time:
+            return grid
+        return replace(grid, exit_layer=np.minimum(grid.exit_layer + self.link_time, grid.layers))
+
+
+def ppd(space: PpdSettings, name: str = "PPD", note: str = "") -> MethodSettings:
+    """PPD at one exit layer and depth 1 as a method beside the others."""
+    pairs = zip(space.grid.exit_layer, space.grid.k, strict=True)
+    words = [f"exit {e}, k = {k}" for e, k in pairs]
+    return MethodSettings(name, words, space.units, space.evaluate, note)
+
+
+def self_speculation(recorded: TokenCounts) -> MethodSettings:
     """The model's own first layers draft, the rest verifies; drafted layers are not run again."""
     layers, tokens = recorded.layers, recorded.tokens
     flat = recorded.rounds.reshape(len(tokens), -1)
@@ -55,7 +177,7 @@ def self_speculation(recorded: TokenCounts) -> Family:
         per_token = (weights @ flat[:, at]) / (weights @ tokens)[:, None]
         return per_token * one_round[at], per_token * of_round[at]
 
-    return Family(
+    return MethodSettings(
         "self-speculation",
         [f"exit {e}, {g} drafted" for e, g in zip(exit_layer, gamma, strict=True)],
         np.ones(len(gamma), dtype=np.int64),
@@ -64,7 +186,7 @@ def self_speculation(recorded: TokenCounts) -> Family:
     )
 
 
-def gated(recorded: TokenCounts, link_time: float = 0.0) -> Family:
+def gated(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings:
     """PPD with one exit in the second half, only where its top probability passes a gate.
 
     Guesses that wait for a message are started as if their exit lay so much later.
@@ -86,7 +208,7 @@ def gated(recorded: TokenCounts, link_time: float = 0.0) -> Family:
         return latency / layers, compute / layers
 
     words = zip(exit_layer, k, g, strict=True)
-    return Family(
+    return MethodSettings(
         "PPD, gated",
         [f"exit {x}, k = {y}, gate {recorded.gates[z]:g}" for x, y, z in words],
         1 + k,
@@ -138,7 +260,7 @@ class Pairs:
         return [f"exits {a}, {b}, k = {x}, {y}" for a, b, x, y in zip(*columns, strict=True)]
 
 
-def two_exits(recorded: TokenCounts, link_time: float = 0.0) -> Family | None:
+def two_exits(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings | None:
     """PPD with two exits in the second half: the later one starts what it guesses anew.
 
     Messages count as in `gated`; exits whose guesses would come after the verdict are left out.
@@ -158,7 +280,7 @@ def two_exits(recorded: TokenCounts, link_time: float = 0.0) -> Family | None:
         compute = formulas.multi_exit_compute(rates, layers, exits, started)
         return np.asarray(latency) / layers, np.asarray(compute) / layers
 
-    return Family(
+    return MethodSettings(
         "PPD, two exits",
         found.words(),
         1 + found.k_early + found.k_late,

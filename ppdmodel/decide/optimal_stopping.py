@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 EXITS = 5
 
 
-class Candidates:
-    """Every guess that any of some exits makes, once per token, with its logits at all of them."""
+class StoppingProblem:
+    """Every guess that any of some exits makes, once per token, with its logits at all of them.
+
+    Starting a guess stops; waiting for the next exit gives a better probability for less worth.
+    """
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ def predicted_latency_s(
     times = schedule_times(timing, exit_layer, k)
     for name, factor in (corrections or {}).items():
         times[name] *= factor
-    unfinished = None if timing.is_ideal else 0.5
+    unfinished = None if timing.is_ideal else 0.5  # ideal layers always take the same time
     return calibrated_early_latency(
         p_correct, timing.layers, exit_layer, **times, unfinished=unfinished
     )

@@ -1,14 +1,15 @@
-"""Policies on recorded guesses: the threshold rule, fixed exits and k, and what each comes to.
+"""Threshold policies and fixed settings on recorded guesses, as search spaces.
 
-A guess is started where its exit has been read, so reading delays it; and the verdict falls when
-the head, a reading of the last layer, is done. Theory page 7 has both, from page 10.
+A guess starts when its exit has been read, so reading delays it; and a token is verified when the
+head, a reading of the last layer, is done. Theory page 7 has both, from page 10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import logit
@@ -18,7 +19,8 @@ from ..errors import InvalidInputError
 from ..fitting.guess_reliability import NEAREST, Fits, Guessed
 from ..results.token_counts import TokenCounts
 from .methods import Pairs
-from .optimal_stopping import Candidates
+from .optimal_stopping import StoppingProblem
+from .selection import Rule
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
@@ -66,134 +68,146 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What a policy does on each prompt: processes started and right ones, [prompts]."""
+class PolicySettings:
+    """Policies that read the same number of exits, a search space; counts are by prompt.
 
-    exit_layer: int
-    started: Ints
-    right: Ints
+    Attributes:
+        tokens: of each prompt, [prompts].
+        layers: decoder layers d.
+        reading: what reading costs.
+        exits: at each exit that is read, its layer, [settings]; none is plain decoding.
+        started: the guesses that are started there, [prompts, settings].
+        right: the tokens whose true guess is started there first, [prompts, settings].
+        k: guesses started for every token, [settings], of fixed settings.
+    """
 
+    tokens: Ints
+    layers: int
+    reading: Reading
+    exits: Sequence[Ints]
+    started: Sequence[Ints]
+    right: Sequence[Ints]
+    k: Sequence[Ints] = ()
 
-#: what is done: at one exit, at several, or plain decoding
-Done: TypeAlias = "Sums | tuple[Sums, ...] | None"
+    @property
+    def size(self) -> int:
+        """Number of settings."""
+        return len(self.exits[0]) if self.exits else 1
+
+    def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+        """Latency and compute over plain decoding's, [rows, settings].
+
+        The head counts as so many layers more, an exit lies later by its reading, and each reading
+        is executed.
+        """
+        if not self.exits:
+            return np.ones((len(weights), len(at))), np.ones((len(weights), len(at)))
+        n = (weights @ self.tokens)[:, None]
+        rates = [(weights @ right[:, at]) / n for right in self.right]
+        started = [(weights @ counts[:, at]) / n for counts in self.started]
+        whole, read = self.layers + self.reading.head_cost, self.reading.exit_cost
+        late = [exit_layer[at] + read for exit_layer in self.exits]
+        latency = np.asarray(formulas.multi_exit_latency(rates, whole, late))
+        compute = np.asarray(formulas.multi_exit_compute(rates, whole, late, started))
+        return latency / whole, (compute + len(late) * read) / whole
 
 
 class Policies(Guessed):
-    """Candidates of the exits in the second half of the layers, and policies that start them."""
+    """The guesses of the exits in the second half of the layers, and policies that start them."""
 
     def __init__(
         self, measurement: Measurement, guesses: Guesses, reading: Reading | None = None
     ) -> None:
         self.layers, self.reading = measurement.layers, reading or Reading()
         super().__init__([(measurement, guesses)], self.reading.exits(self.layers))
-        self.candidates = Candidates(measurement, guesses, self.logits, self.reading.delay)
+        self.stopping = StoppingProblem(measurement, guesses, self.logits, self.reading.delay)
         pairs = Pairs.of(TokenCounts.of(measurement, guesses))
         inside = np.isin(pairs.early, self.exits) & np.isin(pairs.late, self.exits)
         self.pairs = pairs.only(inside)
 
-    def by_rule(self, price: float, fitted: Fits) -> list[Sums]:
-        """The threshold rule at every exit: as q falls with the guess, it starts the first few."""
-        found, least = [], logit(np.clip(formulas.threshold(price), NEAREST, 1 - NEAREST))
-        for e, (scale, shift) in fitted.items():
-            started = (scale * self.logits[e] + shift >= least).sum(axis=1)
-            found.append(self._sums(e, started))
-        return found
+    def by_threshold(self, price: float, fitted: Fits) -> PolicySettings:
+        """At each exit the threshold rule: as q falls with the guess, it starts the first few."""
+        least = logit(np.clip(formulas.threshold(price), NEAREST, 1 - NEAREST))
+        started = {
+            e: (scale * self.logits[e] + shift >= least).sum(axis=1)
+            for e, (scale, shift) in fitted.items()
+        }
+        return self._at_one_exit(started.items())
 
-    def fixed(self) -> list[tuple[int, Sums]]:
-        """Every exit and k."""
-        return [
-            (k, self._sums(e, np.full(len(self.owner), k)))
-            for e in self.exits
-            for k in range(1, self.most + 1)
-        ]
+    def fixed(self) -> PolicySettings:
+        """Every exit, and every k at it."""
+        ks = range(1, self.most + 1)
+        every = ((e, np.full(len(self.owner), k)) for e in self.exits for k in ks)
+        return self._at_one_exit(every, k=(np.tile(ks, len(self.exits)),))
 
-    def _sums(self, exit_layer: int, started: Ints) -> Sums:
-        right = self.rank[exit_layer] <= started
-        return Sums(
-            exit_layer,
-            np.bincount(self.owner, weights=started, minlength=len(self.tokens)).astype(np.int64),
-            np.bincount(self.owner, weights=right, minlength=len(self.tokens)).astype(np.int64),
-        )
+    def two_fixed(self) -> PolicySettings:
+        """Every two exits, with every k at each; only those that were paired."""
+        pairs = self.pairs
+        started = (self.tokens[:, None] * pairs.k_early, pairs.new)
+        right, k = (pairs.q_early, pairs.q_late), (pairs.k_early, pairs.k_late)
+        return self._settings((pairs.early, pairs.late), started, right, k)
 
     def several(
         self, price: float, fitted: Fits, prompts: np.ndarray
-    ) -> tuple[tuple[float, ...], tuple[Sums, ...]]:
-        """The rule over several exits: its thresholds, solved on some prompts, and what it does.
+    ) -> tuple[PolicySettings, tuple[float, ...]]:
+        """The rule over several exits, and its thresholds, solved on some prompts.
 
         Where reading costs something, exits are left unread one after another as long as that
-        brings more on those prompts; their thresholds are infinite.
+        lowers the objective on those prompts; their thresholds are infinite.
         """
-        q = self.candidates.probabilities(fitted)
+        q, weights = self.stopping.probabilities(fitted), prompts[None].astype(np.int64)
+        read = [*range(q.shape[1])]
 
-        def tried(read: list[int]) -> tuple[float, list[int], tuple[float, ...], tuple[Sums, ...]]:
-            seen = np.full_like(q, np.nan)
-            seen[:, read] = q[:, read]
-            thresholds = self.candidates.thresholds(price, seen, prompts)
-            started, right = self.candidates.started(seen, thresholds)
-            does = tuple(Sums(self.candidates.exits[j], started[j], right[j]) for j in read)
-            return self.cost(does, price, prompts), read, thresholds, does
+        def objective(read: list[int]) -> float:
+            policy, _ = self._reading_some(price, q, prompts, read)
+            ratios = policy.evaluate(weights, np.array([0]))
+            return float(Rule(price=price).objective(*ratios)[0, 0])
 
-        best = tried([*range(len(self.candidates.exits))])
-        while self.reading.exit_cost and best[1]:
-            fewer = min((tried([j for j in best[1] if j != out]) for out in best[1]), key=_first)
-            if fewer[0] >= best[0]:
-                break
-            best = fewer
-        return best[2:]
+        if self.reading.exit_cost:
+            read = _eliminated(read, objective)
+        return self._reading_some(price, q, prompts, read)
 
-    def two_fixed(self, price: float, prompts: np.ndarray) -> Pairs | None:
-        """The best two exits, each with a fixed k, on some prompts; None: plain decoding."""
-        pairs, weights = self.pairs, prompts.astype(np.int64)
-        if not len(pairs.early):
-            return None
-        n = weights @ self.tokens
-        rates = [(weights @ counted) / n for counted in (pairs.q_early, pairs.q_late)]
-        started = [pairs.k_early, (weights @ pairs.new) / n]
-        latency, compute = self._ratios(rates, [pairs.early, pairs.late], started)
-        costs = price * latency + compute
-        place = int(np.argmin(costs))
-        return pairs.only(np.array([place])) if costs[place] < price + 1 else None
-
-    def of_pair(self, pair: Pairs | None) -> tuple[Sums, Sums] | None:
-        """What one setting of two exits does."""
-        if pair is None:
-            return None
-        return (
-            Sums(int(pair.early[0]), self.tokens * pair.k_early[0], pair.q_early[:, 0]),
-            Sums(int(pair.late[0]), pair.new[:, 0], pair.q_late[:, 0]),
+    def _reading_some(
+        self, price: float, q: Floats, prompts: np.ndarray, read: list[int]
+    ) -> tuple[PolicySettings, tuple[float, ...]]:
+        seen = np.full_like(q, np.nan)
+        seen[:, read] = q[:, read]
+        thresholds = self.stopping.thresholds(price, seen, prompts)
+        started, right = (
+            [x[j][:, None] for j in read] for x in self.stopping.started(seen, thresholds)
         )
+        exits = [np.array([self.stopping.exits[j]]) for j in read]
+        return self._settings(exits, started, right), thresholds
 
-    def ratios(self, policy: Done, weights: Floats) -> tuple[Floats, Floats]:
-        """Latency and compute over plain decoding's, for weights [..., prompts]."""
-        n = weights @ self.tokens
-        parts = policy if isinstance(policy, tuple) else (policy,) if policy else ()
-        if not parts:
-            return np.ones_like(n, dtype=float), np.ones_like(n, dtype=float)
-        rates = [(weights @ part.right) / n for part in parts]
-        started = [(weights @ part.started) / n for part in parts]
-        return self._ratios(rates, [part.exit_layer for part in parts], started)
+    def _at_one_exit(
+        self, started: Iterable[tuple[int, Ints]], k: Sequence[Ints] = ()
+    ) -> PolicySettings:
+        """Policies at one exit each, from the guesses that they start for each token."""
+        exits, counts = zip(*started, strict=True)
+        right = [self.rank[e] <= each for e, each in zip(exits, counts, strict=True)]
+        by_prompt = [np.stack([*map(self._by_prompt, each)], axis=1) for each in (counts, right)]
+        return self._settings((np.array(exits),), by_prompt[:1], by_prompt[1:], k)
 
-    def _ratios(
-        self, rates: Sequence[Any], exits: Sequence[Any], started: Sequence[Any]
-    ) -> tuple[Floats, Floats]:
-        """The head as so many layers more, guesses as if exits lay later, a reading of each."""
-        whole, read = self.layers + self.reading.head_cost, self.reading.exit_cost
-        late = [e + read for e in exits]
-        latency = np.asarray(formulas.multi_exit_latency(rates, whole, late))
-        compute = np.asarray(formulas.multi_exit_compute(rates, whole, late, started))
-        return latency / whole, (compute + len(late) * read) / whole
+    def _by_prompt(self, values: Ints) -> Ints:
+        return np.bincount(self.owner, weights=values, minlength=len(self.tokens)).astype(np.int64)
 
-    def cost(self, policy: Done, price: float, prompts: np.ndarray) -> float:
-        """What a policy makes of price x latency + compute on some prompts."""
-        latency, compute = self.ratios(policy, prompts.astype(float))
-        return float(price * latency + compute)
-
-    def best(self, policies: Sequence[Sums], price: float, prompts: np.ndarray) -> int | None:
-        """Which policy makes price x latency + compute least on some prompts; None: plain."""
-        costs = [self.cost(sums, price, prompts) for sums in policies]
-        place = int(np.argmin(costs))
-        return place if costs[place] < price + 1 else None
+    def _settings(
+        self,
+        exits: Sequence[Ints],
+        started: Sequence[Ints],
+        right: Sequence[Ints],
+        k: Sequence[Ints] = (),
+    ) -> PolicySettings:
+        return PolicySettings(self.tokens, self.layers, self.reading, exits, started, right, k)
 
 
-def _first(tried: tuple[float, Any, Any, Any]) -> float:
-    return tried[0]
+def _eliminated(kept: list[int], objective: Callable[[list[int]], float]) -> list[int]:
+    """Backward elimination: leave out one after another as long as that lowers the objective."""
+    least = objective(kept)
+    while kept:
+        every = ([j for j in kept if j != out] for out in kept)
+        value, fewer = min(((objective(some), some) for some in every), key=itemgetter(0))
+        if value >= least:
+            break
+        least, kept = value, fewer
+    return kept

@@ -15,18 +15,16 @@ import numpy as np
 from .. import formulas
 from ..checks import real_number
 from ..errors import InvalidInputError
-from ..fitting.cross_validation import FOLDS, cross_fitted, folds
-from ..fitting.guess_reliability import Fits
+from ..fitting.cross_validation import FOLDS, folds
 from ..results.calibration import Reliability
 from ..results.compatibility import check_timing
-from ..results.intervals import Interval, interval_of, prompt_weights
+from ..results.intervals import Interval, interval_of
 from ..results.measurement import Guesses, Measurement, titled
 from ..results.tabular import Frame
-from .optimize import MOST_PRICE, check_price
-from .threshold_policies import Done, Policies, Reading
+from .selection import MOST_PRICE, Evaluation, PromptSample, Rule, Selection, check_price
+from .threshold_policies import Policies, PolicySettings, Reading
 
 if TYPE_CHECKING:
-    from .._types import Floats, Ints
     from ..results.timing import Timing
 
 DEFAULT_PRICES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -97,11 +95,11 @@ def threshold_report(
     timing: Timing | None = None,
     seed: int = 0,
 ) -> ThresholdReport:
-    """Judge the threshold rule, and the best fixed setting, on prompts that neither has seen.
+    """Evaluate the threshold rule and the best fixed setting on held-out prompts.
 
-    On four fifths of the prompts each exit's probabilities are calibrated and each policy's exit
-    (and k) chosen; the rest judges. Only the first 8 guesses are recorded, so neither policy starts
-    more.
+    5-fold: on four fifths of the prompts each exit's probabilities are calibrated and each policy's
+    exit (and k) selected; the rest evaluates them. Only the first 8 guesses are recorded, so
+    neither policy starts more.
 
     Args:
         measurement: ranks of the true tokens.
@@ -135,20 +133,15 @@ def threshold_report(
             f"an exit must lie below the last layer; got {measurement.layers} layers; measure a "
             "deeper model"
         )
-    table = Policies(measurement, guesses, reading)
-    fold = folds(prompts, seed)
-    weights = prompt_weights(prompts, RESAMPLES, seed)
-    everyone = np.ones(prompts, dtype=bool)
-    fits = {n: table.calibrated(fold != n) for n in range(FOLDS)}
-    whole = table.calibrated(everyone)
+    study = _Study(Policies(measurement, guesses, reading), seed)
     return ThresholdReport(
         title=titled(str(measurement.provenance["model"]), measurement.provenance),
         model=str(measurement.provenance["model"]),
         layers=measurement.layers,
         n_tokens=measurement.n_tokens,
         n_prompts=prompts,
-        prices=tuple(_priced(table, float(p), fits, whole, weights, seed) for p in prices),
-        reliability=table.reliability(fold, fits, whole),
+        prices=tuple(study.priced(float(price)) for price in prices),
+        reliability=study.reliability(),
         provenance=measurement.provenance,
         exit_cost=reading.exit_cost,
         head_cost=reading.head_cost,
@@ -178,56 +171,76 @@ def _reading(
     return Reading.of_timing(timing)
 
 
-def _priced(
-    table: Policies, price: float, fits: Mapping[int, Fits], whole: Fits, weights: Ints, seed: int
-) -> Priced:
-    everyone = np.ones(len(table.tokens), dtype=bool)
-    ks, fixed = zip(*table.fixed(), strict=True)
+class _Study:
+    """The policies of one measurement, calibrated on all prompts and without each fold."""
 
-    def choose(number: int, inside: np.ndarray) -> list[Done]:
-        policies: list[Done] = []
-        for sums in (table.by_rule(price, fits[number]), fixed):
-            place = table.best(sums, price, inside)
-            policies.append(None if place is None else sums[place])
-        _, several = table.several(price, fits[number], inside)
-        return [*policies, several, table.of_pair(table.two_fixed(price, inside))]
+    def __init__(self, policies: Policies, seed: int) -> None:
+        self.policies, self.prompts = policies, PromptSample(policies.tokens, RESAMPLES, seed)
+        self.fold = folds(len(policies.tokens), seed)
+        self.all = np.ones(len(policies.tokens), dtype=bool)
+        self.fits = {n: policies.calibrated(self.fold != n) for n in range(FOLDS)}
+        self.whole = policies.calibrated(self.all)
+        self.fixed = Selection(self.prompts, policies.fixed())
+        self.two_fixed = Selection(self.prompts, policies.two_fixed())
 
-    def judge(policies: list[Done], rows: Ints) -> Floats:
-        found = [table.ratios(policy, rows.astype(float)) for policy in policies]
-        return np.array(found).transpose(2, 0, 1)  # [rows, policies, latency and compute]
+    def reliability(self) -> tuple[Reliability, ...]:
+        """Each exit's calibration."""
+        return self.policies.reliability(self.fold, self.fits, self.whole)
 
-    judged = cross_fitted(table.tokens, weights, seed, choose, judge)
-    assert judged is not None
-    points, draws = judged
-    rule = table.best(table.by_rule(price, whole), price, everyone)
-    other = table.best(fixed, price, everyone)
-    worth = np.array([price, 1.0])
-    costs, cost_draws = points @ worth, draws @ worth
-    thresholds, _ = table.several(price, whole, everyone)
-    two = table.two_fixed(price, everyone)
+    def priced(self, price: float) -> Priced:
+        """Each policy selected on all prompts, and evaluated on held-out ones."""
+        rule, policies = Rule(price=price), self.policies
+        single = Selection(
+            self.prompts,
+            policies.by_threshold(price, self.whole),
+            lambda fold, _: policies.by_threshold(price, self.fits[fold]),
+        )
+        joint, thresholds = policies.several(price, self.whole, self.all)
+        several = Selection(
+            self.prompts,
+            joint,
+            lambda fold, training: policies.several(price, self.fits[fold], training)[0],
+        )
+        selected = (_setting(s, rule) for s in (single, self.fixed, self.two_fixed))
+        (exits, _), (fixed_exits, fixed_k), (two_exits, two_k) = selected
+        selections = (single, self.fixed, several, self.two_fixed)
+        return Priced(
+            price=price,
+            threshold=float(formulas.threshold(price)),
+            exit_layer=exits and exits[0],
+            fixed_exit_layer=fixed_exits and fixed_exits[0],
+            fixed_k=fixed_k and fixed_k[0],
+            several_exits=policies.stopping.exits,
+            several_thresholds=thresholds,
+            two_exits=two_exits,
+            two_k=two_k,
+            **_held_out([selection.held_out(rule) for selection in selections], rule),
+        )
 
-    def interval(value: float, drawn: Floats) -> Interval:
-        return interval_of(value, drawn, table.tokens)
 
-    return Priced(
-        price=price,
-        threshold=float(formulas.threshold(price)),
-        exit_layer=None if rule is None else table.exits[rule],
-        latency=interval(points[0, 0], draws[:, 0, 0]),
-        compute=interval(points[0, 1], draws[:, 0, 1]),
-        fixed_exit_layer=None if other is None else fixed[other].exit_layer,
-        fixed_k=None if other is None else ks[other],
-        fixed_latency=interval(points[1, 0], draws[:, 1, 0]),
-        fixed_compute=interval(points[1, 1], draws[:, 1, 1]),
-        gain=interval(costs[1] - costs[0], cost_draws[:, 1] - cost_draws[:, 0]),
-        several_exits=table.candidates.exits,
-        several_thresholds=thresholds,
-        several_latency=interval(points[2, 0], draws[:, 2, 0]),
-        several_compute=interval(points[2, 1], draws[:, 2, 1]),
-        several_gain=interval(costs[0] - costs[2], cost_draws[:, 0] - cost_draws[:, 2]),
-        two_exits=None if two is None else (int(two.early[0]), int(two.late[0])),
-        two_k=None if two is None else (int(two.k_early[0]), int(two.k_late[0])),
-        two_latency=interval(points[3, 0], draws[:, 3, 0]),
-        two_compute=interval(points[3, 1], draws[:, 3, 1]),
-        two_gain=interval(costs[1] - costs[3], cost_draws[:, 1] - cost_draws[:, 3]),
-    )
+def _setting(selection: Selection[PolicySettings], rule: Rule) -> tuple[Any, Any]:
+    """Exits and k of the best setting, a tuple each; None where that is plain decoding."""
+    place, space = selection.best(rule), selection.space
+    if place is None:
+        return None, None
+    exits, k = (tuple(int(values[place]) for values in each) for each in (space.exits, space.k))
+    return exits, k
+
+
+def _held_out(evaluations: Sequence[Evaluation | None], rule: Rule) -> dict[str, Interval]:
+    """Held-out intervals of: the rule at one exit, a fixed one, the rule at several, two fixed."""
+    found = [evaluation for evaluation in evaluations if evaluation is not None]
+    values = [float(rule.objective(*one.values)) for one in found]
+    draws = [rule.objective(*one.draws.T) for one in found]
+
+    def gain(of: int, against: int) -> Interval:
+        value, drawn = values[against] - values[of], draws[against] - draws[of]
+        return interval_of(value, drawn, found[of].tokens)
+
+    prefixes = ("", "fixed_", "several_", "two_")
+    ratios = {
+        f"{prefix}{name}": getattr(evaluation, name)
+        for prefix, evaluation in zip(prefixes, found, strict=True)
+        for name in ("latency", "compute")
+    }
+    return ratios | {"gain": gain(0, 1), "several_gain": gain(2, 0), "two_gain": gain(3, 1)}

@@ -12,7 +12,7 @@ import pytest
 
 import ppdmodel as ppd
 from ppdmodel import compare, fit
-from ppdmodel.decide.methods import Family, gated, self_speculation, two_exits
+from ppdmodel.decide.methods import MethodSettings, gated, self_speculation, two_exits
 from ppdmodel.decide.outcomes import Comparison, Method
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.calibration import Calibration
@@ -62,7 +62,7 @@ def weights_of(measurement: Measurement) -> np.ndarray:
     return np.concatenate([np.ones((1, prompts), dtype=np.int64), drawn])
 
 
-def all_of(family: Family, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def all_of(family: MethodSettings, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return family.evaluate(weights, np.arange(len(family.settings)))
 
 
@@ -143,7 +143,7 @@ def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None
             assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
 
 
-def pairs(measurement: Measurement, guesses: Guesses | None = None) -> Family:
+def pairs(measurement: Measurement, guesses: Guesses | None = None) -> MethodSettings:
     family = two_exits(TokenCounts.of(measurement, guesses))
     assert family is not None
     return family

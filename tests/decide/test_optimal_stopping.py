@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logit
 
 from ppdmodel import load, load_guesses, threshold
-from ppdmodel.decide.optimal_stopping import Candidates
+from ppdmodel.decide.optimal_stopping import StoppingProblem
 from ppdmodel.decide.threshold_policies import Policies
 from ppdmodel.results.measurement import Measurement
 from tests.decide.test_threshold_rule import LAYERS, made_up
@@ -18,10 +18,10 @@ DATA = Path(__file__).parents[2] / "data"
 UNCHANGED = dict.fromkeys(range(3, 6), (1.0, 0.0))
 
 
-def candidates_of(temperature: float = 1.0) -> Candidates:
+def candidates_of(temperature: float = 1.0) -> StoppingProblem:
     measurement, guesses = made_up(temperature)
     probs = {e: guesses.probs[:, e - 1].astype(float) for e in range(3, 6)}
-    return Candidates(measurement, guesses, {e: logit(p) for e, p in probs.items()})
+    return StoppingProblem(measurement, guesses, {e: logit(p) for e, p in probs.items()})
 
 
 def test_where_the_next_exit_knows_all_the_threshold_is_exact() -> None:
@@ -68,15 +68,15 @@ def test_on_real_tokens_it_beats_one_threshold_for_all_exits() -> None:
     table = Policies(measurement, load_guesses(DATA / name))
     half = np.arange(len(measurement.prompt_ids)) % 2 == 0
     fitted = table.calibrated(half)
-    q = table.candidates.probabilities(fitted)
-    d, exits = measurement.layers, np.array(table.candidates.exits)[:, None]
+    q = table.stopping.probabilities(fitted)
+    d, exits = measurement.layers, np.array(table.stopping.exits)[:, None]
     for price in (3.0, 8.0):
         costs = []
         for least in (
-            table.candidates.thresholds(price, q, half),
+            table.stopping.thresholds(price, q, half),
             (threshold(price),) * len(exits),
         ):
-            started, right = (x[:, ~half] for x in table.candidates.started(q, least))
+            started, right = (x[:, ~half] for x in table.stopping.started(q, least))
             costs.append(((d - exits) * (started - (price + 1) * right)).sum())
         assert costs[0] < costs[1]
 

@@ -9,7 +9,7 @@ import pytest
 
 from ppdmodel import compute_per_token, fit, latency_per_token, optimize
 from ppdmodel.decide.costs import TimedCosts
-from ppdmodel.decide.methods import Family, gated, two_exits
+from ppdmodel.decide.methods import MethodSettings, gated, two_exits
 from ppdmodel.decide.prediction import (
     predicted_compute,
     predicted_latency_s,
@@ -127,7 +127,7 @@ def test_says_when_nothing_fits(calibration: Calibration) -> None:
         assert decision.choices[0].setting is None
 
 
-def families_of(calibration: Calibration) -> dict[str, Family]:
+def families_of(calibration: Calibration) -> dict[str, MethodSettings]:
     assert calibration.recorded is not None
     several = two_exits(calibration.recorded)
     assert several is not None
@@ -255,8 +255,9 @@ def test_the_interval_knows_that_times_are_measured_too(timed: Calibration) -> N
     grid = TimedCosts(a_timing()).grid(30, 3, 1)
     p = np.full((100, grid.size), 0.5)
     costs = TimedCosts(a_timing())
-    assert costs.drawn_latency(grid, p).std(axis=0).min() > 1e-4
-    assert costs.drawn_compute(grid, p).std(axis=0).min() > 1e-5
+    latency, compute = costs.drawn_ratios(grid, p)
+    assert latency.std(axis=0).min() > 1e-4
+    assert compute.std(axis=0).min() > 1e-5
 
 
 def test_times_can_be_left_out(timed: Calibration) -> None:

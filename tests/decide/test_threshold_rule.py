@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ppdmodel import threshold, threshold_report
-from ppdmodel.decide.threshold_policies import Policies, Reading
 from ppdmodel.decide.threshold_rule import Priced, ThresholdReport
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.measurement import Guesses, Measurement
@@ -18,13 +17,15 @@ from tests.pipeline.test_prediction_error import a_timing
 LAYERS, PROMPTS, TOKENS = 6, 20, 150
 
 
-def made_up(temperature: float = 1.0, seed: int = 0) -> tuple[Measurement, Guesses]:
+def made_up(
+    temperature: float = 1.0, seed: int = 0, tokens: int = TOKENS
+) -> tuple[Measurement, Guesses]:
     """Tokens whose candidates' probabilities are known; recorded ones are sharpened.
 
     One token in three is easy, one hard: what a fixed k cannot tell apart.
     """
     rng = np.random.default_rng(seed)
-    n = PROMPTS * TOKENS
+    n = PROMPTS * tokens
     logits = rng.normal(0, 1, (n, LAYERS, 9)) * rng.choice([0.3, 2.0, 5.0], (n, 1, 1))
     logits.sort(axis=2)
     true = np.exp(logits[..., ::-1])
@@ -35,7 +36,7 @@ def made_up(temperature: float = 1.0, seed: int = 0) -> tuple[Measurement, Guess
     rank[:, -1] = 1
     odds = true[..., :8] / (1 - true[..., :8])
     sharp = odds ** (1 / temperature)
-    base = make_measurement(prompts=PROMPTS, tokens=TOKENS, layers=LAYERS)
+    base = make_measurement(prompts=PROMPTS, tokens=tokens, layers=LAYERS)
     measurement = replace(base, rank=rank, token_id=np.full(n, 100))
     ids = np.tile(np.arange(8), (n, LAYERS, 1))
     row, layer = np.nonzero(rank <= 8)
@@ -132,24 +133,8 @@ def test_two_fixed_exits_stand_beside_one() -> None:
     assert row.two_gain.value == pytest.approx(gain)
 
 
-def test_reading_counts_once_for_each_exit_that_is_read() -> None:
-    """With a head that takes as long, delays cancel: what is saved is the same, and costs more."""
-    measurement, guesses = made_up()
-    free, paid = (Policies(measurement, guesses, Reading(x, x)) for x in (0.0, 0.5))
-    everyone = np.ones(PROMPTS)
-    (k, one), *_ = free.fixed()
-    assert k == 1
-    two = free.of_pair(free.two_fixed(6.0, np.ones(PROMPTS, dtype=bool)))
-    assert two is not None
-    for policy, exits in ((None, 0), ((), 0), (one, 1), (two, 2)):
-        layers = [np.array(x) * LAYERS for x in free.ratios(policy, everyone)]
-        latency, compute = (np.array(x) * (LAYERS + 0.5) for x in paid.ratios(policy, everyone))
-        assert latency == pytest.approx(layers[0] + 0.5)
-        assert compute == pytest.approx(layers[1] + 0.5 + 0.5 * exits)
-
-
 def test_dear_readings_are_not_bought() -> None:
-    measurement, guesses = made_up()
+    measurement, guesses = made_up(tokens=50)
     reports = [
         threshold_report(measurement, guesses, prices=(6.0,), exit_cost=cost)
         for cost in (0.0, 0.3, 30.0)
@@ -166,25 +151,8 @@ def test_dear_readings_are_not_bought() -> None:
     assert (reports[1].exit_cost, reports[1].head_cost) == (0.3, 0.3)
 
 
-def test_costs_of_reading_from_a_timing() -> None:
-    timing = a_timing()
-    reading = Reading.of_timing(timing)
-    terms = timing.terms
-    assert reading.head_cost == terms["head_time_s"].value / terms["layer_time_s"].value
-    ratios = [
-        read.value / layer.value
-        for each in timing.by_k.values()
-        for read, layer in zip(each["exit_time_s"], each["busy_layer_time_s"], strict=True)
-    ]
-    assert min(ratios) <= reading.exit_cost <= max(ratios)
-    assert reading.delay == reading.exit_cost - reading.head_cost
-    assert list(Reading(0, 2).exits(10)) == [6, 7, 8, 9], "none is past its exit at the verdict"
-    assert list(Reading(2, 0).exits(10)) == [5, 6, 7], "guesses come before the verdict"
-    with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
-        threshold_report(*made_up(), timing=timing)
-
-
 def test_bad_costs_are_named() -> None:
+    made = made_up(tokens=5)
     for wrong, message in (
         ({"exit_cost": -1.0}, "exit_cost"),
         ({"exit_cost": np.nan}, "exit_cost"),
@@ -194,11 +162,13 @@ def test_bad_costs_are_named() -> None:
         ({"exit_cost": 1.0, "timing": a_timing()}, "given or from a timing; got both"),
     ):
         with pytest.raises(InvalidInputError, match=message):
-            threshold_report(*made_up(), **wrong)
+            threshold_report(*made, **wrong)
 
 
 def test_bad_input_is_named() -> None:
-    measurement, guesses = made_up()
+    measurement, guesses = made_up(tokens=30)
+    with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
+        threshold_report(measurement, guesses, timing=a_timing())
     with pytest.raises(InvalidInputError, match="price"):
         threshold_report(measurement, guesses, prices=(-1,))
     with pytest.raises(InvalidInputError, match="got 4 prompts; measure at least 10"):
