@@ -13,7 +13,7 @@ EXITS := results/exits/smollm2-135m-all
 .PHONY: help setup demo test lint types ci bench data data-validation data-gemma notebooks docs figures clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{n[NR] = $$1; t[NR] = $$2; if (length($$1) > w) w = length($$1)} END {for (i = 1; i <= NR; i++) printf "  make %-*s  %s\n", w, n[i], t[i]}'
 
 setup: $(STAMP) ## make .venv with everything
 
@@ -90,8 +90,9 @@ data-gemma: $(STAMP) ## make again what data/ holds of Gemma 3 270M; ACCEPT=--ac
 	$(BIN)/ppdmodel measure --model gemma3-270m --raw --no-guesses --max-new-tokens 128 --out data/gemma3-270m
 	$(BIN)/python -m experiments.exits gemma3-270m --raw --tokens
 
-figures: $(STAMP) ## draw the figures of theory/ again
+figures: $(STAMP) ## draw the figures of theory/ and of docs/architecture.md again
 	$(BIN)/python theory/figures.py
+	$(BIN)/python docs/flow.py
 
-clean: ## remove .venv, results and caches
-	rm -rf .venv $(RESULTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+clean: ## remove .venv, build/ and caches; results/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -40,7 +40,17 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-exclude_patterns = [".*", "build", "results", "ppdmodel", "tests", "benchmarks", "**/.*"]
+exclude_patterns = [
+    ".*",
+    "build",
+    "results",
+    "ppdmodel",
+    "tests",
+    "benchmarks",
+    "experiments",
+    "quality",
+    "**/.*",
+]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

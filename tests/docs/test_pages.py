@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -123,3 +124,21 @@ def test_the_citation_is_that_of_the_file() -> None:
     authors = [f"{a['given-names']} {a['family-names']}" for a in paper["authors"]]
     assert f"author = {{{' and '.join(authors)}}}" in page
     assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in page
+
+
+def make(*words: str) -> list[str]:
+    done = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_make_help_is_aligned() -> None:
+    lines = make("--no-print-directory", "help")
+    columns = {len(line) - len(re.sub(r"^  make \S+ +", "", line)) for line in lines}
+    assert len(lines) > 10
+    assert len(columns) == 1
+
+
+def test_make_clean_leaves_results_alone() -> None:
+    removed = " ".join(make("--no-print-directory", "-n", "clean")).split()
+    assert {"rm", ".venv", "build"} <= set(removed)
+    assert not any(word.startswith(("results", "data")) for word in removed)

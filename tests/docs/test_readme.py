@@ -213,7 +213,7 @@ def test_what_is_said_about_the_times_is_in_them() -> None:
     terms = {name: term["value"] for name, term in timing["terms"].items()}
     split = terms["plain_latency_s"] / terms["split_latency_s"]
     assert f"make plain decoding {split:.2f} times as fast" in page
-    assert f"Splitting every product over both cores gives {split:.2f}" in " ".join(README.split())
+    assert f"Tensor parallelism over both cores gives {split:.2f}" in " ".join(README.split())
     layer, of_ppd = terms["layer_time_s"], timing["by_k"]["3"]
     reading, guesses = (of_ppd[n][1]["value"] for n in ("exit_time_s", "batch_layer_time_s"))
     assert f"reading an exit takes as long as {reading / layer:.1f} layers" in page

@@ -195,5 +195,9 @@ DECLARED = {
         "theory/01-setting.md",
         "",
     ): "tests/simulation/test_simulator.py::test_one_match_and_one_miss_by_hand",
+    (
+        "docs/architecture.md",
+        "",
+    ): "tests/docs/test_architecture.py::test_the_tree_names_exactly_the_modules_that_exist",
     ("docs/citing.md", "bibtex"): "tests/docs/test_pages.py::test_the_citation_is_that_of_the_file",
 }
