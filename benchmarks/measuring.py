@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ppdmodel.measure.decoder.exit import Exit
-from ppdmodel.measure.decoder.kernels import pack_head
+from ppdmodel.measure.decoder.kernels import prepack_head
 from ppdmodel.measure.decoder.ranks import BLOCK, Ranker
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
@@ -85,7 +85,7 @@ def rank_stage() -> None:
     weight = loaded.model.get_output_embeddings().weight.detach()
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     head.weight = nn.Parameter(weight, requires_grad=False)
-    ranker = Ranker(Exit(nn.ModuleList(), (), head, blocks=pack_head(head, BLOCK)))
+    ranker = Ranker(Exit(nn.ModuleList(), (), head, blocks=prepack_head(head, BLOCK)))
     hidden, targets = torch.randn(512, weight.shape[1]) * 5, torch.randint(0, len(weight), (512,))
     square, out = torch.randn(2048, 2048), torch.empty(2048, 2048)
 

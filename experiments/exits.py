@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from ppdmodel import Measurement, load
-from ppdmodel.measure import default_prompts, load_exits, locate, measure, training_prompts
-from ppdmodel.measure.models.loading import load_model, threads
+from ppdmodel.measure import (
+    GenerationOptions,
+    HardwareOptions,
+    TrainingOptions,
+    default_prompts,
+    load_exits,
+    load_model,
+    locate,
+    measure,
+    training_prompts,
+)
 from ppdmodel.measure.models.sources import ModelSource
-from ppdmodel.measure.prompts import prompts_sha256
-from ppdmodel.measure.training.train import Trainer
+from ppdmodel.measure.training.train import Trainer, text_settings
 from ppdmodel.results.files import atomic
 from ppdmodel.results.intervals import METHOD, interval_of, prompt_weights, resampled_rates
 from ppdmodel.results.summary import RESAMPLES, SEED
@@ -54,8 +62,8 @@ def main() -> None:
             default_prompts(),
             out,
             exits=load_exits(exits, source),
-            raw=arguments.raw,
-            n_threads=arguments.threads,
+            generation=GenerationOptions(raw=arguments.raw),
+            hardware=HardwareOptions(n_threads=arguments.threads),
             guesses=whole and not arguments.raw,
         )
         rows += compared(logit, with_exits)
@@ -84,23 +92,14 @@ def trained(
     folders = {tokens: home.with_name(f"{source.name}-{tokens or 'all'}") for tokens in numbers}
     if all((folder / "exits.json").is_file() for folder in folders.values()):
         return folders
-    prompts = training_prompts()
-    settings = {
-        "model": source.name,
-        "weights_sha256": list(source.weights_sha256),
-        "quantization": source.quantization,
-        "dtype": "float32",
-        "prompt_format": "raw" if raw else "chat",
-        "prompts_sha256": prompts_sha256(prompts),
-        "max_new_tokens": 128,
-        "objective": "ridge",
-    }
-    with threads(n_threads):
+    prompts, generation = training_prompts(), GenerationOptions(batch_size=24, raw=raw)
+    settings = text_settings(source, prompts, generation) | {"objective": "ridge"}
+    with HardwareOptions(n_threads=n_threads).threads():
         trainer = Trainer(load_model(source), prompts, settings)
-        trainer.collect(home / "states", max_new_tokens=128, batch_size=24, max_tokens=None)
+        trainer.collect(home / "states", generation)
         for tokens, folder in folders.items():
             if not (folder / "exits.json").is_file():
-                trainer.train(folder, trainer.checked(None), max_tokens=tokens)
+                trainer.train(folder, TrainingOptions(max_tokens=tokens))
                 shutil.rmtree(folder / ".unfinished", ignore_errors=True)
     return folders
 

@@ -12,9 +12,10 @@ import torch
 
 from ppdmodel.measure.batch import measure_batch
 from ppdmodel.measure.decoder.ranks import Ranker
-from ppdmodel.measure.decoder.verify import proven
+from ppdmodel.measure.decoder.verify import verified
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.options import GenerationOptions
 from ppdmodel.measure.prompts import Prompt
 
 WARM_UP_TOKENS = 2
@@ -33,13 +34,14 @@ def main() -> None:
     rows = [json.loads(line) for line in arguments.prompts.read_text().splitlines()]
     prompts = [Prompt(row["id"], row["text"]) for row in rows]
     loaded = load_model(locate(arguments.model))
-    decoder = proven(loaded.model).packed()
+    decoder = verified(loaded.model).prepacked()
     ranker = Ranker(decoder.exit)
-    measure_batch(loaded, decoder, ranker, prompts[:2], max_new_tokens=WARM_UP_TOKENS)
+    measure_batch(loaded, decoder, ranker, prompts[:2], GenerationOptions(WARM_UP_TOKENS))
     start = time.perf_counter()
-    made = measure_batch(
-        loaded, decoder, ranker, prompts, max_new_tokens=arguments.max_new_tokens
-    ).measurement({}, range(len(prompts)))
+    generation = GenerationOptions(arguments.max_new_tokens)
+    made = measure_batch(loaded, decoder, ranker, prompts, generation).measurement(
+        {}, range(len(prompts))
+    )
     seconds = time.perf_counter() - start
     mine = [np.flatnonzero(made.prompt_index == n) for n in range(len(prompts))]
     result = {

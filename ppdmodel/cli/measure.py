@@ -149,35 +149,39 @@ def measure_command(
 
     Example: ppdmodel measure --model smollm2-135m --out results/full
     """
-    numbers = {
-        "max_new_tokens": whole("max_new_tokens", max_new_tokens),
-        "batch_size": whole("batch_size", batch_size),
-        "n_threads": whole_or_none("threads", threads) or available_cpus(),
-    }
+    tokens, size = whole("max_new_tokens", max_new_tokens), whole("batch_size", batch_size)
+    n_threads = whole_or_none("threads", threads) or available_cpus()
     most = whole_or_none("limit", limit)
     drawn = sampled(temperature, top_p, seed)
-    from ..measure import Sampling, Shard, default_prompts, load_exits, locate, measure
+    from ..measure import (
+        GenerationOptions,
+        HardwareOptions,
+        Sampling,
+        Shard,
+        default_prompts,
+        load_exits,
+        locate,
+        measure,
+    )
 
     part = Shard.parse(shard) if shard is not None else None
     sampling = Sampling(**drawn) if drawn else None
     chosen = chosen_prompts(prompts, most, default_prompts)
     source = locate(model)
+    generation = GenerationOptions(tokens, size, raw, sampling)
+    hardware = HardwareOptions(dtype, device, device_map, n_threads)
     with progress_bar() as report:
         try:
             result = measure(
                 source,
                 chosen,
                 out,
-                dtype=dtype,
-                raw=raw,
+                generation,
+                hardware,
                 exits=load_exits(exits, source) if exits else None,
-                sampling=sampling,
                 guesses=not no_guesses,
-                device=device,
-                device_map=device_map,
                 shard=part,
                 on_progress=report,
-                **numbers,
             )
         except KeyboardInterrupt:
             note(f"finished prompts are kept in {out}; the same command goes on from there")

@@ -77,15 +77,18 @@ def train_exits_command(
     Example: ppdmodel train-exits --model smollm2-135m --out results/exits
     """
     layers = _layers(exit_layers)
-    numbers: dict[str, Any] = {
-        "max_new_tokens": whole("max_new_tokens", max_new_tokens),
-        "batch_size": whole("batch_size", batch_size),
-        "epochs": whole("epochs", epochs),
-        "max_tokens": whole_or_none("max_tokens", max_tokens),
-        "n_threads": whole_or_none("threads", threads) or available_cpus(),
-    }
+    tokens, size = whole("max_new_tokens", max_new_tokens), whole("batch_size", batch_size)
+    passes, token_limit = whole("epochs", epochs), whole_or_none("max_tokens", max_tokens)
+    n_threads = whole_or_none("threads", threads) or available_cpus()
     most = whole_or_none("limit", limit)
-    from ..measure import locate, train_exits, training_prompts
+    from ..measure import (
+        GenerationOptions,
+        HardwareOptions,
+        TrainingOptions,
+        locate,
+        train_exits,
+        training_prompts,
+    )
 
     chosen = chosen_prompts(prompts, most, training_prompts)
     with progress_bar() as report:
@@ -94,13 +97,10 @@ def train_exits_command(
                 locate(model),
                 chosen,
                 out,
-                objective=objective,
-                exit_layers=layers,
-                dtype=dtype,
-                raw=raw,
-                device=device,
+                TrainingOptions(objective, layers, token_limit, passes),
+                GenerationOptions(tokens, size, raw),
+                HardwareOptions(dtype, device, n_threads=n_threads),
                 on_progress=report,
-                **numbers,
             )
         except KeyboardInterrupt:
             note(f"what is done is kept in {out}; the same command goes on from there")

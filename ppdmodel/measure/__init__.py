@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from .decoder.sampling import Sampling
     from .models.loading import load_model
     from .models.sources import ModelSource, locate
+    from .options import GenerationOptions, HardwareOptions
     from .progress import Progress
     from .prompts import Prompt, default_prompts, read_prompts, training_prompts
     from .run import Shard, measure
     from .shards import merge
-    from .training.train import TrainedExits, load_exits, train_exits
+    from .training.train import TrainedExits, TrainingOptions, load_exits, train_exits
 
 _HOMES = {
     "AffineMap": "decoder.exit",
     "Exit": "decoder.exit",
+    "GenerationOptions": "options",
+    "HardwareOptions": "options",
     "ModelSource": "models.sources",
     "Progress": "progress",
     "Prompt": "prompts",
     "Sampling": "decoder.sampling",
     "Shard": "run",
     "TrainedExits": "training.train",
+    "TrainingOptions": "training.train",
     "default_prompts": "prompts",
     "load_exits": "training.train",
     "load_model": "models.loading",
@@ -46,12 +50,15 @@ _HOMES = {
 __all__ = [
     "AffineMap",
     "Exit",
+    "GenerationOptions",
+    "HardwareOptions",
     "ModelSource",
     "Progress",
     "Prompt",
     "Sampling",
     "Shard",
     "TrainedExits",
+    "TrainingOptions",
     "default_prompts",
     "load_exits",
     "load_model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,20 @@ from ..errors import RunFailedError
 from ..results.measurement import Guesses, Measurement
 from .decoder.exit import Exit
 from .decoder.generate import Chunk, Context, generate
-from .decoder.ranks import Ranked, Ranker, shortfall
+from .decoder.ranks import Ranked, Ranker, rank_and_margin
 from .decoder.sampling import Sampling
 from .decoder.verify import Decoder
 from .models.loading import LoadedModel
+from .options import GenerationOptions
+from .progress import OnProgress, Progress, no_report
 from .prompts import Prompt
 
-#: a greedily decoded token may rank below 1 at the last layer only this close to the top logit,
-#: where the two products that made those logits round differently
+#: largest margin in logits by which a greedily decoded token may miss rank 1 at the last layer:
+#: decoding and ranking multiply by the head in differently rounded products
 TIE_MARGIN = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
-#: a token that the model chose by less than this may be another one in another batch or on another
-#: machine, which round differently
+#: margin in logits below which another batch size or machine, which rounds differently, may choose
+#: the runner-up: a near-tie
 NEAR_MARGIN = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
-OnBatch = Callable[[str, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Ranks:
     coupled_rank: np.ndarray | None
 
 
-class Measured:
+class BatchResult:
     """All tokens of a batch of prompts, in order."""
 
     def __init__(
@@ -104,74 +105,102 @@ def measure_batch(
     decoder: Decoder,
     ranker: Ranker,
     prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    chat: bool = True,
-    sampling: Sampling | None = None,
-    on_progress: OnBatch = lambda stage, tokens, share: None,
-) -> Measured:
+    generation: GenerationOptions,
+    on_progress: OnProgress = no_report,
+) -> BatchResult:
     """Decode the answers to some prompts, turn by turn, and rank every token at every exit.
 
     Args:
         loaded: the model's tokenizer and end tokens.
         decoder: the model, and how its exits are read.
         ranker: from its exit.
-        prompts: decoded together; at least one.
-        max_new_tokens: most tokens per turn.
-        chat: whether to use the chat template.
-        sampling: how tokens are drawn; None is greedy.
-        on_progress: called with what is being done, the tokens so far, and the share of the batch.
+        prompts: decoded together, whatever the batch size in `generation`; at least one.
+        generation: how their text is generated.
+        on_progress: called after each step with the share of this batch.
 
     Raises:
         InvalidInputError: a conversation outgrows the model.
-        RunFailedError: the last exit does not put the model's own first token first.
+        RunFailedError: the last exit does not rank the model's own first token first.
     """
-    chunks: list[_Ranks] = []
-    ties: list[dict[str, Any]] = []
-    near_ties: list[dict[str, Any]] = []
+    found = _Collected([], [], [])
     tokens = 0
-    rounds = max(len(prompt.turns) for prompt in prompts)
+    turns = max(len(prompt.turns) for prompt in prompts)
     answers: list[list[str]] = [[] for _ in prompts]
-    for turn in range(rounds):
+    for turn in range(turns):
         taking_part = [i for i, prompt in enumerate(prompts) if turn < len(prompt.turns)]
-        contexts = [
-            Context(
-                prompts[i].id, turn, loaded.encode(prompts[i].turns[: turn + 1], chat, answers[i])
-            )
-            for i in taking_part
-        ]
-        for context in contexts:  # an answer may be read as more tokens than it was made of
-            loaded.check_room(context.prompt_id, len(context.ids), max_new_tokens)
+        contexts = _contexts(loaded, prompts, taking_part, turn, answers, generation)
         texts: dict[int, list[int]] = {i: [] for i in taking_part}
 
         def stepped(step: int, active: int, turn: int = turn) -> None:
             nonlocal tokens
             tokens += active
-            on_progress("decoding", tokens, (turn + step / max_new_tokens) / rounds)
+            share = (turn + step / generation.max_new_tokens) / turns
+            on_progress(Progress("decoding", tokens, share))
 
         for chunk in generate(
             decoder.model,
             decoder.exit,
             contexts,
-            max_new_tokens,
+            generation.max_new_tokens,
             loaded.end_ids,
-            sampling=sampling,
+            sampling=generation.sampling,
             drops_rows=decoder.drops_rows,
             chunk_tokens=ranker.rows,
             on_step=stepped,
         ):
-            ranked = rank_chunk(ranker, chunk, sampling)
             owners = np.array([taking_part[row] for row in chunk.row])
-            chunks.append(_on_cpu(chunk, ranked, owners, turn))
-            ties += _ties(decoder.exit, chunk, ranked[-1], [prompts[i].id for i in owners])
-            near_ties += _near_ties(chunk, ranked[-1], [prompts[i].id for i in owners], turn)
+            ranked = rank_chunk(ranker, chunk, generation.sampling)
+            found.add(decoder.exit, chunk, ranked, prompts, owners, turn)
             for owner, token in zip(owners, chunk.token_id.tolist(), strict=True):
                 texts[owner].append(token)
-        if turn + 1 < rounds:
+        if turn + 1 < turns:
             for i in taking_part:
                 answers[i].append(loaded.decode(texts[i]))
-    on_progress("ranked", tokens, 1.0)
-    return Measured(prompts, chunks, ties, near_ties, decoder.exit.vocabulary)
+    on_progress(Progress("ranked", tokens, 1.0))
+    return BatchResult(prompts, found.chunks, found.ties, found.near_ties, decoder.exit.vocabulary)
+
+
+def _contexts(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    taking_part: Sequence[int],
+    turn: int,
+    answers: Sequence[Sequence[str]],
+    generation: GenerationOptions,
+) -> list[Context]:
+    """What the model reads in one turn; each context must leave room for the answer."""
+    contexts = []
+    for i in taking_part:
+        turns = prompts[i].turns[: turn + 1]
+        ids = loaded.encode(turns, not generation.raw, answers[i])
+        # an answer may be tokenized into more tokens than it was generated as
+        loaded.check_room(prompts[i].id, len(ids), generation.max_new_tokens)
+        contexts.append(Context(prompts[i].id, turn, ids))
+    return contexts
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """What the chunks of a batch came to so far."""
+
+    chunks: list[_Ranks]
+    ties: list[dict[str, Any]]
+    near_ties: list[dict[str, Any]]
+
+    def add(
+        self,
+        exit_: Exit,
+        chunk: Chunk,
+        ranked: Sequence[Ranked],
+        prompts: Sequence[Prompt],
+        owners: np.ndarray,
+        turn: int,
+    ) -> None:
+        """Take up a ranked chunk; `owners` [n] are the tokens' prompts."""
+        ids = [prompts[i].id for i in owners]
+        self.chunks.append(_on_cpu(chunk, ranked, owners, turn))
+        self.ties.extend(_ties(exit_, chunk, ranked[-1], ids))
+        self.near_ties.extend(_near_ties(chunk, ranked[-1], ids, turn))
 
 
 def rank_chunk(ranker: Ranker, chunk: Chunk, sampling: Sampling | None) -> list[Ranked]:
@@ -206,16 +235,16 @@ def _on_cpu(chunk: Chunk, ranked: Sequence[Ranked], owners: np.ndarray, turn: in
 def _ties(
     exit_: Exit, chunk: Chunk, last: Ranked, prompt_ids: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Tokens that the last exit did not put first though the model did, each a near tie.
+    """Tokens that the model ranks first and the last exit does not, each of them a near-tie.
 
     Raises:
-        RunFailedError: it is no near tie: the head is not read as the model reads it.
+        RunFailedError: a margin is larger than rounding explains.
     """
-    favourite = chunk.favourite.cpu()
-    first = last.rank == 1 if chunk.noise is None else last.guess_ids[:, 0] == favourite
+    top_token = chunk.top_token.cpu()
+    first = last.rank == 1 if chunk.noise is None else last.guess_ids[:, 0] == top_token
     found = []
     for row in torch.nonzero(~first)[:, 0].tolist():
-        rank, gap = shortfall(exit_, chunk.hidden[-1, row], int(favourite[row]))
+        rank, gap = rank_and_margin(exit_, chunk.hidden[-1, row], int(top_token[row]))
         allowed = TIE_MARGIN.get(chunk.hidden.dtype, 1e-2)
         if not gap <= allowed:
             raise RunFailedError(
@@ -237,7 +266,7 @@ def _ties(
 def _near_ties(
     chunk: Chunk, last: Ranked, prompt_ids: Sequence[str], turn: int
 ) -> list[dict[str, Any]]:
-    """Greedy tokens that the model chose by a hair, with the margin in logits."""
+    """Greedy tokens whose margin over the runner-up is within rounding, with it in logits."""
     if chunk.noise is not None:
         return []
     gaps = (last.guess_probs[:, 0] / last.guess_probs[:, 1]).log()

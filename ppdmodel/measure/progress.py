@@ -16,3 +16,27 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+def no_report(_progress: Progress) -> None:
+    """Report nothing."""
+
+
+def part_of(on_progress: OnProgress, start: float, end: float, tokens: int = 0) -> OnProgress:
+    """Report the progress of a part as that of the whole run.
+
+    Args:
+        on_progress: called with the progress of the whole.
+        start: share of the whole that was done before the part.
+        end: share of the whole that is done when the part is.
+        tokens: tokens that were done before the part.
+
+    >>> part_of(print, 0.2, 0.6, tokens=100)(Progress("decoding", 10, 0.5))
+    Progress(stage='decoding', tokens=110, share=0.4)
+    """
+
+    def report(part: Progress) -> None:
+        share = start * (1 - part.share) + end * part.share  # exactly `end` at the part's end
+        on_progress(Progress(part.stage, tokens + part.tokens, share))
+
+    return report

@@ -12,7 +12,7 @@ from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, provenance
 from ..results.io import read_measurement
 from ..results.measurement import Measurement
 from ..results.parquet import TOKENS, TableFile
-from .store import settle
+from .store import join_batches
 
 #: what may differ between shards: who made them, and which they are
 OF_THE_RUN = (
@@ -48,7 +48,7 @@ def merge(folders: Sequence[Path], out: Path) -> Measurement:
                 "without it; finish or repeat its run"
             )
     about = _checked(folders)
-    settle(sorted(folder / TOKENS_FILE for folder in folders), out, about)
+    join_batches(sorted(folder / TOKENS_FILE for folder in folders), out, about)
     return read_measurement(out)
 
 

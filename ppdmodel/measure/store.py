@@ -1,4 +1,4 @@
-"""The folder that a measurement grows in: files per finished batch, joined when the run ends."""
+"""A measurement's folder while it runs: files per finished batch, joined when the run ends."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ UNFINISHED = ".unfinished"
 
 
 class Store:
-    """What is measured already, in the folder `out`."""
+    """The finished batches of a measurement, in the folder `out`."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        """Take up what the folder holds.
+        """Read which prompts the folder holds.
 
         Args:
             out: the folder; need not exist.
@@ -100,7 +100,7 @@ class Store:
         self.done.update(part.prompt_ids)
         self.n_tokens += part.n_tokens
 
-    def settle(self) -> None:
+    def join_batches(self) -> None:
         """Join what is finished into the files of the folder; nothing to do twice.
 
         It goes by what is on disk: an interrupt may have come between a write and its record here,
@@ -108,7 +108,7 @@ class Store:
         """
         batches = self._unfinished()
         if batches or not (self.out / SUMMARY_FILE).is_file():
-            settle(self._on_disk(), self.out)
+            join_batches(self._on_disk(), self.out)
         self._clear(batches)
 
     def _clear(self, joined: Sequence[Path]) -> None:
@@ -127,7 +127,9 @@ class Store:
                 folder.rmdir()
 
 
-def settle(sources: Sequence[Path], out: Path, provenance: Mapping[str, Any] | None = None) -> None:
+def join_batches(
+    sources: Sequence[Path], out: Path, provenance: Mapping[str, Any] | None = None
+) -> None:
     """Join token tables, and the guesses beside them, into a measurement's folder.
 
     Args:

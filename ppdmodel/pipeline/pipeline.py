@@ -15,7 +15,7 @@ from ..checks import check_schedule, positive_integer
 from ..errors import InvalidInputError
 from ..measure.decoder.exit import Exit
 from ..measure.decoder.sampling import Sampling
-from ..measure.decoder.verify import proven
+from ..measure.decoder.verify import verified
 from ..measure.models.loading import LoadedModel
 from ..measure.training.train import TrainedExits
 from .devices import CPU
@@ -68,7 +68,7 @@ class Pipeline:
         self.devices = tuple(place.device for place in where)
         loaded.check_room("the longest", prompt_tokens, tokens)
         room = prompt_tokens + tokens
-        exit_: Exit = proven(loaded.model).exit
+        exit_: Exit = verified(loaded.model).exit
         if exits is not None:
             exit_ = exits.on(exit_)
         self.loaded, self.units, self.k = loaded, units, k

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..measure.decoder.sampling import Place, Sampling, choose, gumbel, scaled
+from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
 from .board import AFRESH, Board
 from .devices import wait_for
 from .engine import Engine
@@ -173,7 +173,7 @@ class Unit:
 
     def _give_verdict(self, token: int, x: Tensor) -> None:
         begin = time.monotonic_ns()
-        place = Place(self.task.prompt_id, 0, token)
+        place = TokenPosition(self.task.prompt_id, 0, token)
         chosen, _ = choose(self.engine.logits(x), [place], self.task.sampling)
         true_id = int(chosen[0])
         owner, row = self.board.row_of(token, true_id, self.number)
@@ -219,7 +219,7 @@ class Unit:
         state = self.board.exit_state[token : token + 1].clone().to(self.engine.device)
         logits = self.engine.logits(state, task.exit_layer)
         if task.sampling is not None:
-            place = Place(task.prompt_id, 0, token)
+            place = TokenPosition(task.prompt_id, 0, token)
             logits = scaled(logits, task.sampling.temperature) + _noise(
                 task.sampling, place, logits
             )
@@ -328,7 +328,7 @@ class Unit:
         self.events.append((begin, time.monotonic_ns(), int(did), token, layer, rows))
 
 
-def _noise(sampling: Sampling, place: Place, like: Tensor) -> Tensor:
+def _noise(sampling: Sampling, place: TokenPosition, like: Tensor) -> Tensor:
     """The Gumbel noise [1, vocabulary] that draws the next token."""
     return torch.from_numpy(gumbel(sampling.seed, place, like.shape[1]))[None].to(like.device)
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.results.files import TOKENS_FILE
-from tests.support.runs import assert_same, command, measuring, write_prompts
+from tests.support.runs import (
+    KILLED,
+    assert_same,
+    command,
+    ended,
+    measuring,
+    start,
+    write_prompts,
+)
 
 LONG = ("--max-new-tokens", "24", "--batch-size", "1")
 
@@ -39,6 +47,23 @@ def launched(words: list[str]) -> list[str]:
         "--mixed_precision", "no", "--dynamo_backend", "no",
         "--main_process_port", str(free_port()), "-m", "ppdmodel", *words,
     ]  # fmt: skip
+
+
+def as_rank(rank: int, port: int, words: list[str], told: Path | None) -> None:
+    """One of two processes, with the variables that the launcher gives; told what it printed."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    outcome = command(*words)
+    if told is not None:
+        with told.open("a") as file:
+            file.write(outcome.out)
+    sys.exit(outcome.code)
+
+
+def started(words: list[str], told: Path | None = None) -> list[Any]:
+    """Both processes, forked with everything imported: a launcher imports it three times."""
+    port = free_port()
+    return [start(as_rank, rank, port, words, told) for rank in range(2)]
 
 
 def environment() -> dict[str, str]:
@@ -67,33 +92,27 @@ def test_two_processes_give_what_one_gives_and_say_it_once(
 def test_killed_in_the_middle_both_are_taken_up_again(
     tiny_model: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL to launcher and processes at once, when each of the two has a batch on disk."""
+    """SIGKILL to both processes, when each of the two has a batch on disk."""
     alone, out = tmp_path / "alone", tmp_path / "m"
     assert command(*measuring(tiny_model, prompts, alone, *LONG)).code == 0
     words = measuring(tiny_model, prompts, out, *LONG)
-    with subprocess.Popen(
-        launched(words),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        deadline = time.monotonic() + 120
-        while len(parities(out)) < 2:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
+    processes = started(words)
+    deadline = time.monotonic() + 120
+    while len(parities(out)) < 2:
+        assert all(p.exitcode is None for p in processes), "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for process in processes:
+        process.kill()
+    assert [ended(process) for process in processes] == [KILLED, KILLED]
     done = finished(out)
     assert 2 <= len(done) < 7, "it was killed in the middle"
     before = {path: path.stat().st_mtime_ns for path in (out / UNFINISHED).glob("[0-9]*")}
 
-    resumed = subprocess.run(
-        launched(words), env=environment(), capture_output=True, text=True, check=False
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout.count("p_correct by exit layer") == 1
-    assert resumed.stdout.count("with intervals:") == 1
+    told = tmp_path / "told"
+    assert [ended(process) for process in started(words, told)] == [0, 0]
+    assert told.read_text().count("p_correct by exit layer") == 1
+    assert told.read_text().count("with intervals:") == 1
     assert before, "finished batches were there to be kept"
     assert_same(out, alone)
     assert not (out / UNFINISHED).exists()

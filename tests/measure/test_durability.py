@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,7 +22,6 @@ from ppdmodel.measure.batch import measure_batch
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.run import measure
 from ppdmodel.measure.store import UNFINISHED, Store
 from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, TOKENS_FILE
 from ppdmodel.results.measurement import Measurement
@@ -32,9 +32,11 @@ from tests.support.runs import (
     be_nobody,
     command,
     deaths,
+    die_at,
     ended,
     fill_disk_at,
     limit_files,
+    measure_flat,
     measuring,
     run_until_killed,
     snapshot,
@@ -59,12 +61,12 @@ def whole(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-@pytest.fixture
-def killed(
-    tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def three_batches(
+    tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A folder as a run leaves it that is killed after three of its four batches."""
-    out = tmp_path / "killed"
+    out = tmp_path_factory.mktemp("killed") / "killed"
     batches = itertools.count(1)
 
     def add_three(store: Store, *parts: Any) -> None:
@@ -73,20 +75,26 @@ def killed(
             raise KeyboardInterrupt
 
     kept = Store.add
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "add", add_three)
-        patch.setattr(Store, "settle", lambda store: None)
+        patch.setattr(Store, "join_batches", lambda store: None)
         assert command(*measuring(tiny_model, prompts, out)).code == 130
     assert len(list((out / UNFINISHED).glob(f"*.{TOKENS_FILE}"))) == 3
     return out
 
 
 @pytest.fixture
+def killed(three_batches: Path, tmp_path: Path) -> Path:
+    """The same folder, to be changed."""
+    return shutil.copytree(three_batches, tmp_path / "killed")
+
+
+@pytest.fixture
 def interrupted(killed: Path) -> Path:
     """A folder as a run leaves it that is interrupted after three batches and could join them."""
-    from ppdmodel.measure.store import settle
+    from ppdmodel.measure.store import join_batches
 
-    settle(sorted((killed / UNFINISHED).glob(f"*.{TOKENS_FILE}")), killed)
+    join_batches(sorted((killed / UNFINISHED).glob(f"*.{TOKENS_FILE}")), killed)
     shutil.rmtree(killed / UNFINISHED)
     return killed
 
@@ -100,7 +108,7 @@ def finished(out: Path) -> set[str]:
 def resume(model: Path, prompts: Path, out: Path) -> tuple[Measurement, list[Progress]]:
     """Take a run up again, and see what it did."""
     seen: list[Progress] = []
-    result = measure(
+    result = measure_flat(
         locate(str(model)),
         read_prompts(prompts),
         out,
@@ -121,17 +129,34 @@ def test_killed_at_any_change_of_a_file_it_ends_as_if_it_had_not_been(
 ) -> None:
     """Every rename, removal and new folder, while measuring, joining and clearing away."""
     out, moments = tmp_path / "m", 0
-    for moment in deaths(measuring(tiny_model, prompts, out), out):
+    for moment in deaths(measuring(tiny_model, prompts, out), out, tmp_path / "copies"):
         done = finished(out)
         batches_left = len({int(f"{n}"[0]) // 2 for n in range(COUNT) if f"p{n}" not in done})
         result, seen = resume(tiny_model, prompts, out)
         assert result.complete, moment
         assert sum(p.stage == "ranked" for p in seen) == batches_left, "what is done is kept"
         assert_same(out, whole)
-        shutil.rmtree(out)
         moments += 1
     assert_same(out, whole)
     assert moments > 10, "batches, guesses, tables, the summary and what is cleared away"
+
+
+def test_a_copy_before_a_change_is_what_a_kill_there_leaves(
+    tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """What the other tests rest on; here a process is really killed, once."""
+    out, moment = tmp_path / "m", 9
+    words = measuring(tiny_model, prompts, out)
+    copied = [sizes(out) for nth in deaths(words, out, tmp_path / "copies", 8) if nth == moment]
+    shutil.rmtree(out)
+    assert alone(words, functools.partial(die_at, out, moment)) is None
+    assert [sizes(out)] == copied
+    assert any(".part-" in name for name in sizes(out)), "it was killed before a rename"
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes by file, whichever process wrote it."""
+    return {re.sub(r"-\d+", "", name): len(data) for name, data in snapshot(folder).items()}
 
 
 def test_killed_again_and_again_it_gets_there(
@@ -166,17 +191,14 @@ def test_a_merged_folder_survives_being_killed_while_completed(
     tiny_model: Path, prompts: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Joining replaces tables that hold what was finished before: they must never be the price."""
-    shard, start_from, out = tmp_path / "shard", tmp_path / "merged", tmp_path / "m"
+    shard, out = tmp_path / "shard", tmp_path / "m"
     assert command(*measuring(tiny_model, prompts, shard, "--shard", "1/2")).code == 0
-    assert command("merge", shard, "--out", start_from).code == 0
-    had = finished(start_from)
-    shutil.copytree(start_from, out)
-    for moment in deaths(measuring(tiny_model, prompts, out), out):
+    assert command("merge", shard, "--out", out).code == 0
+    had = finished(out)
+    for moment in deaths(measuring(tiny_model, prompts, out), out, tmp_path / "copies"):
         assert finished(out) >= had, moment
         assert resume(tiny_model, prompts, out)[0].complete
         assert_same(out, whole)
-        shutil.rmtree(out)
-        shutil.copytree(start_from, out)
     assert_same(out, whole)
 
 
@@ -192,7 +214,8 @@ def test_a_rename_that_fails_at_any_moment(
 ) -> None:
     """Unlike a death this is reported: in one line, and with no part of a file left behind."""
     rename, renames = os.replace, 2 * 4 + 3
-    for nth in range(1, renames + 2):
+    each_kind = (1, 2, 5, 8, 9, 10, 11, 12)  # of the first batch, the third, the last; and joined
+    for nth in range(1, renames + 2) if os.environ.get("EVERY_MOMENT") else each_kind:
         out, calls = tmp_path / str(nth), itertools.count(1)
 
         def refuse(*names: Any, calls: Any = calls, nth: int = nth) -> None:
@@ -288,11 +311,10 @@ def test_killed_at_any_change_of_a_file_training_goes_on(
 ) -> None:
     out, moments = tmp_path / "e", 0
     words = training(tiny_model, questions, out, "--batch-size", "5")
-    for moment in deaths(words, out):
+    for moment in deaths(words, out, tmp_path / "copies"):
         outcome = command(*words)
         assert outcome.code == 0, (moment, outcome, sorted(snapshot(out)))
         assert about_exits(out) == about_exits(exits), moment
-        shutil.rmtree(out)
         moments += 1
     assert about_exits(out) == about_exits(exits)
     assert moments > 2

@@ -21,17 +21,16 @@ from ppdmodel.measure import run as run_module
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import Prompt, prompts_sha256, read_prompts
-from ppdmodel.measure.run import measure
-from ppdmodel.measure.training.train import train_exits
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_tiny_llama
+from tests.support.runs import measure_flat, train_flat
 
 TOKENS = 7
 
 
 def run(model: Path, out: Path, prompts: Sequence[Prompt], **changes: Any) -> Measurement:
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "batch_size": 2, "n_threads": 1} | changes
-    return measure(locate(str(model)), prompts, out, **options)
+    return measure_flat(locate(str(model)), prompts, out, **options)
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:
@@ -384,7 +383,7 @@ def test_a_prompt_without_tokens_is_named_before_anything_runs(
     assert "each prompt must have tokens; got none for '~~~'" in str(caught.value)
     assert not (tmp_path / "m" / "summary.json").exists()
     with pytest.raises(InvalidInputError, match="each prompt must have tokens; got none for '~~~'"):
-        train_exits(
+        train_flat(
             locate(str(forgetful_model)), prompts, tmp_path / "e", raw=True, max_new_tokens=3
         )
     assert run(forgetful_model, tmp_path / "chat", prompts).complete, "the template has tokens"

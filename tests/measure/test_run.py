@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,15 +20,15 @@ from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.run import measure
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.results.io import read_measurement
 from ppdmodel.results.measurement import Measurement
+from tests.support.runs import KILLED, ended, measure_flat, measuring, run_until_killed, start
 
 
 def run(tiny_model: Path, prompt_file: Path, out: Path, **changes: Any) -> Measurement:
     options: dict[str, Any] = {"max_new_tokens": 9, "batch_size": 2, "n_threads": 1} | changes
-    return measure(locate(str(tiny_model)), read_prompts(prompt_file), out, **options)
+    return measure_flat(locate(str(tiny_model)), read_prompts(prompt_file), out, **options)
 
 
 def same_tokens(a: Measurement, b: Measurement) -> bool:
@@ -107,20 +103,17 @@ def test_killed_at_any_moment_it_resumes_with_nothing_lost(
     tiny_model: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "m"
-    command = [
-        sys.executable, "-m", "ppdmodel", "measure", "--model", str(tiny_model),
-        "--prompts", str(prompt_file), "--max-new-tokens", "120", "--batch-size", "1",
-        "--threads", "1", "--out", str(out),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not list((out / UNFINISHED).glob("*.tokens.parquet")):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
+    more = ["--max-new-tokens", "60", "--batch-size", "1"]
+    process = start(run_until_killed, measuring(tiny_model, prompt_file, out, *more))
+    deadline = time.monotonic() + 120
+    while not list((out / UNFINISHED).glob("*.tokens.parquet")):
+        assert process.exitcode is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert ended(process) == KILLED
     assert list((out / UNFINISHED).glob("*.tokens.parquet"))
-    options = {"max_new_tokens": 120, "batch_size": 1}
+    options = {"max_new_tokens": 60, "batch_size": 1}
     resumed = run(tiny_model, prompt_file, out, **options)
     assert same_tokens(resumed, run(tiny_model, prompt_file, tmp_path / "whole", **options))
     assert not (out / UNFINISHED).exists()

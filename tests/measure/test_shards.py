@@ -16,11 +16,19 @@ from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.run import Shard, measure
+from ppdmodel.measure.run import Shard
 from ppdmodel.measure.shards import merge
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_tiny_llama
-from tests.support.runs import Outcome, assert_same, command, measuring, snapshot, write_prompts
+from tests.support.runs import (
+    Outcome,
+    assert_same,
+    command,
+    measure_flat,
+    measuring,
+    snapshot,
+    write_prompts,
+)
 
 
 class Parts(NamedTuple):
@@ -177,10 +185,10 @@ def test_a_shard_resumes_with_its_own_prompts_only(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(source, questions, out, on_progress=stop, **options)
+        measure_flat(source, questions, out, on_progress=stop, **options)
     assert load_measurement(out).prompt_ids == ("p0", "p1")
     ranked: list[Progress] = []
-    result = measure(source, questions, out, on_progress=ranked.append, **options)
+    result = measure_flat(source, questions, out, on_progress=ranked.append, **options)
     assert result.prompt_ids == ("p0", "p1", "p6")
     assert sum(progress.stage == "ranked" for progress in ranked) == 1, "one batch was left"
     assert ranked[-1].share == pytest.approx(1)
@@ -363,7 +371,7 @@ def test_what_is_no_shard_is_named(
 
 def test_no_prompts_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="prompt"):
-        measure(locate(str(tiny_model)), [], tmp_path / "m", n_threads=1)
+        measure_flat(locate(str(tiny_model)), [], tmp_path / "m", n_threads=1)
 
 
 # ---------------------------------------------------------------- a merge that does not end

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import inspect
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pyarrow.parquet as pq
 
@@ -24,6 +27,11 @@ from ppdmodel import cli
 from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, SUMMARY_FILE, TOKENS_FILE
 from tests.conftest import TEXT
 
+if TYPE_CHECKING:
+    from ppdmodel.measure import ModelSource, Prompt, TrainedExits
+    from ppdmodel.results.measurement import Measurement
+
+T = TypeVar("T")
 #: what is said beside a result or an error
 NOTES = re.compile(
     r"loading the model \.\.\.|\d+% done, .*|.* (is|are) kept in .*goes on from there"
@@ -106,6 +114,37 @@ def training(model: Path, prompts: Path, out: Path, *more: object) -> list[str]:
     return ["train-exits", *measuring(model, prompts, out, "--exit-layers", 2, *more)[1:]]
 
 
+# ---------------------------------------------------------------- runs in this process
+
+
+def options_of(kind: Callable[..., T], flat: dict[str, Any]) -> T:
+    """An object of options from the keywords that belong to it, which are taken out of `flat`."""
+    mine = inspect.signature(kind).parameters.keys() & flat.keys()
+    return kind(**{name: flat.pop(name) for name in mine})
+
+
+def measure_flat(
+    source: ModelSource, prompts: Sequence[Prompt], out: Path, **flat: Any
+) -> Measurement:
+    """`measure` with all options as keywords."""
+    from ppdmodel.measure import GenerationOptions, HardwareOptions, measure
+
+    generation = options_of(GenerationOptions, flat)
+    return measure(source, prompts, out, generation, options_of(HardwareOptions, flat), **flat)
+
+
+def train_flat(
+    source: ModelSource, prompts: Sequence[Prompt], out: Path, **flat: Any
+) -> TrainedExits:
+    """`train_exits` with all options as keywords."""
+    from ppdmodel.measure import GenerationOptions, HardwareOptions, TrainingOptions, train_exits
+
+    training = options_of(TrainingOptions, flat)
+    generation = options_of(GenerationOptions, flat)
+    hardware = options_of(HardwareOptions, flat)
+    return train_exits(source, prompts, out, training, generation, hardware, **flat)
+
+
 # ---------------------------------------------------------------- folders
 
 
@@ -186,38 +225,83 @@ def run_until_killed(words: list[str]) -> None:
     command(*words)
 
 
-def die_at(folder: Path, nth: int) -> None:
-    """Have this process killed just before it changes a file below a folder for the nth time."""
-    left = nth
+def before_changes(folder: Path, call: Callable[[int], None]) -> None:
+    """Have this process call before it changes a file below a folder, with the change's number."""
+    count = itertools.count(1)
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal left
         if event not in CHANGES or not str(args[0]).startswith(str(folder)):
             return
         if event == "os.mkdir" or os.path.lexists(args[0]):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            call(next(count))
 
     sys.addaudithook(watch)
 
 
-def die_in(environment: dict[str, str], folder: Path, nth: int) -> None:
-    """The same with variables of the environment, which such a process has from its server."""
+def die_at(folder: Path, nth: int) -> None:
+    """Have this process killed just before it changes a file below a folder for the nth time."""
+
+    def die(number: int) -> None:
+        if number == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    before_changes(folder, die)
+
+
+def copy_before(environment: dict[str, str], folder: Path, copies: Path, every: int) -> None:
+    """Have this process copy a folder before the first change below it, and every few after it.
+
+    The variables of the environment are those that such a process has from its server otherwise.
+    """
     os.environ.update(environment)
-    die_at(folder, nth)
+
+    def copy(number: int) -> None:
+        if number % every == 1 % every:
+            replace_folder(copies / f"{number:04d}", folder)
+
+    before_changes(folder, copy)
 
 
-def deaths(words: list[str], folder: Path, every: int = 2, **environment: str) -> Iterator[int]:
-    """Run a command again and again from nothing, killed at its first, third, ... change.
+def replace_folder(folder: Path, by: Path) -> None:
+    """Make one folder a copy of another; gone where that is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if by.exists():
+        shutil.copytree(by, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
-    At every one with EVERY_MOMENT=1 in the environment. Yields the number of the change after each
-    death, and ends when the command does.
+
+def deaths(
+    words: list[str], folder: Path, copies: Path, every: int = 2, **environment: str
+) -> Iterator[int]:
+    """A folder as a command leaves it that is killed at its first, third, ... change of a file.
+
+    The command runs once, from what the folder holds, in a process of its own; a copy is made
+    before each change, which is what SIGKILL at that moment leaves: the kernel has all that was
+    written, and what the process had not written yet is lost in both. Yields the number of the
+    change, and restores the finished folder at the end. At every change with EVERY_MOMENT=1 in
+    the environment.
+
+    Args:
+        words: the command.
+        folder: below which changes count.
+        copies: a folder that does not exist yet, outside of that one.
+        every: which changes are looked at.
+        environment: variables that the command must have.
     """
     every = 1 if os.environ.get("EVERY_MOMENT") else every
-    nth = 1 - every
-    while alone(words, functools.partial(die_in, environment, folder, nth := nth + every)) is None:
+    copies.mkdir()
+    prepare = functools.partial(copy_before, environment, folder, copies, every)
+    outcome = alone(words, prepare)
+    assert outcome is not None
+    assert outcome.code == 0, outcome
+    replace_folder(copies / "finished", folder)
+    for nth in itertools.count(1, every):
+        found = copies / f"{nth:04d}"
+        if nth > 1 and not found.exists():
+            break
+        replace_folder(folder, found)
         yield nth
+    replace_folder(folder, copies / "finished")
 
 
 def fill_disk_at(name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 #: what Transformers takes by default; its masks are flags, [batch, 1, queries, keys]
 NAME = "sdpa"
 #: keys, over all rows of a group, that a cut must save to be worth a call of its own
-WORTH = 512
+MIN_KEYS_SAVED = 512
 
 
 @contextmanager
@@ -55,7 +55,7 @@ class _Shortened:
             return self.whole(module, query, key, value, attention_mask, **options)
         if attention_mask is not self.mask:
             self.mask = attention_mask
-            self.groups = groups(attention_mask[:, 0, 0].byte().argmax(-1).tolist(), WORTH)
+            self.groups = groups(attention_mask[:, 0, 0].byte().argmax(-1).tolist(), MIN_KEYS_SAVED)
         parts = [
             self.whole(
                 module,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidInputError
-from .head_path import Path, observe
+from .head_path import HeadPath, trace_head_path
 from .kernels import Blocks
 
 #: how far an exit may be from the model's own logits, in parts of the largest one
@@ -139,7 +139,7 @@ def logit_exit(model: Any) -> Exit:
     """
     make = _REGISTERED.get(type(model).__name__)
     registered = make(model) if make else None
-    path = observe(model, registered.decoder_layers if registered else None)
+    path = trace_head_path(model, registered.decoder_layers if registered else None)
     if path.fault:
         raise _unsupported(model, path.fault)
     found = registered or _with_finish(model, path)
@@ -149,7 +149,7 @@ def logit_exit(model: Any) -> Exit:
     return found
 
 
-def _with_finish(model: Any, path: Path) -> Exit:
+def _with_finish(model: Any, path: HeadPath) -> Exit:
     """The observed exit with the scale and soft-cap that explain the model's logits."""
     plain = Exit(decoder_layers=path.layers, tail=path.tail, head=path.head)
     with torch.inference_mode():
@@ -174,7 +174,7 @@ def _snapped(config: Any, ratio: float) -> float:
     return ratio
 
 
-def _gap(exit_: Exit, path: Path) -> float:
+def _gap(exit_: Exit, path: HeadPath) -> float:
     """Largest difference of the last exit from the model's logits, over the largest logit."""
     with torch.inference_mode():
         read = exit_.logits(path.last_hidden).float()

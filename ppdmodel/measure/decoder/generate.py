@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from .attention import without_padding
 from .exit import Exit, on_layers
 from .kernels import drop_pages, fast_linears, give_back_memory, lazy_zeros
-from .sampling import Place, Sampling, choose
+from .sampling import Sampling, TokenPosition, choose
 
 #: share of a batch that must have ended before the rest moves together
 ENDED_SHARE = 0.125
@@ -27,7 +27,7 @@ ENDED_SHARE = 0.125
 #: tokens of more than one
 GROUP_SPREAD, GROUP_TOKENS = 1.2, 512
 #: tokens, over all texts of a batch, that a common beginning must save to be read apart
-SHARED_WORTH = 8
+MIN_SHARED_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Chunk:
     """Some generated tokens, ordered by step: what chose them, and each layer's states.
 
     `row` [n] counts the contexts of the batch, `position` [n] the tokens of a row; `hidden` has
-    shape [layers, n, width], `noise` [n, vocabulary] or is None for greedy text, and `favourite`
+    shape [layers, n, width], `noise` [n, vocabulary] or is None for greedy text, and `top_token`
     [n] is the token with the largest logit, which is `token_id` unless it was sampled.
     """
 
     row: list[int]
     position: list[int]
     token_id: Tensor
-    favourite: Tensor
+    top_token: Tensor
     hidden: Tensor
     noise: Tensor | None
 
@@ -147,7 +147,7 @@ class Batch:
         accepts = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepts
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
-        self.shared = shared_beginning(texts) if self.takes_positions else 0
+        self.shared = shared_prefix(texts) if self.takes_positions else 0
 
     def step(self) -> tuple[Tensor, list[Tensor]]:
         """Logits [rows, vocabulary] of the next token, and each layer's states [rows, width]."""
@@ -236,16 +236,16 @@ class Batch:
                 layer.batch_select_indices(index)
 
 
-def shared_beginning(texts: Sequence[Sequence[int]]) -> int:
+def shared_prefix(texts: Sequence[Sequence[int]]) -> int:
     """Tokens that all texts begin with, of which each has more; 0 where there is little to save.
 
-    >>> shared_beginning([[7, 8, 9], [7, 8, 5, 6]] * 3)
+    >>> shared_prefix([[7, 8, 9], [7, 8, 5, 6]] * 3)
     2
     """
     whole = [list(text) for text in texts]
     least, most, room = min(whole), max(whole), min(map(len, whole)) - 1
     shared = next((n for n in range(room) if least[n] != most[n]), room)
-    return shared if shared * (len(texts) - 1) >= SHARED_WORTH else 0
+    return shared if shared * (len(texts) - 1) >= MIN_SHARED_TOKENS else 0
 
 
 def grouped(lengths: Sequence[int]) -> list[list[int]]:
@@ -285,7 +285,7 @@ class _Buffer:
         self.row: list[int] = []
         self.position: list[int] = []
         self.tokens: list[Tensor] = []
-        self.favourites: list[Tensor] = []
+        self.top_tokens: list[Tensor] = []
         self.noises: list[Tensor] = []
 
     def keep(self, states: Sequence[Tensor], places: Tensor) -> None:
@@ -304,7 +304,7 @@ class _Buffer:
             row=self.row,
             position=self.position,
             token_id=torch.cat(self.tokens),
-            favourite=torch.cat(self.favourites),
+            top_token=torch.cat(self.top_tokens),
             hidden=self.hidden[:, : self.fill],
             noise=torch.cat(self.noises) if self.noises else None,
         )
@@ -357,13 +357,13 @@ def generate(
         buffer.keep(states, places)
         rows = [batch.rows[place] for place in active]
         live = _rows(logits, places)
-        where = [Place(contexts[row].prompt_id, contexts[row].turn, step) for row in rows]
+        where = [TokenPosition(contexts[row].prompt_id, contexts[row].turn, step) for row in rows]
         chosen, noise = choose(live, where, sampling)
         buffer.fill += len(active)
         buffer.row += rows
         buffer.position += [step] * len(rows)
         buffer.tokens.append(chosen)
-        buffer.favourites.append(live.argmax(-1) if sampling else chosen)
+        buffer.top_tokens.append(live.argmax(-1) if sampling else chosen)
         buffer.noises += [] if noise is None else [noise]
         del logits, states, live  # or they live until the next step has made its own
         on_step(step + 1, len(active))

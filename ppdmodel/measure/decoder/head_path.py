@@ -12,7 +12,7 @@ PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Path:
+class HeadPath:
     """What a probe showed: the layers, what came after the last one, and the model's logits.
 
     `last_hidden` is [tokens, width], `logits` [tokens, vocabulary]. `fault` says why no path was
@@ -27,7 +27,7 @@ class Path:
     fault: str = ""
 
 
-class _Watch:
+class _CallRecorder:
     """Notes the outermost modules that run after each candidate's last layer."""
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList) -> None:
@@ -67,7 +67,7 @@ class _Watch:
 
 
 @torch.inference_mode()
-def observe(model: Any, known: nn.ModuleList | None = None) -> Path:
+def trace_head_path(model: Any, known: nn.ModuleList | None = None) -> HeadPath:
     """Run a short probe and say what the model calls between its last layer and its logits.
 
     Args:
@@ -83,7 +83,7 @@ def observe(model: Any, known: nn.ModuleList | None = None) -> Path:
     logits, fault = torch.empty(0), f"no list of {depth} layers that run one after another"
     nothing: Any = nn.ModuleList()
     for layers in [known] if known is not None else _candidates(model, depth):
-        watch = _Watch(model, layers)
+        watch = _CallRecorder(model, layers)
         try:
             logits = model(input_ids=probe, attention_mask=mask, use_cache=False).logits[0]
         finally:
@@ -93,9 +93,9 @@ def observe(model: Any, known: nn.ModuleList | None = None) -> Path:
         hidden = watch.last_hidden.reshape(-1, watch.last_hidden.shape[-1])
         after = [module for module in watch.after if not isinstance(module, nn.Dropout)]
         if not after or not isinstance(getattr(after[-1], "weight", None), Tensor):
-            return Path(layers, (), nothing, hidden, logits, "no head after the last layer")
-        return Path(layers, tuple(after[:-1]), after[-1], hidden, logits)
-    return Path(nothing, (), nothing, torch.empty(0), logits, fault)
+            return HeadPath(layers, (), nothing, hidden, logits, "no head after the last layer")
+        return HeadPath(layers, tuple(after[:-1]), after[-1], hidden, logits)
+    return HeadPath(nothing, (), nothing, torch.empty(0), logits, fault)
 
 
 def _candidates(model: nn.Module, depth: int) -> list[nn.ModuleList]:

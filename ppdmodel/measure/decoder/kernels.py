@@ -95,7 +95,7 @@ def fast_linears(model: nn.Module) -> Iterator[None]:
             vars(module).pop("forward", None)
 
 
-def pack(model: nn.Module, layers: Iterable[nn.Module]) -> Callable[[], None]:
+def prepack_layers(model: nn.Module, layers: Iterable[nn.Module]) -> Callable[[], None]:
     """Keep the weights of a model's layers in oneDNN's own order instead of rows, where it can.
 
     A product of a few rows takes less time so, and memory does not grow: a parameter that was moved
@@ -162,7 +162,7 @@ def _by(linear: Linear, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor
     return lambda states: linear(states, weight, bias)
 
 
-def pack_head(head: nn.Module, size: int) -> Blocks | None:
+def prepack_head(head: nn.Module, size: int) -> Blocks | None:
     """Have a head multiply by a packed copy of its weight, up to `HEAD_BYTES`, where oneDNN can.
 
     Its parameters stay as they are: an embedding may share them.

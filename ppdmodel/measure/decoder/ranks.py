@@ -225,7 +225,7 @@ class _Scan:
 
 
 @torch.inference_mode()
-def shortfall(exit_: Exit, hidden: Tensor, target: int) -> tuple[int, float]:
+def rank_and_margin(exit_: Exit, hidden: Tensor, target: int) -> tuple[int, float]:
     """A token's rank, and how far its logit lies below the largest, for one state [width]."""
     logits = exit_.logits(hidden[None].to(exit_.weight.device))[0].float()
     own = logits[target]

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the largest logit, or a sample that any machine draws again.
+"""How the next token is chosen: the largest logit, or a sample that is the same on any machine.
 
 A sample is the largest of logits / temperature + Gumbel noise. The noise of a token depends on the
 seed, its prompt, turn and position alone, so the same text comes from any batch, shard or resumed
@@ -18,8 +18,8 @@ from torch import Tensor
 from ...checks import real_number
 from ...errors import InvalidInputError
 
-#: a lower temperature would overflow, and is greedy text
-COLDEST = 1e-4
+#: a lower temperature would overflow float32, and gives greedy text
+MIN_TEMPERATURE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        real_number("temperature", self.temperature, COLDEST, "leave it out for greedy text")
+        real_number(
+            "temperature", self.temperature, MIN_TEMPERATURE, "leave it out for greedy text"
+        )
         if not 0 < real_number("top_p", self.top_p, 0, "give a probability") <= 1:
             raise InvalidInputError(f"top_p must lie in (0, 1]; got {self.top_p}; 1 keeps all")
         if self.seed < 0:
@@ -43,8 +45,8 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a token stands; with the seed, this decides its noise."""
+class TokenPosition:
+    """The position of a token in the whole run; with the seed, it determines the token's noise."""
 
     prompt_id: str
     turn: int
@@ -52,7 +54,7 @@ class Place:
 
 
 def choose(
-    logits: Tensor, places: Sequence[Place], sampling: Sampling | None
+    logits: Tensor, places: Sequence[TokenPosition], sampling: Sampling | None
 ) -> tuple[Tensor, Tensor | None]:
     """Choose the next token of each row.
 
@@ -82,7 +84,7 @@ def scaled(logits: Tensor, temperature: float, out: Tensor | None = None) -> Ten
     return torch.div(logits.float(), divisor, out=out)
 
 
-def gumbel(seed: int, place: Place, vocabulary: int) -> np.ndarray:
+def gumbel(seed: int, place: TokenPosition, vocabulary: int) -> np.ndarray:
     """Standard Gumbel noise [vocabulary], float32, of one token."""
     name = f"{seed}\n{place.prompt_id}\n{place.turn}\n{place.position}".encode()
     key = int.from_bytes(hashlib.sha256(name).digest()[:16], "little")

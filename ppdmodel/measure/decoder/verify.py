@@ -1,4 +1,4 @@
-"""What must hold of a model before it is measured, tried on a short probe."""
+"""Check on a short probe that padded, cached, batched decoding equals decoding each text alone."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from torch import Tensor
 from ...errors import InvalidInputError
 from .exit import TOLERANCE, Exit, logit_exit
 from .generate import Batch, Context
-from .kernels import pack, pack_head
+from .kernels import prepack_head, prepack_layers
 from .ranks import BLOCK
 
-#: lengths of the texts of the probe, of which one is padded for most of its length, and with how
-#: many tokens all begin
+#: lengths of the probe's texts, one of which is padded for most of its length, and the length of
+#: their common prefix
 LENGTHS, SHARED = (13, 5, 9), 4
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model that was seen to do what is asked of it.
+    """A model that passed the check.
 
     Attributes:
         model: decodes padded batches with a cache as it decodes each text alone.
         exit: makes its logits from its last layer's states.
-        drops_rows: whether texts may be taken out of a batch; some caches cannot.
+        drops_rows: whether texts may be taken out of a batch; some caches do not support it.
     """
 
     model: Any
     exit: Exit
     drops_rows: bool
 
-    def packed(self) -> Decoder:
-        """The same, with weights in the order in which products are fastest, from now on.
+    def prepacked(self) -> Decoder:
+        """The same, its weights reordered in place for the fastest products.
 
-        For a model of one's own: it can be run, and its layers' parameters cannot be read.
+        The model can be run afterwards, and its layers' parameters can no longer be read.
         """
-        undo = pack(self.model, self.exit.decoder_layers)
+        undo = prepack_layers(self.model, self.exit.decoder_layers)
         head = self.exit.head
-        blocks = pack_head(head, BLOCK)
+        blocks = prepack_head(head, BLOCK)
         if _fault(self.model, self.exit, self.drops_rows):  # its code reads a weight by itself
             undo()
             if blocks is not None:
@@ -49,8 +49,8 @@ class Decoder:
         return replace(self, exit=replace(self.exit, blocks=blocks))
 
 
-def proven(model: Any) -> Decoder:
-    """Find a model's exit and see how it decodes.
+def verified(model: Any) -> Decoder:
+    """Find a model's exit and check how it decodes.
 
     Raises:
         InvalidInputError: its exits are not found, or a padded batch with a cache gives other
@@ -68,7 +68,7 @@ def proven(model: Any) -> Decoder:
 
 @torch.inference_mode()
 def _fault(model: Any, exit_: Exit, drop: bool) -> str:
-    """What is wrong with decoding some texts as one batch; empty if nothing is."""
+    """How decoding some texts as one batch differs from each alone; empty where it does not."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = [
         [(7 * n + 31 * length * (n >= SHARED)) % vocabulary for n in range(length)]

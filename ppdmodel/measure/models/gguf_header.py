@@ -96,7 +96,7 @@ def read_header(path: Path) -> GgufHeader:
         size = os.fstat(file.fileno()).st_size
         end = min(size, MAX_HEADER_BYTES)
         with mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
-            walk = _Walk(path, data, size)
+            walk = _HeaderReader(path, data, size)
             values, tensors = _entries(walk)
     alignment = _alignment(walk, values)
     data_start = walk.at + -walk.at % alignment  # the header's end, rounded up
@@ -106,7 +106,7 @@ def read_header(path: Path) -> GgufHeader:
     return GgufHeader(architecture, block_count, data_start, tensors)
 
 
-class _Walk:
+class _HeaderReader:
     """A place in a header: it moves forward, and never past the end."""
 
     def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
@@ -218,7 +218,7 @@ class _Walk:
         return count
 
 
-def _entries(walk: _Walk) -> tuple[Values, tuple[Tensor, ...]]:
+def _entries(walk: _HeaderReader) -> tuple[Values, tuple[Tensor, ...]]:
     """Everything from the version to the last tensor's description."""
     _check_version(walk)
     n_tensors, n_keys = walk.count("tensors", 32), walk.count("keys", 13)
@@ -232,7 +232,7 @@ def _entries(walk: _Walk) -> tuple[Values, tuple[Tensor, ...]]:
     return values, tuple(_tensor(walk, names, kinds) for _ in range(n_tensors))
 
 
-def _check_version(walk: _Walk) -> None:
+def _check_version(walk: _HeaderReader) -> None:
     version = walk.number()
     if version and not version & 0xFFFF:
         raise walk.error(
@@ -248,7 +248,7 @@ def _check_version(walk: _Walk) -> None:
         )
 
 
-def _new_name(walk: _Walk, what: str, taken: set[str]) -> str:
+def _new_name(walk: _HeaderReader, what: str, taken: set[str]) -> str:
     name = walk.name()
     if name in taken:
         raise walk.error(
@@ -265,7 +265,7 @@ def _tensor_kinds() -> dict[int, tuple[str, int, int]]:
     return {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
-def _tensor(walk: _Walk, names: set[str], kinds: dict[int, tuple[str, int, int]]) -> Tensor:
+def _tensor(walk: _HeaderReader, names: set[str], kinds: dict[int, tuple[str, int, int]]) -> Tensor:
     name = _new_name(walk, "tensors", names)
     n_dims = walk.number()
     shape = tuple(walk.number(UINT64) for _ in range(n_dims if n_dims <= MAX_DIMS else 0))
@@ -290,7 +290,7 @@ def _tensor(walk: _Walk, names: set[str], kinds: dict[int, tuple[str, int, int]]
     return Tensor(name, label, shape, offset, math.prod(shape) // block * block_bytes)
 
 
-def _alignment(walk: _Walk, values: Values) -> int:
+def _alignment(walk: _HeaderReader, values: Values) -> int:
     """What each tensor's offset is a multiple of."""
     kind, alignment = values.get("general.alignment", (UINT32, 32))
     if kind != UINT32 or not isinstance(alignment, int) or alignment.bit_count() != 1:
@@ -302,7 +302,7 @@ def _alignment(walk: _Walk, values: Values) -> int:
 
 
 def _check_places(
-    walk: _Walk, data_start: int, alignment: int, tensors: tuple[Tensor, ...]
+    walk: _HeaderReader, data_start: int, alignment: int, tensors: tuple[Tensor, ...]
 ) -> None:
     """Raise unless each tensor has bytes of its own, aligned, before the file ends."""
     if not tensors:
@@ -328,7 +328,7 @@ def _check_places(
             )
 
 
-def _architecture(walk: _Walk, values: Values) -> str:
+def _architecture(walk: _HeaderReader, values: Values) -> str:
     _, name = values.get("general.architecture", (STRING, None))
     try:
         architecture = name.decode("utf-8") if isinstance(name, bytes) else ""
@@ -342,7 +342,7 @@ def _architecture(walk: _Walk, values: Values) -> str:
 
 
 def _block_count(
-    walk: _Walk, architecture: str, values: Values, tensors: tuple[Tensor, ...]
+    walk: _HeaderReader, architecture: str, values: Values, tensors: tuple[Tensor, ...]
 ) -> int:
     """The number of layers: the loader makes up weights for those that have none."""
     found = {int(match[1]) for tensor in tensors if (match := BLOCK.match(tensor.name))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...errors import InvalidInputError, RunFailedError
 from .gguf_header import check_gguf
@@ -25,6 +26,15 @@ class ModelSource:
     gguf: Path | None
     weights_sha256: tuple[str, ...]
     quantization: str | None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result's provenance says of the weights."""
+        return {
+            "model": self.name,
+            "weights_sha256": list(self.weights_sha256),
+            "quantization": self.quantization,
+        }
 
 
 def locate(name: str) -> ModelSource:

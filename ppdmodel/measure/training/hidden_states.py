@@ -18,14 +18,14 @@ from ...results.files import atomic
 from ..decoder.generate import Context, generate
 from ..decoder.verify import Decoder
 from ..models.loading import LoadedModel
+from ..options import GenerationOptions
+from ..progress import OnProgress, Progress, no_report, part_of
 from ..prompts import Prompt
-
-OnTokens = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
 class States:
-    """What some prompts' answers left in each layer, a file per batch of prompts.
+    """Each layer's states of the answers to some prompts, in one file per batch of prompts.
 
     The files hold `hidden` [layers, n, width], `token_id` [n] and `prompt` [n], its number.
     """
@@ -54,65 +54,47 @@ def collect(
     decoder: Decoder,
     prompts: Sequence[Prompt],
     folder: Path,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    chat: bool,
+    generation: GenerationOptions,
     settings: Mapping[str, Any],
     max_tokens: int | None = None,
-    on_tokens: OnTokens = lambda tokens, share: None,
+    on_progress: OnProgress = no_report,
 ) -> States:
-    """Answer prompts greedily and keep every layer's states; what is there already is kept.
+    """Answer prompts greedily and write every layer's states; files that exist are kept.
 
     Args:
         loaded: the tokenizer and end tokens.
-        decoder: the same, proven.
+        decoder: the same model, verified.
         prompts: their first turns are answered.
         folder: where the files go.
-        max_new_tokens: most tokens per prompt.
-        batch_size: prompts decoded together.
-        chat: whether to use the chat template.
+        generation: how the text is generated; greedily, whatever its sampling.
         settings: what makes two collections the same; kept in the files.
         max_tokens: stop after the batch with which so many tokens are there.
-        on_tokens: called with the tokens so far and the share done.
+        on_progress: called after each step with the tokens so far and the share done.
 
     Raises:
         InvalidInputError: the folder holds states of another run, or a prompt does not fit.
         RunFailedError: the folder cannot be written.
     """
     files: list[Path] = []
-    tokens = 0
-    settings = {**settings, "batch_size": batch_size}
+    tokens, size, chat = 0, generation.batch_size, not generation.raw
+    settings = {**settings, "batch_size": size}
     for prompt in prompts:
-        loaded.check_room(prompt.id, len(loaded.encode([prompt.text], chat)), max_new_tokens)
-    for start in range(0, len(prompts), batch_size):
+        n_ids = len(loaded.encode([prompt.text], chat))
+        loaded.check_room(prompt.id, n_ids, generation.max_new_tokens)
+    for start in range(0, len(prompts), size):
         path = folder / f"{start:06d}.safetensors"
+        batch = prompts[start : start + size]
+        before, after = start / len(prompts), (start + len(batch)) / len(prompts)
         if not path.is_file():
-            batch = prompts[start : start + batch_size]
-
-            report = _Report(on_tokens, tokens, start, len(batch), len(prompts), max_new_tokens)
-            kept = _answered(loaded, decoder, batch, start, max_new_tokens, chat, report)
+            report = part_of(on_progress, before, after, tokens)
+            kept = _answered(loaded, decoder, batch, start, generation, report)
             save(kept, path, {key: str(value) for key, value in settings.items()})
         tokens += _checked(path, settings)
         files.append(path)
-        on_tokens(tokens, min(1.0, (start + batch_size) / len(prompts)))
+        on_progress(Progress("decoding", tokens, after))
         if max_tokens and tokens >= max_tokens:
             break
-    return States(tuple(files), min(len(prompts), start + batch_size))
-
-
-class _Report:
-    """Tells of the steps of a batch."""
-
-    def __init__(
-        self, on_tokens: OnTokens, tokens: int, start: int, size: int, prompts: int, steps: int
-    ) -> None:
-        self.on_tokens, self.tokens = on_tokens, tokens
-        self.start, self.size, self.prompts, self.steps = start, size, prompts, steps
-
-    def __call__(self, step: int, active: int) -> None:
-        self.tokens += active
-        self.on_tokens(self.tokens, (self.start + self.size * step / self.steps) / self.prompts)
+    return States(tuple(files), min(len(prompts), start + size))
 
 
 def _answered(
@@ -120,27 +102,34 @@ def _answered(
     decoder: Decoder,
     prompts: Sequence[Prompt],
     first: int,
-    max_new_tokens: int,
-    chat: bool,
-    on_step: Callable[[int, int], None],
+    generation: GenerationOptions,
+    on_progress: OnProgress,
 ) -> dict[str, Tensor]:
-    contexts = [Context(p.id, 0, loaded.encode([p.text], chat)) for p in prompts]
-    hidden, ids, owners, places = [], [], [], []
+    """The tensors of one file: states, tokens and prompt numbers, which begin at `first`."""
+    contexts = [Context(p.id, 0, loaded.encode([p.text], not generation.raw)) for p in prompts]
+    most, tokens = generation.max_new_tokens, 0
+    hidden, ids, owners, positions = [], [], [], []
+
+    def stepped(step: int, active: int) -> None:
+        nonlocal tokens
+        tokens += active
+        on_progress(Progress("decoding", tokens, step / most))
+
     for chunk in generate(
         decoder.model,
         decoder.exit,
         contexts,
-        max_new_tokens,
+        most,
         loaded.end_ids,
         drops_rows=decoder.drops_rows,
-        on_step=on_step,
+        on_step=stepped,
     ):
         hidden.append(chunk.hidden.cpu().clone())
         ids.append(chunk.token_id.cpu())
         owners.append(torch.tensor(chunk.row))
-        places.append(torch.tensor(chunk.position))
-    owner, place = torch.cat(owners), torch.cat(places)
-    order = torch.argsort(owner * max_new_tokens + place)
+        positions.append(torch.tensor(chunk.position))
+    owner, position = torch.cat(owners), torch.cat(positions)
+    order = torch.argsort(owner * most + position)
     return {
         "hidden": torch.cat(hidden, dim=1)[:, order].contiguous(),
         "token_id": torch.cat(ids)[order],

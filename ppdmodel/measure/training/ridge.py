@@ -1,4 +1,4 @@
-"""Fitting a trained exit: the affine map from a layer's states to what the head needs."""
+"""Fitting a trained exit's affine map: ridge regression, then optionally KL descent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..decoder.exit import AffineMap, Exit, normalized
 from ..decoder.ranks import Ranker
 from .hidden_states import States
 
-#: what is tried as the penalty, in parts of the number of tokens; infinity is the logit exit
+#: penalties that are tried, relative to the number of tokens; infinity is the logit exit
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 #: k whose mean match rate on validation prompts chooses
 CHOICE_K = 8
@@ -23,9 +23,9 @@ KL_ROWS, KL_RATE = 64, 3e-4
 
 @dataclass(frozen=True)
 class Split:
-    """Which prompts train a map, and which choose its penalty.
+    """Which prompts train a map, and which validate its penalty.
 
-    Every fourth prompt chooses; prompts from `end` on do neither.
+    Every fourth prompt validates; prompts from `end` on are not used.
     """
 
     end: int
@@ -44,8 +44,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One map, how it was made, and how it did on the validation prompts.
+class FittedMap:
+    """One affine map, how it was fitted, and its match rates on the validation prompts.
 
     `hits` [8] are match rates at k = 1...8; `penalty` is infinite for the logit exit.
     """
@@ -61,12 +61,12 @@ class Candidate:
         return sum(self.hits) / len(self.hits)
 
 
-class Normal:
-    """Normal equations of the ridge regression of one layer, in float64.
+class NormalEquations:
+    """NormalEquations equations of the ridge regression of one layer, in float64.
 
-    What is regressed is what the logit exit lacks: the head's input at the last layer minus the one
-    read here. Features are the state over its root mean square, centred and scaled to variance 1,
-    so that one penalty suits all; an infinite one leaves the logit exit as it is.
+    The target is the head's input at the last layer minus the one at this layer. Features are the
+    state over its root mean square, centred and scaled to variance 1, so that one penalty suits
+    all; an infinite one gives the logit exit.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Normal:
         self.sums = sums if not self.sums else tuple(map(torch.add, self.sums, sums))
         self.n += len(x)
 
-    def decomposed(self) -> None:
+    def decompose(self) -> None:
         """Solve for every penalty at once, by eigenvectors of the correlations."""
         sum_x, sum_y, xx, xy = self.sums
         self.mean_x, self.mean_y = sum_x / self.n, sum_y / self.n
@@ -101,8 +101,8 @@ class Normal:
 @torch.inference_mode()
 def fit_layer(
     exit_: Exit, ranker: Ranker, states: States, split: Split, layer: int
-) -> list[Candidate]:
-    """Fit one layer's map at every penalty; what did best on the validation prompts comes first.
+) -> list[FittedMap]:
+    """Fit one layer's map at every penalty; the one with the best validation score comes first.
 
     Args:
         exit_: the logit exit.
@@ -111,28 +111,30 @@ def fit_layer(
         split: which of them choose the penalty.
         layer: from 1, below the last.
     """
-    training = _normal(exit_, states, split.trains, layer)
+    training = _equations(exit_, states, split.trains, layer)
     dtype = exit_.weight.dtype
     hidden, targets = validation_set(states, split, layer, exit_.vocabulary)
-    found = [Candidate(float("inf"), None, _hits(exit_, ranker, hidden, targets, layer, None))]
+    found = [FittedMap(float("inf"), None, _hits(exit_, ranker, hidden, targets, layer, None))]
     for penalty in PENALTIES:
         map_ = training.solve(penalty, dtype)
-        found.append(Candidate(penalty, map_, _hits(exit_, ranker, hidden, targets, layer, map_)))
+        found.append(FittedMap(penalty, map_, _hits(exit_, ranker, hidden, targets, layer, map_)))
     found.sort(key=lambda c: (-c.score, -c.penalty))
     return found
 
 
 @torch.inference_mode()
-def refit(exit_: Exit, states: States, split: Split, layer: int, best: Candidate) -> Candidate:
+def refit(exit_: Exit, states: States, split: Split, layer: int, best: FittedMap) -> FittedMap:
     """A ridge candidate again, at its penalty, on the training and the validation prompts."""
     if best.map is None:
         return best
-    equations = _normal(exit_, states, split.both, layer)
+    equations = _equations(exit_, states, split.both, layer)
     return replace(best, map=equations.solve(best.penalty, exit_.weight.dtype))
 
 
-def _normal(exit_: Exit, states: States, wanted: Callable[[Tensor], Tensor], layer: int) -> Normal:
-    equations = Normal()
+def _equations(
+    exit_: Exit, states: States, wanted: Callable[[Tensor], Tensor], layer: int
+) -> NormalEquations:
+    equations = NormalEquations()
     last = len(exit_.decoder_layers) - 1
     pairs = zip(states.layer(layer - 1, wanted), states.layer(last, wanted), strict=True)
     for kept, kept_final in pairs:
@@ -140,7 +142,7 @@ def _normal(exit_: Exit, states: States, wanted: Callable[[Tensor], Tensor], lay
             hidden, final = (states.to(exit_.weight.device) for states in (kept, kept_final))
             missing = exit_.head_input(final) - exit_.head_input(hidden)
             equations.add(normalized(hidden), missing)
-    equations.decomposed()
+    equations.decompose()
     return equations
 
 
@@ -169,10 +171,10 @@ def descend(
     states: States,
     split: Split,
     layer: int,
-    start: Candidate,
+    start: FittedMap,
     epochs: int,
     seed: int = 0,
-) -> Candidate:
+) -> FittedMap:
     """Lower the divergence of the exit's distribution from the model's own, from a ridge map.
 
     Each epoch goes once through the training tokens with Adam; the epoch that did best on the
@@ -209,13 +211,13 @@ def descend(
             optimizer.step()
         now = AffineMap(*(p.detach().to(exit_.weight.dtype, copy=True) for p in parameters))
         hits = _hits(exit_, ranker, *validation, layer, now)
-        candidate = Candidate(start.penalty, now, hits, epoch)
+        candidate = FittedMap(start.penalty, now, hits, epoch)
         if candidate.score > best.score:
             best = candidate
     return best
 
 
-def _trainable(start: Candidate, hidden: Tensor, exit_: Exit) -> AffineMap:
+def _trainable(start: FittedMap, hidden: Tensor, exit_: Exit) -> AffineMap:
     if start.map is not None:
         weight, bias = start.map.weight, start.map.bias
     else:
@@ -224,8 +226,8 @@ def _trainable(start: Candidate, hidden: Tensor, exit_: Exit) -> AffineMap:
     return AffineMap(*(nn.Parameter(t.clone().float()) for t in (weight, bias)))
 
 
-def summed(candidates: Sequence[Candidate]) -> dict[str, object]:
-    """What the choice rested on, for the record."""
+def selection_record(candidates: Sequence[FittedMap]) -> dict[str, object]:
+    """The chosen map's penalty, epochs and validation match rates, beside the logit exit's."""
     best = candidates[0]
     logit = next(c for c in candidates if c.map is None)
     return {

@@ -26,15 +26,16 @@ from ...results.files import (
 )
 from ..decoder.exit import AffineMap, Exit
 from ..decoder.ranks import Ranker
-from ..decoder.verify import proven
-from ..models.loading import PACKAGES, LoadedModel, check_device, check_dtype, load_model, threads
+from ..decoder.verify import verified
+from ..models.loading import PACKAGES, LoadedModel, load_model
 from ..models.packaged import sha256
 from ..models.sources import ModelSource
-from ..progress import OnProgress, Progress
+from ..options import HARDWARE, GenerationOptions, HardwareOptions
+from ..progress import OnProgress, Progress, no_report, part_of
 from ..prompts import Prompt, prompts_sha256
 from ..store import UNFINISHED
 from .hidden_states import States, check_settings, collect, save
-from .ridge import Candidate, Split, descend, fit_layer, refit, summed
+from .ridge import FittedMap, Split, descend, fit_layer, refit, selection_record
 
 WEIGHTS_FILE, ABOUT_FILE = "exits.safetensors", "exits.json"
 OBJECTIVES = ("ridge", "kl")
@@ -138,90 +139,116 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
     return TrainedExits(dict(sorted(maps.items())), digest, about, document)
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How exits are fitted to the states.
+
+    Attributes:
+        objective: "ridge" or "kl".
+        exit_layers: layers to train, from 1, below the last; None is all of them.
+        max_tokens: train on no more than about this many tokens: whole prompts, in order.
+        epochs: passes through the tokens with "kl".
+
+    Raises:
+        InvalidInputError: an unknown objective, or a number that is not a positive integer.
+    """
+
+    objective: str = "ridge"
+    exit_layers: Sequence[int] | None = None
+    max_tokens: int | None = None
+    epochs: int = 3
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise InvalidInputError(f"objective must be ridge or kl; got {self.objective!r}")
+        positive_integer("epochs", self.epochs)
+        if self.max_tokens is not None:
+            positive_integer("max_tokens", self.max_tokens)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the exits' provenance says of the fit."""
+        layers = self.exit_layers
+        return {
+            "max_tokens": self.max_tokens,
+            "objective": self.objective,
+            "epochs": self.epochs if self.objective == "kl" else None,
+            "exit_layers": sorted(set(layers)) if layers is not None else None,
+        }
+
+
+#: what `train_exits` takes by default
+GENERATION, TRAINING = GenerationOptions(batch_size=24), TrainingOptions()
+
+
+def text_settings(
+    source: ModelSource,
+    prompts: Sequence[Prompt],
+    generation: GenerationOptions,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """What decides the text that exits are trained on, and the states that it leaves."""
+    return {
+        **source.provenance,
+        "dtype": dtype,
+        "prompt_format": generation.prompt_format,
+        "prompts_sha256": prompts_sha256(prompts),
+        "max_new_tokens": generation.max_new_tokens,
+    }
+
+
 def train_exits(
     source: ModelSource,
     prompts: Sequence[Prompt],
     out: Path,
+    training: TrainingOptions = TRAINING,
+    generation: GenerationOptions = GENERATION,
+    hardware: HardwareOptions = HARDWARE,
     *,
-    objective: str = "ridge",
-    exit_layers: Sequence[int] | None = None,
-    max_tokens: int | None = None,
-    max_new_tokens: int = 128,
-    batch_size: int = 24,
-    epochs: int = 3,
-    dtype: str = "float32",
-    device: str | None = None,
-    n_threads: int | None = None,
-    raw: bool = False,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_report,
 ) -> TrainedExits:
     """Fit an affine map per exit layer on the model's own greedy text.
 
-    A map adds to what the head reads; its input is the layer's state over its root mean square. It
-    is fitted by ridge regression in closed form, from normal equations in float64; of several
-    penalties the one with the best mean match rate over k = 1...8 on every fourth prompt is taken,
-    the logit exit among them, and the map is fitted again on all prompts. With objective "kl",
-    gradient descent on the divergence from the model's own distribution goes on from there.
+    A map's output is added to the head's input; its own input is the layer's state divided by its
+    root mean square. It is fitted by ridge regression in closed form, from normal equations in
+    float64. Of several penalties the one with the best mean match rate over k = 1...8 on every
+    fourth prompt is chosen, with the logit exit among the candidates, and the map is fitted again
+    on all prompts. With objective "kl", gradient descent on the divergence from the model's own
+    distribution starts from that map.
 
-    Interrupted, it keeps the text and the layers that are done; the same call goes on. The states
-    of the text lie in `out` until the end: layers x width numbers per token.
+    An interrupted training keeps the text and the layers that are done; the same call resumes it.
+    Until the end, `out` holds the states of the text: layers x width numbers per token.
 
     Args:
         source: the model, from `locate`.
         prompts: their first turns are answered; at least 8. Never the ones to be measured.
         out: folder for the exits; new, empty, or holding this same training.
-        objective: "ridge" or "kl".
-        exit_layers: layers to train, from 1, below the last; None is all of them.
-        max_tokens: train on no more than about this many tokens: whole prompts, in order.
-        max_new_tokens: most tokens per prompt.
-        batch_size: prompts decoded together.
-        epochs: passes through the tokens with "kl".
-        dtype: "float32", "bfloat16" or "float16".
-        device: as in `measure`.
-        n_threads: threads for torch; None keeps torch's number.
-        raw: give the text to the model as it is, without its chat template.
+        training: how the exits are fitted.
+        generation: how the text is generated; always greedily.
+        hardware: where the model runs, and in which number format.
         on_progress: called as the work goes on.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or `out` holds something else.
         RunFailedError: the model could not be loaded, or `out` cannot be written.
     """
-    if objective not in OBJECTIVES:
-        raise InvalidInputError(f"objective must be ridge or kl; got {objective!r}")
-    numbers = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "epochs": epochs}
-    numbers |= {"n_threads": n_threads} if n_threads is not None else {}
-    numbers |= {"max_tokens": max_tokens} if max_tokens is not None else {}
-    for name, value in numbers.items():
-        positive_integer(name, value)
     if len(prompts) < 8:
         raise InvalidInputError(
             f"training needs at least 8 prompts, every fourth to choose by; got {len(prompts)}"
         )
-    check_dtype(dtype)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    settings = {
-        "model": source.name,
-        "weights_sha256": list(source.weights_sha256),
-        "quantization": source.quantization,
-        "dtype": dtype,
-        "prompt_format": "raw" if raw else "chat",
-        "prompts_sha256": prompts_sha256(prompts),
-        "max_new_tokens": max_new_tokens,
-        "max_tokens": max_tokens,
-        "objective": objective,
-        "epochs": epochs if objective == "kl" else None,
-        "exit_layers": sorted(set(exit_layers)) if exit_layers is not None else None,
-    }
-    if _is_done(out, settings):
-        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-        return load_exits(out, source)
-    with threads(n_threads or torch.get_num_threads()):
-        on_progress(Progress("loading", 0, 0))
-        trainer = Trainer(load_model(source, dtype, device), prompts, settings, on_progress)
-        layers = trainer.checked(exit_layers)
-        trainer.collect(out / UNFINISHED, max_new_tokens, batch_size, max_tokens)
-        trainer.train(out, layers, max_tokens, objective, epochs)
+    if generation.sampling is not None:
+        raise InvalidInputError(
+            f"exits must be trained on greedy text; got {generation.sampling}; leave it out"
+        )
+    settings = text_settings(source, prompts, generation, hardware.dtype) | training.provenance
+    if not _is_done(out, settings):
+        with hardware.threads():
+            on_progress(Progress("loading", 0, 0))
+            loaded = load_model(source, hardware.dtype, hardware.chosen_device, hardware.device_map)
+            trainer = Trainer(loaded, prompts, settings, on_progress)
+            trainer.layers_to_train(training.exit_layers)  # checked before the text is generated
+            trainer.collect(out / UNFINISHED, generation, training.max_tokens)
+            trainer.train(out, training)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return load_exits(out, source)
 
@@ -260,19 +287,19 @@ class Trainer:
         loaded: LoadedModel,
         prompts: Sequence[Prompt],
         settings: Mapping[str, Any],
-        on_progress: OnProgress = lambda progress: None,
+        on_progress: OnProgress = no_report,
     ) -> None:
         self.loaded, self.prompts, self.settings = loaded, list(prompts), settings
         self.on_progress = on_progress
-        self.decoder = proven(loaded.model)
+        self.decoder = verified(loaded.model)
         self.exit = self.decoder.exit
         self.states = States((), 0)
 
-    def checked(self, exit_layers: Sequence[int] | None) -> list[int]:
-        """The layers to train.
+    def layers_to_train(self, exit_layers: Sequence[int] | None) -> list[int]:
+        """The given layers in order, each once; None is all below the last.
 
         Raises:
-            InvalidInputError: one is not below the last layer.
+            InvalidInputError: there is none, or one is not below the last layer.
         """
         layers = self.loaded.layers
         chosen = sorted(set(exit_layers)) if exit_layers is not None else list(range(1, layers))
@@ -289,7 +316,7 @@ class Trainer:
         return chosen
 
     def collect(
-        self, folder: Path, max_new_tokens: int, batch_size: int, max_tokens: int | None
+        self, folder: Path, generation: GenerationOptions, max_tokens: int | None = None
     ) -> None:
         """Answer the prompts and keep the states in a folder."""
         self.states = collect(
@@ -297,12 +324,10 @@ class Trainer:
             self.decoder,
             self.prompts,
             folder,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            chat=self.settings["prompt_format"] == "chat",
-            settings=self.settings,
-            max_tokens=max_tokens,
-            on_tokens=lambda n, share: self.on_progress(Progress("decoding", n, share / 2)),
+            generation,
+            self.settings,
+            max_tokens,
+            part_of(self.on_progress, 0, 0.5),
         )
 
     def split(self, max_tokens: int | None) -> Split:
@@ -317,16 +342,10 @@ class Trainer:
             )
         return Split(within)
 
-    def train(
-        self,
-        out: Path,
-        layers: Sequence[int],
-        max_tokens: int | None = None,
-        objective: str = "ridge",
-        epochs: int = 3,
-    ) -> None:
-        """Train layers one by one and write the exits; a layer already done is kept."""
-        split = self.split(max_tokens)
+    def train(self, out: Path, training: TrainingOptions = TRAINING) -> None:
+        """Train layers one by one and write the exits; a layer that is on disk is kept."""
+        layers = self.layers_to_train(training.exit_layers)
+        split = self.split(training.max_tokens)
         tokens = int(split.both(self.states.column("prompt", lambda p: p >= 0)).sum())
         ranker = Ranker(self.exit)
         record: dict[str, Any] = {}
@@ -335,7 +354,7 @@ class Trainer:
             self.on_progress(Progress("training", tokens, 0.5 + 0.5 * number / len(layers)))
             done = out / UNFINISHED / f"layer_{layer:02d}.safetensors"
             if not done.is_file():
-                best, about = self._layer(ranker, split, layer, objective, epochs)
+                best, about = self._layer(ranker, split, layer, training)
                 save(_tensors(layer, best), done, {"about": json.dumps(json_ready(about))})
             with safe_open(done, "pt") as file:
                 record[str(layer)] = json.loads(file.metadata()["about"])
@@ -344,14 +363,14 @@ class Trainer:
         self.on_progress(Progress("training", tokens, 1.0))
 
     def _layer(
-        self, ranker: Ranker, split: Split, layer: int, objective: str, epochs: int
-    ) -> tuple[Candidate, dict[str, Any]]:
+        self, ranker: Ranker, split: Split, layer: int, training: TrainingOptions
+    ) -> tuple[FittedMap, dict[str, Any]]:
         candidates = fit_layer(self.exit, ranker, self.states, split, layer)
         best = candidates[0]
-        if objective == "kl":
-            best = descend(self.exit, ranker, self.states, split, layer, best, epochs)
-            return best, summed([best, *candidates])
-        return refit(self.exit, self.states, split, layer, best), summed(candidates)
+        if training.objective == "kl":
+            best = descend(self.exit, ranker, self.states, split, layer, best, training.epochs)
+            return best, selection_record([best, *candidates])
+        return refit(self.exit, self.states, split, layer, best), selection_record(candidates)
 
     def _write(
         self,
@@ -383,7 +402,7 @@ class Trainer:
         write_json(out / ABOUT_FILE, about | {"sha256": sha256(out / WEIGHTS_FILE)})
 
 
-def _tensors(layer: int, best: Candidate) -> dict[str, torch.Tensor]:
+def _tensors(layer: int, best: FittedMap) -> dict[str, torch.Tensor]:
     if best.map is None:
         return {}
     named = {"weight": best.map.weight, "bias": best.map.bias}

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ppdmodel.measure.decoder import attention
 from ppdmodel.measure.decoder.attention import groups, without_padding
-from ppdmodel.measure.decoder.generate import shared_beginning
+from ppdmodel.measure.decoder.generate import shared_prefix
 
 KEYS, HEADS, KV_HEADS, SIZE = 40, 6, 2, 8
 LAYER = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
@@ -50,7 +50,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return real(query, key, *more, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    monkeypatch.setattr(attention, "WORTH", 8)
+    monkeypatch.setattr(attention, "MIN_KEYS_SAVED", 8)
     return calls
 
 
@@ -134,7 +134,7 @@ def test_a_shared_beginning_is_one_and_leaves_each_text_a_token(
     beginning: list[int], ends: list[list[int]]
 ) -> None:
     texts = [beginning + end for end in ends]
-    shared = shared_beginning(texts)
+    shared = shared_prefix(texts)
     assert all(text[:shared] == texts[0][:shared] and len(text) > shared for text in texts)
     if len(beginning) * (len(texts) - 1) >= 8:
         assert shared >= len(beginning)

@@ -21,10 +21,10 @@ from ppdmodel.measure.decoder.kernels import (
     give_back_memory,
     lazy_zeros,
     linear_for,
-    pack,
-    pack_head,
+    prepack_head,
+    prepack_layers,
 )
-from ppdmodel.measure.decoder.verify import proven
+from ppdmodel.measure.decoder.verify import verified
 from ppdmodel.measure.models.loading import threads
 from tests.conftest import make_tiny_llama
 
@@ -84,7 +84,7 @@ def test_packed_weights_multiply_alike_and_come_back() -> None:
     states = torch.randn(5, 8)
     with torch.inference_mode():
         expected = model(states)
-    undo = pack(model, layers)
+    undo = prepack_layers(model, layers)
     with torch.inference_mode():
         assert torch.allclose(model(states), expected, rtol=1e-5, atol=1e-5)
         assert torch.allclose(model(states[:1]), expected[:1], rtol=1e-5, atol=1e-5)
@@ -120,17 +120,17 @@ def test_products_by_columns(n: int, n_threads: int, dtype: torch.dtype) -> None
 
 def test_a_model_that_reads_a_weight_by_itself_is_not_packed(tmp_path: Path) -> None:
     loaded = load_model(locate(str(make_tiny_llama(tmp_path))))
-    decoder = proven(loaded.model)
+    decoder = verified(loaded.model)
     before = {name: weight.clone() for name, weight in loaded.model.named_parameters()}
     mlp = loaded.model.model.layers[1].mlp
     own = mlp.forward
     mlp.forward = lambda x: own(x) + 0 * mlp.gate_proj.weight.sum()
-    assert decoder.packed() is decoder
+    assert decoder.prepacked() is decoder
     assert "forward" not in vars(decoder.exit.head)
     after = dict(loaded.model.named_parameters())
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     mlp.forward = own
-    packed = decoder.packed()
+    packed = decoder.prepacked()
     assert bool(mlp.gate_proj.weight.isnan().all()) == _has_onednn()
     assert (packed.exit.blocks is not None) == _has_onednn()
     assert not any(weight.isnan().any() for weight in decoder.exit.head.parameters())
@@ -154,13 +154,13 @@ def test_a_product_in_blocks_is_the_whole(packed: int, dtype: torch.dtype) -> No
 def test_a_head_is_packed_beside_its_parameters() -> None:
     head, states = nn.Linear(33, 75, bias=False), torch.randn(4, 33)
     before, expected = head.weight.clone(), head(states)
-    blocks = pack_head(head, 32)
+    blocks = prepack_head(head, 32)
     assert (blocks is not None) == _has_onednn()
     assert torch.equal(head.weight, before)
     assert torch.allclose(head(states), expected, rtol=1e-5, atol=1e-5)
-    assert pack_head(head, 32) is None  # something else multiplies there already
-    assert pack_head(nn.Linear(33, 75).double(), 32) is None
-    assert pack_head(nn.Identity(), 32) is None
+    assert prepack_head(head, 32) is None  # something else multiplies there already
+    assert prepack_head(nn.Linear(33, 75).double(), 32) is None
+    assert prepack_head(nn.Identity(), 32) is None
 
 
 def resident() -> int:

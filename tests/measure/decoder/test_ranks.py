@@ -19,7 +19,7 @@ from ppdmodel.measure.decoder.ranks import BLOCK, GUESSES, Ranker, _Scan
 from ppdmodel.measure.models.loading import LoadedModel, load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import read_prompts
-from ppdmodel.measure.run import measure
+from tests.support.runs import measure_flat
 
 
 def slow_ranks(model: LlamaForCausalLM, prompt: list[int], made: list[int]) -> torch.Tensor:
@@ -39,7 +39,7 @@ def slow_ranks(model: LlamaForCausalLM, prompt: list[int], made: list[int]) -> t
 def test_ranks_equal_those_of_the_models_own_hidden_states(
     tiny_model: Path, prompt_file: Path, tmp_path: Path
 ) -> None:
-    result = measure(
+    result = measure_flat(
         locate(str(tiny_model)), read_prompts(prompt_file), tmp_path / "m",
         max_new_tokens=17, batch_size=3, n_threads=1,
     )  # fmt: skip

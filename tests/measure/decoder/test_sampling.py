@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure.decoder.sampling import Place, Sampling, choose, gumbel, within_top_p
+from ppdmodel.measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, within_top_p
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt
-from ppdmodel.measure.run import measure
 from ppdmodel.results.io import read_measurement
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import TEXT
+from tests.support.runs import measure_flat
 
 TOKENS = 12
 WORDS = TEXT.split()
@@ -36,7 +36,7 @@ PROMPTS = [
 def run(model: Path, out: Path, sampling: Sampling | None, **changes: Any) -> Measurement:
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "batch_size": 3, "n_threads": 1} | changes
     prompts = options.pop("prompts", PROMPTS)
-    return measure(locate(str(model)), prompts, out, sampling=sampling, **options)
+    return measure_flat(locate(str(model)), prompts, out, sampling=sampling, **options)
 
 
 def texts(result: Measurement) -> dict[tuple[str, int], list[int]]:
@@ -51,21 +51,21 @@ def texts(result: Measurement) -> dict[tuple[str, int], list[int]]:
 
 
 def test_noise_depends_on_seed_prompt_turn_and_position_alone() -> None:
-    here = Place("prompt", 1, 2)
+    here = TokenPosition("prompt", 1, 2)
     first = gumbel(7, here, 500)
     np.random.seed(1)
     torch.manual_seed(1)
-    assert np.array_equal(gumbel(7, Place("prompt", 1, 2), 500), first)
+    assert np.array_equal(gumbel(7, TokenPosition("prompt", 1, 2), 500), first)
     others = [
         gumbel(8, here, 500),
-        gumbel(7, Place("prompt ", 1, 2), 500),
-        gumbel(7, Place("prompt", 2, 2), 500),
-        gumbel(7, Place("prompt", 1, 3), 500),
-        gumbel(7, Place("prompt", 2, 1), 500),
-        gumbel(71, Place("prompt", 1, 2), 500),
-        gumbel(7, Place("prompt\n1", 1, 2), 500),
-        gumbel(7, Place("prompt", 12, 2), 500),
-        gumbel(7, Place("prompt", 1, 22), 500),
+        gumbel(7, TokenPosition("prompt ", 1, 2), 500),
+        gumbel(7, TokenPosition("prompt", 2, 2), 500),
+        gumbel(7, TokenPosition("prompt", 1, 3), 500),
+        gumbel(7, TokenPosition("prompt", 2, 1), 500),
+        gumbel(71, TokenPosition("prompt", 1, 2), 500),
+        gumbel(7, TokenPosition("prompt\n1", 1, 2), 500),
+        gumbel(7, TokenPosition("prompt", 12, 2), 500),
+        gumbel(7, TokenPosition("prompt", 1, 22), 500),
     ]
     for other in others:
         assert not np.isclose(other, first).any()
@@ -73,13 +73,13 @@ def test_noise_depends_on_seed_prompt_turn_and_position_alone() -> None:
 
 def test_noise_is_the_same_on_any_machine() -> None:
     """Numbers once drawn: another NumPy that draws others makes other text of the same seed."""
-    found = gumbel(3, Place("an id with ü", 0, 41), 257)
+    found = gumbel(3, TokenPosition("an id with ü", 0, 41), 257)
     assert found.dtype == np.float32
     assert found[[0, 1, 256]] == pytest.approx([1.1042817, 0.98459965, -1.2713377], rel=1e-5)
 
 
 def test_noise_is_standard_gumbel_and_independent() -> None:
-    drawn = np.stack([gumbel(0, Place(f"p{n % 9}", n % 3, n), 500) for n in range(400)])
+    drawn = np.stack([gumbel(0, TokenPosition(f"p{n % 9}", n % 3, n), 500) for n in range(400)])
     assert stats.kstest(drawn.ravel(), stats.gumbel_r.cdf).pvalue > 0.01
     assert stats.kstest(drawn.max(axis=1) - math.log(500), stats.gumbel_r.cdf).pvalue > 0.01
     bound = 5 / math.sqrt(drawn.size)
@@ -94,7 +94,7 @@ def test_noise_is_standard_gumbel_and_independent() -> None:
 
 def frequencies(logits: Tensor, sampling: Sampling, n: int = 6000) -> Any:
     """How often each token is chosen, over as many places."""
-    places = [Place(f"p{i % 11}", 0, i) for i in range(n)]
+    places = [TokenPosition(f"p{i % 11}", 0, i) for i in range(n)]
     chosen, noise = choose(logits.expand(n, -1), places, sampling)
     assert noise is not None
     return np.bincount(chosen.numpy(), minlength=len(logits))
@@ -160,7 +160,7 @@ def test_the_nucleus_is_that_of_plain_addition_for_any_logits() -> None:
 
 
 def test_greedy_text_has_no_noise() -> None:
-    chosen, noise = choose(LOGITS[None], [Place("p", 0, 0)], None)
+    chosen, noise = choose(LOGITS[None], [TokenPosition("p", 0, 0)], None)
     assert chosen.tolist() == [7]
     assert noise is None
 
@@ -229,7 +229,7 @@ def test_the_turns_of_one_prompt_have_noise_of_their_own(tiny_model: Path, tmp_p
     prompts = [Prompt("a", "x", later_turns=("x",)), Prompt("b", "x")]
     found = texts(run(tiny_model, tmp_path / "m", Sampling(1e6), prompts=prompts))
     for (prompt, turn), text in found.items():
-        noise = [gumbel(0, Place(prompt, turn, n), 257) for n in range(len(text))]
+        noise = [gumbel(0, TokenPosition(prompt, turn, n), 257) for n in range(len(text))]
         assert text == [int(drawn.argmax()) for drawn in noise]
     assert len({tuple(text) for text in found.values()}) == 3
 
@@ -278,7 +278,7 @@ def test_ranks_equal_those_by_a_slow_path(
         ids = tokenizer(f"[user] {prompt.text}\n[assistant] ", add_special_tokens=False).input_ids
         logits = slow_logits(model, ids, made)
         noise = torch.from_numpy(
-            np.stack([gumbel(11, Place(prompt.id, 0, n), 257) for n in range(len(made))])
+            np.stack([gumbel(11, TokenPosition(prompt.id, 0, n), 257) for n in range(len(made))])
         )
         mine = result.prompt_index == number
         assert np.array_equal(result.rank[mine], rank_of(logits, made))

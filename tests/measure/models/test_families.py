@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.measure import Prompt, locate, measure
+from ppdmodel.measure import Prompt, locate
 from ppdmodel.measure.decoder import attention, generate
 from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.results.measurement import Measurement
@@ -36,6 +36,7 @@ from tests.support.families import (
     slow_logits,
     slow_ranks,
 )
+from tests.support.runs import measure_flat
 
 TOKENS, BATCH = 12, 3
 #: shorter and longer than the sliding windows; three batched with much padding, one without any
@@ -122,8 +123,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _every_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding is left out and a common beginning read apart, however little that saves."""
-    monkeypatch.setattr(attention, "WORTH", 1)
-    monkeypatch.setattr(generate, "SHARED_WORTH", 1)
+    monkeypatch.setattr(attention, "MIN_KEYS_SAVED", 1)
+    monkeypatch.setattr(generate, "MIN_SHARED_TOKENS", 1)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
@@ -193,7 +194,7 @@ def test_finding_the_exit_leaves_the_model_as_it_was(case: Case) -> None:
 
 def measured(folder: Path, out: Path) -> Measurement:
     prompts = [Prompt(f"p{n}", text) for n, text in enumerate(TEXTS)]
-    return measure(
+    return measure_flat(
         locate(str(folder)), prompts, out,
         max_new_tokens=TOKENS, batch_size=BATCH, raw=True, n_threads=1,
     )  # fmt: skip

@@ -599,11 +599,11 @@ def test_a_conversion_that_dies_leaves_nothing_that_is_taken_for_whole(
     complete, moments = snapshot(whole).keys(), 0
     shutil.rmtree(cache)
     words = measuring(gguf, prompts, tmp_path / "m")
-    for moment in deaths(words, cache, every=1, PPDMODEL_CACHE=str(cache.parent)):
+    copies, where = tmp_path / "copies", str(cache.parent)
+    for moment in deaths(words, cache, copies, every=1, PPDMODEL_CACHE=where):
         for folder in conversions(cache):
             assert snapshot(folder).keys() == complete, moment
         assert torch.equal(embedding(gguf), expected)
-        shutil.rmtree(cache)
         moments += 1
     assert moments >= 2, "a folder is begun, and renamed"
     assert [path.name for path in cache.iterdir()] == [whole.name]

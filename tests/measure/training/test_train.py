@@ -29,24 +29,31 @@ from ppdmodel.measure.decoder.sampling import Sampling
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.packaged import sha256
 from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.options import GenerationOptions
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt, default_prompts, training_prompts
-from ppdmodel.measure.run import measure
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.measure.training import hidden_states as states
 from ppdmodel.measure.training import ridge as affine
 from ppdmodel.measure.training.hidden_states import States
-from ppdmodel.measure.training.ridge import PENALTIES, Candidate, Normal, Split, descend, fit_layer
+from ppdmodel.measure.training.ridge import (
+    PENALTIES,
+    FittedMap,
+    NormalEquations,
+    Split,
+    descend,
+    fit_layer,
+)
 from ppdmodel.measure.training.train import (
     ABOUT_FILE,
     WEIGHTS_FILE,
     TrainedExits,
     Trainer,
     load_exits,
-    train_exits,
 )
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import TEXT, make_tiny_llama
+from tests.support.runs import measure_flat, train_flat
 
 LAYERS, TOKENS, LAYER = 5, 10, 3
 WORDS = TEXT.split()
@@ -58,13 +65,13 @@ def train(
     model: Path, out: Path, prompts: Sequence[Prompt] = TRAINING, **changes: Any
 ) -> TrainedExits:
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "batch_size": 4, "n_threads": 1} | changes
-    return train_exits(locate(str(model)), prompts, out, **options)
+    return train_flat(locate(str(model)), prompts, out, **options)
 
 
 def measured(model: Path, out: Path, exits: TrainedExits | None, **changes: Any) -> Measurement:
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "batch_size": 3, "n_threads": 1} | changes
     prompts = options.pop("prompts", HELD_OUT)
-    return measure(locate(str(model)), prompts, out, exits=exits, **options)
+    return measure_flat(locate(str(model)), prompts, out, exits=exits, **options)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,7 @@ def trainer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     """The tiny model with its training states on disk."""
     loaded = load_model(locate(str(tiny_model)))
     made = Trainer(loaded, TRAINING, {"prompt_format": "chat", "objective": "kl"})
-    made.collect(tmp_path_factory.mktemp("states"), TOKENS, 4, None)
+    made.collect(tmp_path_factory.mktemp("states"), GenerationOptions(TOKENS, 4))
     return made
 
 
@@ -155,10 +162,10 @@ def test_normal_equations_give_what_least_squares_gives(penalty: float) -> None:
     x = rng.normal(size=(200, 6)) * [1, 50, 0.02, 1, 1, 3] + [0, 9, 0, -5, 0, 1]
     x[:, 4] = x[:, 3] + 1e-4 * rng.normal(size=200)
     y = x[:, :3] @ rng.normal(size=(3, 4)) + rng.normal(size=(200, 4)) + 7
-    equations = Normal()
+    equations = NormalEquations()
     for part in np.array_split(np.arange(200), [1, 60, 61]):
         equations.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
-    equations.decomposed()
+    equations.decompose()
     found = equations.solve(penalty, torch.float64)
     weight, bias = least_squares(x, y, penalty)
     assert found.weight.numpy() == pytest.approx(weight, rel=1e-5, abs=1e-7)
@@ -166,11 +173,11 @@ def test_normal_equations_give_what_least_squares_gives(penalty: float) -> None:
 
 
 def test_a_feature_that_never_varies_harms_nothing() -> None:
-    equations = Normal()
+    equations = NormalEquations()
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
     x[:, 1] = 4
     equations.add(x, x[:, :1] * 2 + 1)
-    equations.decomposed()
+    equations.decompose()
     found = equations.solve(1e-3, torch.float64)
     assert torch.isfinite(found.weight).all()
     guess = x @ found.weight.T + found.bias
@@ -323,7 +330,7 @@ def not_every_fourth(prompt: Tensor) -> Tensor:
     return ~every_fourth(prompt)
 
 
-def candidates(trainer: Trainer, found: States) -> dict[float, Candidate]:
+def candidates(trainer: Trainer, found: States) -> dict[float, FittedMap]:
     split = trainer.split(None)
     fitted = fit_layer(trainer.exit, Ranker(trainer.exit), found, split, LAYER)
     return {candidate.penalty: candidate for candidate in fitted}
@@ -589,7 +596,7 @@ def divergence(trainer: Trainer, map_: AffineMap | None, wanted: Any) -> float:
     return total / n
 
 
-def start(trainer: Trainer, penalty: float) -> Candidate:
+def start(trainer: Trainer, penalty: float) -> FittedMap:
     return candidates(trainer, trainer.states)[penalty]
 
 
@@ -901,7 +908,7 @@ def test_the_model_may_be_on_another_device(
     map_ = AffineMap(begin.map.weight.to("meta"), begin.map.bias.to("meta"))
     model = copy.deepcopy(trainer.loaded.model).to("meta")
     exit_ = replace(trainer.exit, tail=(model.model.norm,), head=model.lm_head)
-    equations = affine._normal(exit_, trainer.states, split.trains, LAYER)
+    equations = affine._equations(exit_, trainer.states, split.trains, LAYER)
     assert equations.n == 10 * TOKENS
     monkeypatch.setattr(affine, "_hits", lambda *_: (1.0,) * 8)
     descend(exit_, Ranker(trainer.exit), trainer.states, split, LAYER, replace(begin, map=map_), 1)
