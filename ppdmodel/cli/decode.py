@@ -99,15 +99,15 @@ def decode_command(
     if not prompt.strip():
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
     from ..measure import Sampling, load_exits, load_model, locate
-    from ..pipeline import decode
+    from ..pipeline import PpdSetting, Workers, decode
     from ..pipeline.devices import machine
     from ..pipeline.timing import model_provenance
-    from ..pipeline.worker_pool import places
+    from ..pipeline.worker_pool import placements
     from ..results.compatibility import check_runs
     from ..results.files import check_writable
     from ..results.io import load_calibration, load_timing
 
-    names = [place.device for place in places(numbers["units"], device=device)]
+    names = [place.device for place in placements(numbers["units"], device=device)]
     rates = load_calibration(calibration) if calibration else None
     times = load_timing(timing) if timing else getattr(rates, "timing", None)
     if trace is not None:
@@ -136,16 +136,16 @@ def decode_command(
     result = decode(
         loaded,
         prompt,
+        PpdSetting(numbers["exit_layer"], numbers["k"], row_by_row),
+        max_new_tokens=numbers["max_new_tokens"],
+        workers=Workers(numbers["units"], device),
         exits=trained,
         raw=raw,
-        row_by_row=row_by_row,
         sampling=Sampling(**drawn) if drawn else None,
         calibration=rates,
         timing=times,
-        device=device,
         trace=trace,
         on_token=None if as_json else say,
-        **numbers,
     )
     if as_json:
         print_json(overview(result))

@@ -64,25 +64,25 @@ def time_command(
     Example: ppdmodel time --model smollm2-135m --out results/timing.json
     """
     ks = whole_list("k", k)
-    numbers = {"rounds": whole("rounds", rounds), "units": whole("units", units)}
+    repetitions, n_units = whole("rounds", rounds), whole("units", units)
     from ..measure import load_exits, load_model, locate
-    from ..pipeline import time_model
-    from ..pipeline.worker_pool import places
+    from ..pipeline import Workers, time_model
+    from ..pipeline.worker_pool import placements
     from ..results.files import check_writable
     from ..results.io import save
 
     check_writable(out)
-    places(numbers["units"], device=device)
+    placements(n_units, device=device)
     source = locate(model)
     trained = load_exits(exits, source) if exits else None
     note("loading the model ...")
     result = time_model(
         load_model(source, dtype),
         ks=ks,
+        rounds=repetitions,
+        workers=Workers(n_units, device),
         exits=trained,
-        device=device,
         on_progress=lambda share: note(f"{share:.0%} done"),
-        **numbers,
     )
     save(result, out)
     if as_json:

@@ -87,14 +87,14 @@ def validate_command(
     if seed < 0:
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
     from ..measure import default_prompts, load_exits, load_model, locate
-    from ..pipeline import validate
+    from ..pipeline import ValidationGrid, Workers, validate
     from ..pipeline.devices import machine
     from ..pipeline.timing import model_provenance
-    from ..pipeline.worker_pool import places
+    from ..pipeline.worker_pool import placements
     from ..results.compatibility import check_runs
     from ..results.io import load_calibration, load_timing
 
-    names = [place.device for place in places(numbers["units"], device=device)]
+    names = [place.device for place in placements(numbers["units"], device=device)]
     rates = load_calibration(calibration)
     times = load_timing(timing) if timing else rates.timing
     if times is None:
@@ -114,14 +114,17 @@ def validate_command(
             rates,
             times,
             out,
-            exit_layers=given or _from_the_middle(rates.layers),
-            ks=ks,
+            ValidationGrid(
+                exit_layers=given or _from_the_middle(rates.layers),
+                ks=ks,
+                fit_prompts=numbers["fit_prompts"],
+                max_new_tokens=numbers["max_new_tokens"],
+                raw=raw,
+                seed=seed,
+            ),
             exits=trained,
-            raw=raw,
-            seed=seed,
-            device=device,
+            workers=Workers(numbers["units"], device),
             on_progress=lambda stage, share: note(f"{stage}: {share:.0%}"),
-            **numbers,
         )
     except KeyboardInterrupt:
         note(f"finished runs are kept in {out}; the same command goes on from there")

@@ -1,4 +1,4 @@
-"""Real PPD: workers on devices of their own, timed layer by layer, held against predictions.
+"""Real PPD: worker processes on CPUs or GPUs, timed layer by layer and compared with predictions.
 
 Names are loaded when they are first used; they need the extra `measure`.
 """
@@ -12,18 +12,31 @@ from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
     from .decoding import Decoded, decode
+    from .options import PpdSetting, Workers
     from .pipeline import Pipeline
     from .timing import time_model
-    from .validation import validate
+    from .validation import ValidationGrid, validate
 
 _HOMES = {
     "Decoded": "decoding",
     "Pipeline": "pipeline",
+    "PpdSetting": "options",
+    "ValidationGrid": "validation",
+    "Workers": "options",
     "decode": "decoding",
     "time_model": "timing",
     "validate": "validation",
 }
-__all__ = ["Decoded", "Pipeline", "decode", "time_model", "validate"]
+__all__ = [
+    "Decoded",
+    "Pipeline",
+    "PpdSetting",
+    "ValidationGrid",
+    "Workers",
+    "decode",
+    "time_model",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""What the units tell each other: numbers in shared memory, written once and then announced.
+"""The shared memory through which units communicate; there is no coordinator.
 
-Process i makes generated token i; process 0 is the reading of the prompt. Everything that belongs
-to an announcement is written before it, and a fence lies between: a reader that sees the number
-sees the rest.
+Every array has a place for each generated token, so that its index is a sequence number. Process i
+makes generated token i; process 0 reads the prompt. A message is published after its payload, with
+a memory fence between: a reader that sees the message sees the payload.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .shared_memory import Shared, zeros
+from .shared_memory import SharedTensors, shared_zeros
 
-#: in `row`: the verified process starts from layer 0, at the unit that gave the verdict
-AFRESH = -1
+#: in `row`: no guess was right, so the process starts from layer 0 on the unit that verified
+NO_MATCH = -1
+_ARRAYS = (
+    "stop", "progress", "verdict", "verdict_ns", "owner", "row", "guessed", "n_guesses", "guesses",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a board must hold: tokens of a text, units, guesses of a unit, width of a state."""
+class BoardSize:
+    """Sizes of a board: new tokens of a text, units, guesses, width and type of a hidden state."""
 
     tokens: int
     units: int
@@ -30,10 +33,10 @@ class Size:
     dtype: torch.dtype
 
 
-def new_board(size: Size) -> Shared:
-    """Shared memory for a board; `Board` gives it its meaning."""
+def new_board(size: BoardSize) -> SharedTensors:
+    """Shared memory for a `Board`, which each process opens."""
     whole, tokens = torch.int64, size.tokens
-    return zeros(
+    return shared_zeros(
         {
             "stop": ((1,), whole),
             "progress": ((tokens,), whole),
@@ -50,18 +53,18 @@ def new_board(size: Size) -> Shared:
 
 
 class Board:
-    """A board in this process.
+    """One process's view of the shared arrays.
 
     Attributes:
         stop: [1], not 0 when the text has ended.
         progress: [tokens], layers that the verified process of a token has run.
         verdict: [tokens], the token's id plus 1; 0 while it is unknown.
-        verdict_ns: [tokens], when it was given, on the monotonic clock.
-        owner: [tokens + 1], the unit of a token's verified process; known from the verdict before.
-        row: likewise, which of that unit's guesses it was, or `AFRESH`.
+        verdict_ns: [tokens], when it became known, on the monotonic clock.
+        owner: [tokens + 1], the unit of a token's verified process; valid with the verdict before.
+        row: likewise, which of that unit's guesses it was, or `NO_MATCH`.
         guessed: [units], the last token whose guesses a unit has published, -1 for none.
         guesses: [units, tokens, k], of which `n_guesses` [units, tokens] are valid.
-        exit_state: [tokens, width], what the exit reads; valid once progress has reached it.
+        exit_state: [tokens, width], the input of the exit; valid once progress has reached it.
     """
 
     stop: np.ndarray
@@ -74,52 +77,50 @@ class Board:
     n_guesses: np.ndarray
     guesses: np.ndarray
 
-    def __init__(self, memory: Shared) -> None:
-        for name in ("stop", "progress", "verdict", "verdict_ns", "owner", "row"):
-            setattr(self, name, memory.tensor(name).numpy())
-        for name in ("guessed", "n_guesses", "guesses"):
+    def __init__(self, memory: SharedTensors) -> None:
+        for name in _ARRAYS:
             setattr(self, name, memory.tensor(name).numpy())
         self.exit_state = memory.tensor("exit_state")
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def clear(self) -> None:
-        """Make ready for another text; no unit may be at work."""
+        """Reset for another text; all units must be idle."""
         for array in (self.stop, self.progress, self.verdict, self.owner, self.row):
             array.fill(0)
         self.guessed.fill(-1)
         self.fence()
 
     def fence(self) -> None:
-        """Order memory: what was written before is seen before what is written after.
+        """Memory fence: other processes see what was written before it before what comes after.
 
-        What stands before a lock's release stays before it, what stands after its taking after it.
-        An x86 needs no more than that the program's order is kept.
+        A lock's release keeps earlier writes before it, its acquisition later ones after it. x86
+        needs no more than that the compiler keeps the order of the program.
         """
         self._lock.release()
         self._lock.acquire()
 
     def publish_guesses(self, unit: int, token: int, guesses: np.ndarray) -> None:
-        """Say which tokens a unit's rows start from, for the place after `token`."""
+        """Publish the token ids that a unit's rows guess for the position after `token`."""
         self.guesses[unit, token, : len(guesses)] = guesses
         self.n_guesses[unit, token] = len(guesses)
         self.fence()
         self.guessed[unit] = token
 
-    def row_of(self, token: int, true_id: int, me: int) -> tuple[int, int]:
-        """The unit and row that guessed the true token in time, or this unit and `AFRESH`."""
+    def find_match(self, token: int, true_id: int, verifier: int) -> tuple[int, int]:
+        """The unit and row whose published guess is `true_id`, else `verifier` and `NO_MATCH`."""
         for unit in range(len(self.guessed)):
-            if unit == me or self.guessed[unit] != token:
+            if unit == verifier or self.guessed[unit] != token:
                 continue
             self.fence()
-            mine = self.guesses[unit, token, : self.n_guesses[unit, token]]
-            found = np.flatnonzero(mine == true_id)
+            published = self.guesses[unit, token, : self.n_guesses[unit, token]]
+            found = np.flatnonzero(published == true_id)
             if len(found):
                 return unit, int(found[0])
-        return me, AFRESH
+        return verifier, NO_MATCH
 
-    def give_verdict(self, token: int, true_id: int, owner: int, row: int, now_ns: int) -> None:
-        """Announce a token, and which process goes on."""
+    def publish_verdict(self, token: int, true_id: int, owner: int, row: int, now_ns: int) -> None:
+        """Publish a token's id, and which process goes on as the verified one."""
         self.owner[token + 1], self.row[token + 1] = owner, row
         self.verdict_ns[token] = now_ns
         self.fence()

@@ -1,33 +1,33 @@
-"""One text by real PPD, beside what was predicted and beside plain decoding."""
+"""One text by real PPD, compared with the prediction and with plain decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from ..decide.prediction import predicted_latency_s, predicted_match_rate
 from ..errors import RunFailedError
 from ..measure.decoder.sampling import Sampling
 from ..measure.models.loading import LoadedModel
 from ..measure.training.train import TrainedExits
 from ..results.calibration import Calibration
 from ..results.timing import Timing
-from .devices import CPU
+from .options import TWO_CPUS, PpdSetting, RunOptions, Workers
 from .perfetto import write_trace
-from .pipeline import Pipeline, check_setting
+from .pipeline import Pipeline
 from .worker_pool import Run
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two ways to decode first gave different tokens.
+    """The first position at which two ways to decode gave different tokens.
 
-    `margin` is how much larger the logit of the plain token was, in the model's own pass over the
-    text so far, in `dtype`; rounding alone explains a small one.
+    `margin` is the logit of the plain token minus that of the other, from the model's own forward
+    pass over the text so far, in `dtype`; rounding alone explains a small one.
     """
 
     position: int
@@ -48,19 +48,19 @@ class Speed:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What `decode` made, and how fast.
+    """The text that `decode` made, its match rate and its latencies.
 
     Attributes:
         token_ids: the text, end token included.
         text: without special tokens.
-        match_rate: share of tokens whose process had been started on a right guess; None for a text
-            of fewer than three tokens.
+        match_rate: share of tokens whose verified process began as a guess; None for a text of
+            fewer than three tokens.
         n_trials: tokens that could match.
         latency: of PPD; None for a text of fewer than three tokens.
-        greedy, greedy_same_units: of plain decoding on one unit, and on all of them together.
+        greedy, greedy_same_units: of plain decoding on one unit, and by tensor parallelism on all.
         predicted_match_rate: from the calibration; None without.
-        predicted_latency_per_token_s: from calibration and timing; None without, and for what the
-            formula is not about: more than two units, or guesses one by one.
+        predicted_latency_per_token_s: from calibration and timing; None without, and where the
+            formula does not apply: more than two units, or guesses one at a time.
         difference: from the greedy text; None where all tokens are equal.
     """
 
@@ -85,77 +85,62 @@ def speed(run: Run) -> Speed | None:
 
 
 def match_rate(run: Run) -> float | None:
-    """Share of the same tokens whose process had been started on a right guess."""
+    """Share of the same tokens whose verified process began as a guess."""
     return float(run.matches.mean()) if len(run.matches) else None
 
 
 def decode(
     loaded: LoadedModel,
     prompt: str,
+    setting: PpdSetting,
     *,
-    exit_layer: int,
-    k: int = 1,
     max_new_tokens: int = 128,
-    units: int = 2,
-    exits: TrainedExits | None = None,
     raw: bool = False,
-    row_by_row: bool = False,
     sampling: Sampling | None = None,
+    exits: TrainedExits | None = None,
+    workers: Workers = TWO_CPUS,
     calibration: Calibration | None = None,
     timing: Timing | None = None,
-    device: str = CPU,
     trace: Path | None = None,
     on_token: Callable[[int], None] | None = None,
 ) -> Decoded:
     """Decode a text by PPD at depth 1 on several units, then plainly on one and on all of them.
 
     Args:
-        loaded: a model of Llama's build, loaded on the CPU.
+        loaded: a model of the Llama architecture, loaded on the CPU.
         prompt: a user message, or plain text with `raw`.
-        exit_layer: where the guesses are read, 1 ... d - 1.
-        k: guesses, hence sub-processes; on one further unit they run as a batch, on several they
-            are spread.
+        setting: exit layer and guesses.
         max_new_tokens: most tokens; at least 1.
-        units: at least 2; each has a CPU of its own.
-        exits: trained exits; None reads the logit exits.
         raw: whether to leave out the chat template.
-        row_by_row: run the sub-processes of a unit one after another, so that nothing rounds
-            otherwise than in plain decoding.
         sampling: how tokens are drawn; None is greedy.
+        exits: trained exits; None reads the logit exits.
+        workers: how many units, and their devices.
         calibration: match rates, for the prediction.
-        timing: what layers and heads cost here, for the prediction.
-        device: where the units compute, as in `Pipeline`.
+        timing: times of layers and heads on this machine, for the prediction.
         trace: file for a trace that Perfetto opens.
-        on_token: called with each token id as it comes.
+        on_token: called with each token id soon after it was made.
 
     Raises:
         InvalidInputError: an argument does not fit the model or the machine.
-        RunFailedError: a unit failed, or the texts end at different places.
+        RunFailedError: a unit failed, or the texts end at different positions.
     """
-    from ..decide.prediction import predicted_latency_s, predicted_match_rate
-
-    check_setting(loaded.layers, exit_layer, k)
-    rate = predicted_match_rate(calibration, exit_layer, k) if calibration else None
-    seconds = None
-    if rate is not None and timing is not None and units == 2 and not row_by_row:
-        seconds = predicted_latency_s(timing, rate, exit_layer, k)
+    setting.check(loaded.layers)
+    rate, seconds = _prediction(setting, workers, calibration, timing)
     ids = loaded.encode([prompt], not raw)
     with Pipeline(
         loaded,
-        units=units,
         prompt_tokens=len(ids),
         tokens=max_new_tokens,
-        k=k,
+        k=setting.k,
+        workers=workers,
         exits=exits,
-        device=device,
     ) as pipeline:
-        options: dict[str, Any] = {"sampling": sampling}
-        setting: dict[str, Any] = {"exit_layer": exit_layer, "k": k, "row_by_row": row_by_row}
-        pipeline.ppd(ids, min(8, max_new_tokens), **setting)  # every unit touches its memory
-        run = pipeline.ppd(ids, max_new_tokens, on_token=on_token, **setting, **options)
-        plain = pipeline.greedy(ids, max_new_tokens, **options)
-        pipeline.greedy_split(ids, min(8, max_new_tokens))
-        together = pipeline.greedy_split(ids, max_new_tokens, **options)
+        options, warm_up = RunOptions(sampling=sampling), min(8, max_new_tokens)
+        pipeline.ppd(ids, warm_up, setting)
+        run = pipeline.ppd(ids, max_new_tokens, setting, options, on_token=on_token)
+        plain = pipeline.greedy(ids, max_new_tokens, options)
+        pipeline.greedy_split(ids, warm_up)
+        together = pipeline.greedy_split(ids, max_new_tokens, options)
     if trace is not None:
         write_trace(trace, run, lambda token_id: loaded.decode([token_id]))
     return Decoded(
@@ -172,11 +157,23 @@ def decode(
     )
 
 
+def _prediction(
+    setting: PpdSetting, workers: Workers, calibration: Calibration | None, timing: Timing | None
+) -> tuple[float | None, float | None]:
+    """The predicted match rate, and seconds per token; None where there is no prediction."""
+    if calibration is None:
+        return None, None
+    rate = predicted_match_rate(calibration, setting.exit_layer, setting.k)
+    if timing is None or workers.units != 2 or setting.row_by_row:
+        return rate, None
+    return rate, predicted_latency_s(timing, rate, setting.exit_layer, setting.k)
+
+
 @torch.inference_mode()
 def first_difference(
     loaded: LoadedModel, prompt_ids: Sequence[int], made: Sequence[int], plain: Sequence[int]
 ) -> Difference | None:
-    """Where two texts of one prompt part, and by what margin of the model's logits."""
+    """The first difference between two texts of one prompt; None where all tokens are equal."""
     if tuple(made) == tuple(plain):
         return None
     position = next(

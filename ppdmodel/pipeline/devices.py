@@ -1,4 +1,4 @@
-"""Where units compute: CPUs, or devices with a memory of their own."""
+"""The CPUs or devices that units compute on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from ..errors import InvalidInputError
 
 CPU, CUDA = "cpu", "cuda"
-#: what may stand for one unit's device
-ONE = re.compile(r"cuda:(0|[1-9][0-9]*)")
+#: the name of one unit's device
+CUDA_NAME = re.compile(r"cuda:(0|[1-9][0-9]*)")
 
 
 def devices(device: str, units: int) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def devices(device: str, units: int) -> tuple[str, ...]:
 
     Args:
         device: "cpu"; "cuda", a GPU for each unit; or the GPUs by name, one for each unit, such as
-            "cuda:0,cuda:1"; the same name twice lets two units take turns on one.
+            "cuda:0,cuda:1"; units may share a GPU.
         units: how many.
 
     Raises:
@@ -36,7 +36,7 @@ def devices(device: str, units: int) -> tuple[str, ...]:
     names = [name.strip() for name in device.split(",")]
     if device == CUDA:
         names = [f"cuda:{n}" for n in range(units)]
-    if not all(map(ONE.fullmatch, names)):
+    if not all(map(CUDA_NAME.fullmatch, names)):
         raise InvalidInputError(
             "device must be cpu, cuda, or one for each unit with commas, such as cuda:0,cuda:1; "
             f"got {device!r}"
@@ -55,8 +55,8 @@ def devices(device: str, units: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def wait_for(device: torch.device) -> None:
-    """Until a device has done what it was given; a CPU has when a call returns."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has finished its queued work; a CPU has none."""
     if device.type != CPU:
         torch.get_device_module(device).synchronize(device)
 

@@ -1,7 +1,7 @@
-"""A decoder of Llama's build, run layer by layer for one token at a time.
+"""A decoder of the Llama architecture, run one layer and one token at a time.
 
-The model's own code runs all layers in one call. Pipelined decoding needs each layer apart: to hand
-over what an exit reads, to stop, and to go on with one of several guesses.
+The model's own code runs all layers in one call. Pipelined decoding must run them one by one: to
+publish the input of an exit, to stop early, and to continue one row of a batch of guesses.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ from ..errors import InvalidInputError, RunFailedError
 from ..measure.decoder.exit import TOLERANCE, AffineMap, Exit
 from ..measure.decoder.kernels import by_columns
 from .devices import CPU
-from .engine_shape import Shape
-from .shared_memory import Shared, share
-from .tensor_parallel import Link, part_of
+from .engine_shape import EngineShape
+from .shared_memory import SharedTensors, shared_copy
+from .tensor_parallel import Communicator, shard_of
 
 if TYPE_CHECKING:
     from ..measure.models.loading import LoadedModel
 
-#: tokens of the text on which an engine is held against its model
+#: tokens of the text on which the logits of an engine and its model are compared
 PROBE = 12
 
 
 class Engine:
-    """Layers, exits and head of one model, or a part of them, on weights that may be shared.
+    """Layers, exits and LM head of a model, or one shard of them.
 
-    A state is [rows, width]; rows are guesses for one and the same place of the text.
+    Hidden states are [rows, width]; all rows are guesses for the same position of the text.
     """
 
     def __init__(
-        self, shape: Shape, weights: Mapping[str, Tensor], link: Link | None = None
+        self,
+        shape: EngineShape,
+        weights: Mapping[str, Tensor],
+        communicator: Communicator | None = None,
     ) -> None:
-        self.shape, self.link = shape, link
+        self.shape, self.communicator = shape, communicator
         self.head_weight = weights["head"]  # [width, vocabulary], as all weights: [in, out]
         self.embedding = weights.get("embedding", self.head_weight.t())
         self.head_bias = weights.get("head_bias")
@@ -57,38 +60,30 @@ class Engine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, states and cache."""
+        """Of weights, hidden states and KV cache."""
         return self.embedding.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where weights and states are."""
+        """Where weights and hidden states are."""
         return self.embedding.device
 
-    def cache_shape(self, room: int) -> tuple[int, ...]:
-        """Of keys and values of a text: [layers, 2, kv heads, room, head size]."""
-        return (self.shape.layers, 2, self.shape.kv_heads, room, self.shape.head_size)
-
-    def own_shape(self, rows: int) -> tuple[int, ...]:
-        """Of keys and values of guesses for one place: [layers, 2, rows, kv heads, head size]."""
-        return (self.shape.layers, 2, rows, self.shape.kv_heads, self.shape.head_size)
-
     def embed(self, token_ids: Tensor) -> Tensor:
-        """States [rows, width] before the first layer."""
+        """Hidden states [rows, width] before the first layer."""
         return self.embedding[token_ids.to(self.device)]
 
     def layer(self, index: int, x: Tensor, place: int, before: Tensor, own: Tensor) -> Tensor:
-        """Run layer `index` (from 0) on guesses for one place of the text.
+        """Run layer `index` (from 0) on guesses for one position of the text.
 
         Args:
             index: the layer.
-            x: states [rows, width].
-            place: how many tokens of the text come before.
+            x: hidden states [rows, width].
+            place: the position, which is the number of tokens before it.
             before: their keys and values, [2, kv heads, place, head size].
-            own: takes the guesses' keys and values, `own_shape`.
+            own: receives the keys and values of the rows, of shape `EngineShape.guesses`.
 
         Returns:
-            States [rows, width] after the layer.
+            Hidden states [rows, width] after the layer.
         """
         layer, shape, rows = self.layers[index], self.shape, len(x)
         heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
@@ -101,11 +96,11 @@ class Engine:
         own[index, 0, :rows], own[index, 1, :rows] = keys, values
         queries = rotated[:, :heads].reshape(rows, kv, heads // kv, size)
         attended = self._attend(queries, keys, values, before)
-        x = x + self._sum(by_columns(attended, layer["out"], layer.get("out_bias")))
+        x = x + self._all_reduce(by_columns(attended, layer["out"], layer.get("out_bias")))
         return self._feed_forward(x, layer)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, before: Tensor) -> Tensor:
-        """Attention of rows that share a text but for their own key and value.
+        """Attention of each row to the common text and to its own key and value.
 
         Args:
             queries: [rows, kv heads, group, head size].
@@ -129,13 +124,13 @@ class Engine:
         both = by_columns(normed, layer["gate_up"], layer.get("gate_up_bias"))
         gate, up = both[:, : self.shape.inner], both[:, self.shape.inner :]
         gated = functional.silu(gate).mul_(up)
-        return x + self._sum(by_columns(gated, layer["down"], layer.get("down_bias")))
+        return x + self._all_reduce(by_columns(gated, layer["down"], layer.get("down_bias")))
 
-    def _sum(self, x: Tensor) -> Tensor:
-        return x if self.link is None else self.link.sum(x)
+    def _all_reduce(self, x: Tensor) -> Tensor:
+        return x if self.communicator is None else self.communicator.all_reduce(x)
 
     def read_prompt(self, token_ids: Tensor, cache: Tensor) -> Tensor:
-        """Fill the cache with a prompt's keys and values; its last state [1, width] is returned."""
+        """Prefill: write the prompt's keys and values; returns its last hidden state [1, width]."""
         shape, n = self.shape, len(token_ids)
         heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
         cos, sin = self.cos[:n, None], self.sin[:n, None]
@@ -160,7 +155,7 @@ class Engine:
                 .reshape(n, heads * size)
             )
             attended = by_columns(mixed, layer["out"], layer.get("out_bias"))
-            x = self._feed_forward(x + self._sum(attended), layer)
+            x = self._feed_forward(x + self._all_reduce(attended), layer)
         return x[-1:]
 
     def logits(self, x: Tensor, exit_layer: int | None = None) -> Tensor:
@@ -170,13 +165,17 @@ class Engine:
         if trained is not None:
             normed = normed + trained(x)
         found = by_columns(normed, self.head_weight, self.head_bias)
-        return found if self.link is None else self.link.whole(found, self.shape.vocabulary)
+        return (
+            found
+            if self.communicator is None
+            else self.communicator.all_gather(found, self.shape.vocabulary)
+        )
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.epsilon)
 
     def _qk_norm(self, both: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
-        """Norms of queries and keys, where the model has them: [rows, heads + kv heads, size]."""
+        """QK-norm, where the model has it, of [rows, heads + kv heads, head size]."""
         if "q_norm" not in layer:
             return both
         heads = self.shape.heads
@@ -189,11 +188,11 @@ class Engine:
         )
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary positions; the first half of `sin` is negative."""
+        """Rotary position embedding; the first half of `sin` is negative."""
         return torch.addcmul(x * cos, x.roll(self.shape.head_size // 2, -1), sin)
 
 
-#: weights [in, out] that states are multiplied by
+#: weights [in, out] of linear layers
 PRODUCTS = ("head", "qkv", "out", "gate_up", "down")
 _LAYER = (
     "norm", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias",
@@ -203,73 +202,73 @@ _LAYER = (
 
 @dataclass(frozen=True)
 class SharedEngine:
-    """An engine that can be sent to another process: its weights lie in shared memory.
+    """An engine that spawned processes can open: its weights are in shared memory.
 
     Attributes:
-        shape: its numbers.
-        weights: its weights.
-        probed: the logits that it gave on the CPU for the text of `probe`.
+        shape: its sizes.
+        weights: its weights, by name.
+        probed: its logits on the CPU in `probe`, to compare those of another device with.
     """
 
-    shape: Shape
-    weights: Shared
+    shape: EngineShape
+    weights: SharedTensors
     probed: np.ndarray
 
-    def open(self, device: str = CPU, link: Link | None = None) -> Engine:
-        """The engine in this process, or this process's part of it.
+    def open(self, device: str = CPU, communicator: Communicator | None = None) -> Engine:
+        """The engine, or one shard of it, in this process.
 
-        On another device than a CPU it is held against the logits that it gave there.
+        A shard, or an engine on a device, must give the logits of the whole engine on the CPU.
 
         Args:
-            device: where the weights go, if not to stay in shared memory.
-            link: the way to the other parts, for a part.
+            device: where to copy the weights; on "cpu" they stay in shared memory.
+            communicator: between the units that hold the shards; None opens the whole engine.
 
         Raises:
-            RunFailedError: it gives other logits on the device.
+            RunFailedError: the logits differ.
         """
         shape, weights = self.shape, self.weights.tensors()
-        if link is not None:
-            shape, weights = part_of(shape, weights, link.part)
+        if communicator is not None:
+            shape, weights = shard_of(shape, weights, communicator.shard)
         if device != CPU:
             weights = {name: _placed(name, w, device) for name, w in weights.items()}
-        engine = Engine(shape, weights, link)
-        if device != CPU or link is not None:
-            gap = _gap(torch.from_numpy(self.probed), probe(engine))
-            if not gap <= TOLERANCE.get(engine.dtype, 1e-4):
+        engine = Engine(shape, weights, communicator)
+        if device != CPU or communicator is not None:
+            error = _relative_error(torch.from_numpy(self.probed), probe(engine))
+            if not error <= TOLERANCE.get(engine.dtype, 1e-4):
                 raise RunFailedError(
-                    f"{device} must give the CPU's logits; got {gap:.2g} of the largest one away; "
-                    "use cpu"
+                    f"{device} must give the CPU's logits; got {error:.2g} of the largest one away"
+                    "; use cpu"
                 )
         return engine
 
 
 def _placed(name: str, weight: Tensor, device: str) -> Tensor:
-    """A weight on a device; those of products lie by outputs there, as in torch's own layers."""
+    """A weight on a device; those of linear layers are [out, in] in memory, as in `torch.nn`."""
     if name.rsplit(".", 1)[-1] in PRODUCTS:
         return weight.t().to(device).contiguous().t()
     return weight.to(device)
 
 
-def shared_engine(loaded: LoadedModel, exit_: Exit, room: int) -> SharedEngine:
-    """Bring a model's weights, and its trained exits, into the form that an engine runs.
+def shared_engine(loaded: LoadedModel, exit_: Exit, text_tokens: int) -> SharedEngine:
+    """Copy a model's weights, and its trained exits, to shared memory for an engine.
 
     Args:
         loaded: a model, loaded on the CPU.
         exit_: from `logit_exit` or with trained maps.
-        room: most tokens of a text.
+        text_tokens: most tokens of a text with its prompt.
 
     Raises:
-        InvalidInputError: the model is not of Llama's build: the engine would not make its logits.
+        InvalidInputError: the engine does not give the model's logits: another architecture.
     """
     try:
-        shape, tensors = _taken_apart(loaded.model, exit_, room)
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-        raise _unsupported(loaded, " ".join(str(error).split())[:120]) from None
-    weights = share(tensors)
-    made, own = probe(Engine(shape, weights.tensors())), _own_logits(loaded.model, shape)
-    gap = _gap(own, made)
-    if not gap <= TOLERANCE.get(loaded.model.dtype, 1e-4):
-        raise _unsupported(loaded, f"its logits were {gap:.2g} of the largest one away")
+        shape, tensors = _extract(loaded.model, exit_, text_tokens)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as failure:
+        raise _unsupported(loaded, " ".join(str(failure).split())[:120]) from None
+    weights = shared_copy(tensors)
+    made, own = probe(Engine(shape, weights.tensors())), _reference_logits(loaded.model, shape)
+    error = _relative_error(own, made)
+    if not error <= TOLERANCE.get(loaded.model.dtype, 1e-4):
+        raise _unsupported(loaded, f"its logits were {error:.2g} of the largest one away")
     return SharedEngine(shape, weights, made.numpy())
 
 
@@ -280,13 +279,13 @@ def _unsupported(loaded: LoadedModel, why: str) -> InvalidInputError:
     )
 
 
-def _taken_apart(model: Any, exit_: Exit, room: int) -> tuple[Shape, dict[str, Tensor]]:
+def _extract(model: Any, exit_: Exit, text_tokens: int) -> tuple[EngineShape, dict[str, Tensor]]:
     config, base = model.config.get_text_config(), model.model
     attention = base.layers[0].self_attn
     if getattr(config, "hidden_act", "silu") != "silu" or exit_.scale != 1 or exit_.softcap:
         raise AttributeError("another activation, or scaled logits")
     size = int(attention.head_dim)
-    shape = Shape(
+    shape = EngineShape(
         layers=len(base.layers),
         width=base.embed_tokens.weight.shape[1],
         heads=attention.q_proj.weight.shape[0] // size,
@@ -298,10 +297,10 @@ def _taken_apart(model: Any, exit_: Exit, room: int) -> tuple[Shape, dict[str, T
         scaling=float(attention.scaling),
     )
     window = getattr(config, "sliding_window", None)
-    if window and room > window and getattr(config, "use_sliding_window", True):
+    if window and text_tokens > window and getattr(config, "use_sliding_window", True):
         raise AttributeError(f"a sliding window of {window} tokens, shorter than the text")
-    places = torch.arange(max(room, PROBE))[None]
-    cos, sin = base.rotary_emb(base.embed_tokens.weight[:1, None], places)
+    positions = torch.arange(max(text_tokens, PROBE))[None]
+    cos, sin = base.rotary_emb(base.embed_tokens.weight[:1, None], positions)
     half = size // 2
     sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1)
     tensors = {"head": exit_.weight.t(), "cos": cos[0], "sin": sin}
@@ -337,7 +336,7 @@ def _layer(layer: Any) -> dict[str, Tensor]:
     return found
 
 
-def _probe_ids(shape: Shape) -> Tensor:
+def _probe_ids(shape: EngineShape) -> Tensor:
     return torch.tensor([(7 * n + 31) % shape.vocabulary for n in range(PROBE)])
 
 
@@ -345,11 +344,11 @@ def _probe_ids(shape: Shape) -> Tensor:
 def probe(engine: Engine) -> Tensor:
     """An engine's logits over a text, in float32 on the CPU: [PROBE - PROBE // 2 + 1, vocabulary].
 
-    It reads the first half as a prompt, and runs the rest token by token beside a wrong guess.
+    The first half is a prompt; the rest is decoded token by token in a batch with a wrong guess.
     """
     ids, device = _probe_ids(engine.shape), engine.device
-    cache = torch.zeros(engine.cache_shape(PROBE), dtype=engine.dtype, device=device)
-    rows = torch.zeros(engine.own_shape(2), dtype=engine.dtype, device=device)
+    cache = torch.zeros(engine.shape.cache(PROBE), dtype=engine.dtype, device=device)
+    rows = torch.zeros(engine.shape.guesses(2), dtype=engine.dtype, device=device)
     x = engine.read_prompt(ids[: PROBE // 2], cache)
     made = [engine.logits(x)[0]]
     for place in range(PROBE // 2, PROBE):
@@ -362,12 +361,12 @@ def probe(engine: Engine) -> Tensor:
 
 
 @torch.inference_mode()
-def _own_logits(model: Any, shape: Shape) -> Tensor:
+def _reference_logits(model: Any, shape: EngineShape) -> Tensor:
     """The model's own logits where `probe` gives an engine's."""
     logits: Tensor = model(input_ids=_probe_ids(shape)[None], use_cache=False).logits[0].float()
     return logits[PROBE // 2 - 1 :]
 
 
-def _gap(right: Tensor, found: Tensor) -> float:
-    """The largest difference of logits, over the largest logit."""
+def _relative_error(right: Tensor, found: Tensor) -> float:
+    """The largest absolute difference of logits over the largest absolute logit."""
     return float((found - right).abs().max() / right.abs().max())

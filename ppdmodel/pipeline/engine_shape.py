@@ -1,4 +1,4 @@
-"""The sizes of an engine: layers, heads and widths of the model that it runs."""
+"""The sizes of the model that an engine runs, or of one unit's shard of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The numbers that fix an engine, beside its weights."""
+class EngineShape:
+    """Layers, heads and widths, the epsilon of the norms, and the scaling of attention scores."""
 
     layers: int
     width: int
@@ -18,3 +18,11 @@ class Shape:
     vocabulary: int
     epsilon: float
     scaling: float
+
+    def cache(self, text_tokens: int) -> tuple[int, ...]:
+        """Shape of a text's KV cache: [layers, 2, kv heads, tokens, head size]."""
+        return (self.layers, 2, self.kv_heads, text_tokens, self.head_size)
+
+    def guesses(self, rows: int) -> tuple[int, ...]:
+        """Shape of the guesses' keys and values: [layers, 2, rows, kv heads, head size]."""
+        return (self.layers, 2, rows, self.kv_heads, self.head_size)

@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from ..results.files import atomic
-from .unit import Did
+from .unit import EventKind
 from .worker_pool import Run
 
-WAITS = {Did.AWAIT_EXIT, Did.AWAIT_LAYER, Did.AWAIT_VERDICT}
+WAITS = {EventKind.AWAIT_EXIT, EventKind.AWAIT_LAYER, EventKind.AWAIT_VERDICT}
 TITLES = {
-    Did.PROMPT: "prompt",
-    Did.HEAD: "head",
-    Did.EXIT: "read the exit",
-    Did.PROMOTE: "promote",
-    Did.DROP: "drop",
-    Did.AWAIT_EXIT: "wait for the exit",
-    Did.AWAIT_LAYER: "wait for a layer",
-    Did.AWAIT_VERDICT: "wait for the verdict",
+    EventKind.PROMPT: "prompt",
+    EventKind.HEAD: "head",
+    EventKind.EXIT: "read the exit",
+    EventKind.PROMOTE: "promote",
+    EventKind.DROP: "drop",
+    EventKind.AWAIT_EXIT: "wait for the exit",
+    EventKind.AWAIT_LAYER: "wait for a layer",
+    EventKind.AWAIT_VERDICT: "wait for the verdict",
 }
 
 
 def trace_events(run: Run, text_of: Callable[[int], str] = str) -> list[dict[str, Any]]:
-    """What each unit did when, in the Trace Event Format; times in microseconds from the start.
+    """The units' events in the Trace Event Format; times in microseconds from the first event.
 
     Args:
         run: from `Pipeline.ppd` or `Pipeline.greedy`.
@@ -35,7 +35,7 @@ def trace_events(run: Run, text_of: Callable[[int], str] = str) -> list[dict[str
     found: list[dict[str, Any]] = [_name("process_name", 0, "ppdmodel decode")]
     for number, unit in enumerate(run.events):
         found.append(_name("thread_name", number, f"unit {number}"))
-        for begin, end, did, token, layer, rows in unit.tolist():
+        for begin, end, kind, token, layer, rows in unit.tolist():
             found.append(
                 {
                     "ph": "X",
@@ -43,8 +43,8 @@ def trace_events(run: Run, text_of: Callable[[int], str] = str) -> list[dict[str
                     "tid": number,
                     "ts": (begin - start) / 1e3,
                     "dur": (end - begin) / 1e3,
-                    "name": f"layer {layer}" if did == Did.LAYER else TITLES[Did(did)],
-                    "cat": _category(Did(did), rows),
+                    "name": _title(EventKind(kind), layer),
+                    "cat": _category(EventKind(kind), rows),
                     "args": {"token": token, "rows": rows},
                 }
             )
@@ -72,10 +72,16 @@ def write_trace(path: Path, run: Run, text_of: Callable[[int], str] = str) -> No
         part.write_text(json.dumps(document), encoding="utf-8")
 
 
-def _category(did: Did, rows: int) -> str:
-    if did in WAITS:
+def _title(kind: EventKind, layer: int) -> str:
+    return f"layer {layer}" if kind == EventKind.LAYER else TITLES[kind]
+
+
+def _category(kind: EventKind, rows: int) -> str:
+    if kind in WAITS:
         return "wait"
-    return "guesses" if did in (Did.EXIT, Did.DROP) or rows > 1 else "verified or single"
+    return (
+        "guesses" if kind in (EventKind.EXIT, EventKind.DROP) or rows > 1 else "verified or single"
+    )
 
 
 def _name(kind: str, unit: int, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Predicted against measured: corrections from one part of a grid, errors on the rest."""
+"""Predictions of real runs: corrections fitted on part of a grid, errors on the held-out rest."""
 
 from __future__ import annotations
 
@@ -16,54 +16,43 @@ from ..formulas import normalized_latency
 from ..results.calibration import Calibration
 from ..results.intervals import percentiles, prompt_weights, resampled_rates
 from ..results.timing import Timing, resampled_timing
+from .options import PpdSetting
 
-#: times that are corrected by a factor, which is held to 1 as by an observation with this deviation
+#: times with a correction factor, which has the Gaussian prior N(1, PRIOR_SD²); `RESIDUAL_SD` is
+#: the standard deviation of log ratios in the fit, and the prior value of the fit's residuals
 CORRECTED = ("busy_layer_time", "batch_layer_time", "exit_time")
-PRIOR_DEVIATION, NOISE = 0.05, 0.02
-#: how far one text's runs lie from the others' together, and one run by itself: standard deviations
-#: of logarithms, as if each had been seen `PRIOR_RUNS` times, since few texts say little of them
-TEXT_SCATTER, RUN_SCATTER, PRIOR_RUNS = 0.03, 0.06, 3
+PRIOR_SD, RESIDUAL_SD = 0.05, 0.02
+#: prior standard deviations of log ratios, of texts' means and of single runs; the priors weigh as
+#: much as `PRIOR_RUNS` observations
+TEXT_SD, RUN_SD, PRIOR_RUNS = 0.03, 0.06, 3
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One setting of a grid."""
-
-    exit_layer: int
-    k: int
-
-    @property
-    def name(self) -> str:
-        """A key for files: `e20-k3`."""
-        return f"e{self.exit_layer}-k{self.k}"
-
-
-@dataclass(frozen=True)
-class CellRuns:
-    """The real runs of one cell, a row per prompt.
+class SettingRuns:
+    """The real runs of one setting, a row per prompt.
 
     Attributes:
-        cell: the setting.
-        ppd_s: seconds of all tokens that count, [prompts].
+        setting: exit layer and k.
+        ppd_s: seconds of all timed tokens, [prompts].
         plain_s: seconds of as many tokens of plain decoding, just before and after, [prompts].
-        n_tokens: tokens that count, [prompts].
-        n_matched: of them, whose process had been started on a right guess, [prompts].
+        n_tokens: timed tokens, [prompts].
+        n_matched: those whose verified process began as a guess, [prompts].
     """
 
-    cell: Cell
+    setting: PpdSetting
     ppd_s: np.ndarray
     plain_s: np.ndarray
     n_tokens: np.ndarray
     n_matched: np.ndarray
 
     @classmethod
-    def of_rows(cls, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> CellRuns:
-        """From the lines of `runs.jsonl`, a prompt each; those without tokens do not count."""
+    def of_rows(cls, setting: PpdSetting, rows: Sequence[Mapping[str, Any]]) -> SettingRuns:
+        """From lines of `runs.jsonl`, one per prompt; those without timed tokens are left out."""
         rows = [row for row in rows if row["n_tokens"]]
         n = np.array([row["n_tokens"] for row in rows])
         return cls(
-            cell=cell,
+            setting=setting,
             ppd_s=np.array([row["ppd_s"] for row in rows]),
             plain_s=np.array([row["plain_per_token_s"] for row in rows]) * n,
             n_tokens=n,
@@ -77,11 +66,11 @@ class CellRuns:
 
     @property
     def match_rate(self) -> float:
-        """Realized."""
+        """The realized match rate."""
         return float(self.n_matched.sum() / self.n_tokens.sum())
 
-    def of(self, prompts: Sequence[int]) -> CellRuns:
-        """Only some prompts, by their place."""
+    def select(self, prompts: Sequence[int]) -> SettingRuns:
+        """Only some prompts, by index."""
         rows = np.asarray(prompts)
         names = ("ppd_s", "plain_s", "n_tokens", "n_matched")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
@@ -89,15 +78,15 @@ class CellRuns:
 
 @dataclass(frozen=True)
 class Corrections:
-    """Factors of some times, fitted to real runs, and how far the runs lie from them.
+    """Factors of some times, fitted to real runs, and the scatter of the runs about the fit.
 
     Attributes:
         factors: by name of the time.
-        deviation: of cells: what the factors leave. This and the others are standard deviations of
-            logarithms.
+        deviation: standard deviation of the settings' residuals. This and the others are of log
+            ratios.
         n_texts: texts that the factors were fitted to; 0 takes them to be exact.
-        text_scatter: of the mean of all cells, from one text to another.
-        run_scatter: of single runs within a cell.
+        text_scatter: standard deviation between texts, of the mean of all settings.
+        run_scatter: standard deviation between texts, of single runs of a setting.
     """
 
     factors: Mapping[str, float]
@@ -107,10 +96,11 @@ class Corrections:
     run_scatter: float = 0.0
 
     def noise(self, rng: np.random.Generator, n_texts: int, size: int) -> np.ndarray:
-        """Draws of what a cell's ratio over `n_texts` other texts may be off by, [size].
+        """Random factors between a measured and a predicted ratio over `n_texts` new texts, [size].
 
-        The factors are off by what the texts that they were fitted to are off by; and the texts to
-        come scatter too.
+        Their logarithm is the sum of a Gaussian residual of the setting, the Gaussian mean of the
+        new texts' scatter, and a Student-t error of the fitted factors, which rest on `n_texts`
+        texts of this object.
         """
         logs = rng.normal(0, self.deviation, size)
         logs += rng.normal(0, self.run_scatter / np.sqrt(n_texts), size)
@@ -124,17 +114,17 @@ class Corrections:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one cell should take, over plain decoding, before it is run."""
+    """The predicted ratio of one setting to plain decoding, with its 95% prediction interval."""
 
-    cell: Cell
+    setting: PpdSetting
     p_correct: float
     ratio: float
     ci_low: float
     ci_high: float
 
 
-def without(calibration: Calibration, prompt_ids: Sequence[str]) -> Calibration:
-    """A calibration of the other prompts only.
+def excluding_prompts(calibration: Calibration, prompt_ids: Sequence[str]) -> Calibration:
+    """A calibration without some prompts.
 
     Raises:
         InvalidInputError: fewer than two are left.
@@ -158,68 +148,69 @@ def without(calibration: Calibration, prompt_ids: Sequence[str]) -> Calibration:
 
 
 def predicted_ratio(
-    timing: Timing, p_correct: Any, cell: Cell, factors: Mapping[str, float]
+    timing: Timing, p_correct: Any, setting: PpdSetting, factors: Mapping[str, float]
 ) -> Any:
     """PPD's latency over plain decoding's, for a match rate or an array of them."""
-    seconds = predicted_latency_s(timing, p_correct, cell.exit_layer, cell.k, factors)
+    seconds = predicted_latency_s(timing, p_correct, setting.exit_layer, setting.k, factors)
     return seconds / predicted_plain_latency_s(timing)
 
 
-def fit_corrections(timing: Timing, runs: Sequence[CellRuns]) -> Corrections:
-    """Fit the factors to runs of some cells, at their realized match rates.
+def fit_corrections(timing: Timing, runs: Sequence[SettingRuns]) -> Corrections:
+    """Fit the factors to runs of some settings, at their realized match rates.
 
-    Each factor is held near 1 by a prior, so that few or no runs leave the timing as it is.
+    The estimate is the maximum a posteriori: Gaussian log ratios, and the prior N(1, PRIOR_SD²) on
+    each factor, so that without runs all factors are 1.
     """
 
     def errors(factors: Any) -> Any:
         named = dict(zip(CORRECTED, factors, strict=True))
         made = [
-            np.log(predicted_ratio(timing, r.match_rate, r.cell, named) / r.ratio) for r in runs
+            np.log(predicted_ratio(timing, r.match_rate, r.setting, named) / r.ratio) for r in runs
         ]
-        return np.append(np.array(made) / NOISE, (factors - 1) / PRIOR_DEVIATION)
+        return np.append(np.array(made) / RESIDUAL_SD, (factors - 1) / PRIOR_SD)
 
     found = least_squares(errors, np.ones(len(CORRECTED)), bounds=(0.5, 2.0))
-    left = errors(found.x)[: len(runs)] * NOISE
-    # as if NOISE had been seen as often as there are factors: few runs say little of it
+    left = errors(found.x)[: len(runs)] * RESIDUAL_SD
+    # the prior of the residual weighs as much as one run for each factor
     prior, freedom = len(CORRECTED), max(len(runs) - len(CORRECTED), 0)
-    deviation = float(np.sqrt(((left**2).sum() + prior * NOISE**2) / (freedom + prior)))
+    deviation = float(np.sqrt(((left**2).sum() + prior * RESIDUAL_SD**2) / (freedom + prior)))
     factors = dict(zip(CORRECTED, found.x.tolist(), strict=True))
-    return Corrections(factors, deviation, *_scatter(timing, runs, factors))
+    return Corrections(factors, deviation, *_scatter_of_texts(timing, runs, factors))
 
 
-def _scatter(
-    timing: Timing, runs: Sequence[CellRuns], factors: Mapping[str, float]
+def _scatter_of_texts(
+    timing: Timing, runs: Sequence[SettingRuns], factors: Mapping[str, float]
 ) -> tuple[int, float, float]:
-    """How many texts there are, and how far apart they lie: of their means, and of single runs.
+    """Number of texts, and their standard deviations: of means over settings, and of single runs.
 
-    Each text is held against what its own matches let expect, so that only times scatter.
+    Each text's prediction is at its own realized match rate, so that only times scatter.
     """
     if not runs:
-        return 0, TEXT_SCATTER, RUN_SCATTER
-    expected = [predicted_ratio(timing, r.n_matched / r.n_tokens, r.cell, factors) for r in runs]
+        return 0, TEXT_SD, RUN_SD
+    expected = [predicted_ratio(timing, r.n_matched / r.n_tokens, r.setting, factors) for r in runs]
     logs = [np.log(r.ppd_s / r.plain_s / e) for r, e in zip(runs, expected, strict=True)]
-    left = np.array([each - each.mean() for each in logs])  # [cells, texts]
+    left = np.array([each - each.mean() for each in logs])  # [settings, texts]
     n = left.shape[1]
 
     def scatter(squares: np.ndarray, freedom: int, prior: float) -> float:
         total = squares.sum() + PRIOR_RUNS * prior**2
         return float(np.sqrt(total / (freedom + PRIOR_RUNS)))
 
-    between = scatter(left.mean(0) ** 2, n - 1, TEXT_SCATTER)
-    return n, between, scatter(left**2, (n - 1) * len(runs), RUN_SCATTER)
+    between = scatter(left.mean(0) ** 2, n - 1, TEXT_SD)
+    return n, between, scatter(left**2, (n - 1) * len(runs), RUN_SD)
 
 
 def predict(
     calibration: Calibration,
     timing: Timing,
-    cells: Sequence[Cell],
+    settings: Sequence[PpdSetting],
     n_prompts: int,
     corrections: Corrections,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[Prediction]:
-    """Predict every cell's ratio for as many other prompts, with 95% prediction intervals.
+    """Predict every setting's ratio for as many other prompts, with 95% prediction intervals.
 
     The interval resamples the calibration's prompts twice, for its own error and for the prompts
     that will be run; the repetitions of the timing; the deviation that the corrections left; and
@@ -233,8 +224,8 @@ def predict(
     of_draw = np.arange(resamples) % len(draws)
     noise = corrections.noise(rng, n_prompts, resamples)
     found = []
-    for cell in cells:
-        place = (slice(None), cell.exit_layer - 1, cell.k - 1)
+    for setting in settings:
+        place = (slice(None), setting.exit_layer - 1, setting.k - 1)
         hits = calibration.hits[place]
         p = float(calibration.p_correct[place[1:]])
         spread = resampled_rates(hits, calibration.tokens, own) - p
@@ -243,28 +234,28 @@ def predict(
         ratios = np.empty(resamples)
         for n in range(min(len(draws), resamples)):
             mine = of_draw == n
-            ratios[mine] = predicted_ratio(draws[n], rates[mine], cell, corrections.factors)
+            ratios[mine] = predicted_ratio(draws[n], rates[mine], setting, corrections.factors)
         low, high = percentiles(ratios * noise)
-        ratio = float(predicted_ratio(timing, p, cell, corrections.factors))
-        found.append(Prediction(cell, p, ratio, float(low), float(high)))
+        ratio = float(predicted_ratio(timing, p, setting, corrections.factors))
+        found.append(Prediction(setting, p, ratio, float(low), float(high)))
     return found
 
 
-def judged(
-    prediction: Prediction, runs: CellRuns, timing: Timing, corrections: Corrections
+def error_row(
+    prediction: Prediction, runs: SettingRuns, timing: Timing, corrections: Corrections
 ) -> dict[str, Any]:
-    """One cell's prediction beside its runs; errors are predicted / measured - 1.
+    """One setting's prediction and its runs; errors are predicted / measured - 1.
 
-    The match part is what predicting the match rate adds to the error, the latency part what is
-    left with the realized one. Realized are the guesses that were right and in time, over the
-    tokens whose process could be guessed; the calibration counts right ones over all tokens.
+    `latency_part` is the error at the realized match rate, `match_part` the further error from
+    predicting the match rate; their factors multiply to the error. The realized rate counts guesses
+    that were right and in time, the calibration's all right ones.
     """
-    realized = predicted_ratio(timing, runs.match_rate, runs.cell, corrections.factors)
-    p, cell = prediction.p_correct, prediction.cell
-    ideal = float(normalized_latency(p, timing.layers, cell.exit_layer))
+    realized = predicted_ratio(timing, runs.match_rate, runs.setting, corrections.factors)
+    p, setting = prediction.p_correct, prediction.setting
+    ideal = float(normalized_latency(p, timing.layers, setting.exit_layer))
     return {
-        "exit_layer": cell.exit_layer,
-        "k": cell.k,
+        "exit_layer": setting.exit_layer,
+        "k": setting.k,
         "predicted": prediction.ratio,
         "ci_low": prediction.ci_low,
         "ci_high": prediction.ci_high,
@@ -281,18 +272,18 @@ def judged(
     }
 
 
-def errors_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Median and 90th percentile of the absolute errors, and how many intervals held."""
-    if not cells:
+def errors_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Median and 90th percentile of the absolute errors, and the coverage of the intervals."""
+    if not rows:
         return {"n_cells": 0}
-    within = sum(bool(cell["within"]) for cell in cells)
-    low, high = binomial_interval(within, len(cells))
+    within = sum(bool(row["within"]) for row in rows)
+    low, high = binomial_interval(within, len(rows))
 
     def absolute(name: str) -> np.ndarray:
-        return np.abs([cell[name] for cell in cells])
+        return np.abs([row[name] for row in rows])
 
     return {
-        "n_cells": len(cells),
+        "n_cells": len(rows),
         "median_error": float(np.median(absolute("error"))),
         "p90_error": float(np.percentile(absolute("error"), 90)),
         "median_match_part": float(np.median(absolute("match_part"))),
@@ -304,7 +295,7 @@ def errors_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def binomial_interval(hits: int, n: int) -> tuple[float, float]:
-    """The 95% interval of Clopper and Pearson for a probability.
+    """The Clopper-Pearson 95% interval of a proportion.
 
     >>> tuple(round(x, 3) for x in binomial_interval(19, 20))
     (0.751, 0.999)
@@ -317,26 +308,26 @@ def binomial_interval(hits: int, n: int) -> tuple[float, float]:
 def coverage_over_splits(
     calibration: Calibration,
     timing: Timing,
-    runs: Sequence[CellRuns],
+    runs: Sequence[SettingRuns],
     corrections: Corrections,
     *,
     splits: int = 40,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How often the interval for a random half of the prompts held that half's ratio.
+    """Coverage of the intervals over random halves of the prompts.
 
-    The halves overlap and the cells share prompts: this describes, and is no sample of that size.
+    The halves overlap and settings share prompts, so the trials are not independent.
     """
     n = min(len(run.n_tokens) for run in runs)
     if n < 2:
         return {"within": 0, "n": 0}
     rng, half = np.random.default_rng(seed), max(n // 2, 1)
-    cells = [run.cell for run in runs]
-    predictions = predict(calibration, timing, cells, half, corrections, seed=seed)
+    settings = [run.setting for run in runs]
+    predictions = predict(calibration, timing, settings, half, corrections, seed=seed)
     within = 0
     for _ in range(splits):
         chosen = rng.permutation(n)[:half].tolist()
         for prediction, run in zip(predictions, runs, strict=True):
-            ratio = run.of(chosen).ratio
+            ratio = run.select(chosen).ratio
             within += prediction.ci_low <= ratio <= prediction.ci_high
     return {"within": int(within), "n": splits * len(runs), "splits": splits, "prompts": half}

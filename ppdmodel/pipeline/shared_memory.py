@@ -1,7 +1,8 @@
-"""Memory that several processes see, without a name that could be left behind."""
+"""Tensors in anonymous shared memory, which the system frees with the last process that maps it."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -17,39 +18,36 @@ from torch import Tensor
 
 #: bytes; tensors begin on a cache line
 ALIGNMENT = 64
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each named tensor lies in a block of memory."""
+    """Offset, shape and type of each named tensor in a block of memory, and the block's bytes."""
 
-    entries: Mapping[str, tuple[int, Shape, torch.dtype]]
+    entries: Mapping[str, tuple[int, tuple[int, ...], torch.dtype]]
     size: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, tuple[Shape, torch.dtype]]) -> Layout:
-        """Put tensors of these shapes one behind the other."""
+    def of(cls, tensors: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> Layout:
+        """Tensors of these shapes one after the other, each on a cache line of its own."""
         entries, end = {}, 0
         for name, (shape, dtype) in tensors.items():
-            entries[name] = (end, shape, dtype)
-            n = dtype.itemsize
-            for size in shape:
-                n *= size
+            entries[name] = (end, tuple(shape), dtype)
+            n = math.prod(shape) * dtype.itemsize
             end += -(-n // ALIGNMENT) * ALIGNMENT
         return cls(entries, max(end, ALIGNMENT))
 
 
-class Shared:
-    """A block of zeros that spawned processes can be given: as an argument of `Process`.
+class SharedTensors:
+    """Tensors in one block of shared memory, at first zeros; an argument of spawned processes.
 
-    It has no name in the file system, so that nothing is left when the processes are gone, however
-    they end.
+    The block has no name in the file system, so that nothing stays behind, however the processes
+    end.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._fd = _unnamed()
+        self._fd = _anonymous_file()
         self._release = weakref.finalize(self, os.close, self._fd)
         os.ftruncate(self._fd, layout.size)
         self._open()
@@ -69,36 +67,34 @@ class Shared:
         self._open()
 
     def close(self) -> None:
-        """Give up this process's hold; tensors that were handed out stay valid."""
-        self._release()  # once, whoever calls it
+        """Close this process's handle; tensors that were handed out stay valid."""
+        self._release()  # at most once
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, in the shared memory."""
         start, shape, dtype = self.layout.entries[name]
-        n = 1
-        for size in shape:
-            n *= size
+        n = math.prod(shape)
         return self._bytes[start : start + n * dtype.itemsize].view(dtype).view(shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them."""
+        """All tensors by name."""
         return {name: self.tensor(name) for name in self.layout.entries}
 
 
-def share(tensors: Mapping[str, Tensor]) -> Shared:
-    """A copy of some tensors in shared memory."""
-    shared = Shared(Layout.of({n: (tuple(t.shape), t.dtype) for n, t in tensors.items()}))
+def shared_copy(tensors: Mapping[str, Tensor]) -> SharedTensors:
+    """Copy tensors to shared memory."""
+    shared = SharedTensors(Layout.of({n: (tuple(t.shape), t.dtype) for n, t in tensors.items()}))
     for name, tensor in tensors.items():
         shared.tensor(name).copy_(tensor)
     return shared
 
 
-def zeros(tensors: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> Shared:
-    """Zeros of these shapes in shared memory."""
-    return Shared(Layout.of({n: (tuple(shape), dtype) for n, (shape, dtype) in tensors.items()}))
+def shared_zeros(tensors: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> SharedTensors:
+    """Zeros in shared memory, by name: shape and type."""
+    return SharedTensors(Layout.of(tensors))
 
 
-def _unnamed() -> int:
+def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("ppdmodel")
     with tempfile.TemporaryFile() as file:

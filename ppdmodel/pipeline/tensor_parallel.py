@@ -1,7 +1,7 @@
-"""Plain decoding split over devices: each has a part of every product, as Megatron-LM cuts them.
+"""Tensor parallelism for plain decoding: every unit has a shard of each product, as in Megatron-LM.
 
-Heads of attention and of the inner layer's columns go to the devices; each multiplies its part, and
-the sum of what they get is the product. That is two sums for each layer and one for the head.
+Attention heads and columns of the feed-forward layer are divided among the units. Each multiplies
+its shard, and an all-reduce adds the results: two for each layer, and one for the LM head.
 """
 
 from __future__ import annotations
@@ -13,125 +13,126 @@ import torch
 from torch import Tensor, distributed
 
 from ..errors import InvalidInputError
-from .engine_shape import Shape
+from .engine_shape import EngineShape
 
 ADDRESS = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Part:
-    """Which part a unit has."""
+class Shard:
+    """Which shard a unit has: `rank` of `world_size`."""
 
-    number: int
-    of: int
+    rank: int
+    world_size: int
 
-    def range(self, n: int) -> slice:
-        """Of `n` things, as evenly as it goes; the first parts have one more.
+    def slice(self, n: int) -> slice:
+        """This shard's share of `n` things; the first shards have one more if it is not even.
 
-        >>> [Part(number, 3).range(8) for number in range(3)]
+        >>> [Shard(rank, 3).slice(8) for rank in range(3)]
         [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
         """
-        each, more = divmod(n, self.of)
-        start = self.number * each + min(self.number, more)
-        return slice(start, start + each + (self.number < more))
+        each, more = divmod(n, self.world_size)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
 
 
-def check_parts(shape: Shape, of: int) -> None:
-    """Raise `InvalidInputError` unless a model has so many parts."""
-    if of > shape.heads:
+def check_shards(shape: EngineShape, world_size: int) -> None:
+    """Raise `InvalidInputError` unless each of so many shards has an attention head."""
+    if world_size > shape.heads:
         raise InvalidInputError(
             f"units must not exceed the model's {shape.heads} heads on devices, over which plain "
-            f"decoding is split; got {of}"
+            f"decoding is split; got {world_size}"
         )
 
 
-def part_of(
-    shape: Shape, weights: Mapping[str, Tensor], part: Part
-) -> tuple[Shape, dict[str, Tensor]]:
-    """The numbers and weights of one part of an engine.
+def shard_of(
+    shape: EngineShape, weights: Mapping[str, Tensor], shard: Shard
+) -> tuple[EngineShape, dict[str, Tensor]]:
+    """Sizes and weights of one shard of an engine.
 
-    Where the parts are more than the heads of keys and values, each query head gets its own copy.
+    With more shards than kv heads, each query head has a copy of its kv head.
     """
     size, group = shape.head_size, shape.heads // shape.kv_heads
-    copies = group if part.of > shape.kv_heads else 1
-    kv = torch.arange(shape.kv_heads).repeat_interleave(copies)[part.range(shape.kv_heads * copies)]
-    each = group // copies  # query heads of a head of keys and values
-    first = part.range(shape.kv_heads * copies).start * each
-    queries = torch.arange(first, first + len(kv) * each)
-    inner = torch.arange(shape.inner)[part.range(shape.inner)]
+    copies = group if shard.world_size > shape.kv_heads else 1
+    share = shard.slice(shape.kv_heads * copies)
+    kv = torch.arange(shape.kv_heads).repeat_interleave(copies)[share]
+    each = group // copies  # query heads of a kv head
+    queries = torch.arange(share.start * each, (share.start + len(kv)) * each)
+    inner = torch.arange(shape.inner)[shard.slice(shape.inner)]
     heads = torch.cat([queries, shape.heads + kv, shape.heads + shape.kv_heads + kv])
     columns = {
-        "qkv": _within(heads, size),
-        "out": _within(queries, size),
+        "qkv": _columns_of(heads, size),
         "gate_up": torch.cat([inner, shape.inner + inner]),
-        "down": inner,
-        "head": torch.arange(shape.vocabulary)[part.range(shape.vocabulary)],
+        "head": torch.arange(shape.vocabulary)[shard.slice(shape.vocabulary)],
     }
+    rows = {"out": _columns_of(queries, size), "down": inner}
     found = {}
     for name, weight in weights.items():
         what = name.rsplit(".", 1)[-1]
-        if what in ("out", "down"):
-            found[name] = weight[columns[what]]
-        elif what in ("out_bias", "down_bias"):
-            if part.number == 0:
+        product = what.removesuffix("_bias")
+        if what in rows:
+            found[name] = weight[rows[what]]
+        elif product in rows:
+            if shard.rank == 0:  # the all-reduce must add it once
                 found[name] = weight
-        elif what.removesuffix("_bias") in columns:
-            found[name] = weight[..., columns[what.removesuffix("_bias")]]
-        elif not name.startswith("map"):  # a plain text reads no exit
+        elif product in columns:
+            found[name] = weight[..., columns[product]]
+        elif not name.startswith("map"):  # plain decoding reads no exit
             found[name] = weight
     if "embedding" not in found:
         found["embedding"] = weights["head"].t()
-    own = replace(shape, heads=len(queries), kv_heads=len(kv), inner=len(inner))
-    return own, found
+    return replace(shape, heads=len(queries), kv_heads=len(kv), inner=len(inner)), found
 
 
-def _within(heads: Tensor, size: int) -> Tensor:
+def _columns_of(heads: Tensor, size: int) -> Tensor:
     return (heads[:, None] * size + torch.arange(size)).flatten()
 
 
-class Link:
-    """The parts' way to add up what they have."""
+class Communicator:
+    """Collective operations of the units that hold the shards."""
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
 
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum over all parts."""
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over all shards, in place."""
         distributed.all_reduce(x)
         return x
 
-    def whole(self, x: Tensor, n: int) -> Tensor:
-        """[rows, n] of which each part has some columns."""
+    def all_gather(self, x: Tensor, n: int) -> Tensor:
+        """[rows, n] of which each shard has some columns, as a sum of zero-padded shards."""
         found = x.new_zeros(len(x), n)
-        found[:, self.part.range(n)] = x
-        return self.sum(found)
+        found[:, self.shard.slice(n)] = x
+        return self.all_reduce(found)
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """Where the processes of one split text find each other."""
+class Rendezvous:
+    """Where the units of one process group meet."""
 
     port: int
-    of: int
+    world_size: int
     backend: str
 
-    def join(self, number: int, device: str) -> Link:
-        """Meet the others; all must come."""
+    def join(self, rank: int, device: str) -> Communicator:
+        """Initialize the process group; blocks until all units have joined."""
         if device != "cpu":
             torch.get_device_module(device).set_device(device)
         store = distributed.TCPStore(  # type: ignore[attr-defined]
             ADDRESS, self.port, is_master=False
         )
-        distributed.init_process_group(self.backend, store=store, rank=number, world_size=self.of)
-        return Link(Part(number, self.of))
+        distributed.init_process_group(
+            self.backend, store=store, rank=rank, world_size=self.world_size
+        )
+        return Communicator(Shard(rank, self.world_size))
 
     def leave(self) -> None:
-        """Give up the connections."""
+        """Close the connections."""
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
 
 def backend_for(devices: Sequence[str]) -> str:
-    """NCCL for GPUs of their own; it does not take one GPU twice, and Gloo does."""
+    """NCCL where each unit has a GPU of its own, which it requires; otherwise Gloo."""
     apart = len(set(devices)) == len(devices) and all(d.startswith("cuda") for d in devices)
     return "nccl" if apart and distributed.is_nccl_available() else "gloo"

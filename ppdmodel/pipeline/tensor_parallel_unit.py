@@ -1,55 +1,55 @@
-"""One of the units that make a plain text together, each with a part of every product."""
+"""A unit of tensor-parallel plain decoding, which has a shard of every product."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .unit import PATIENCE, GoneError, Task, Unit, give_way
+from .unit import POLLS_PER_PARENT_CHECK, Task, TextEndedError, Unit, yield_cpu
 
-#: what the first unit says of a token before all begin it: that it is made, or that none is
-GOES_ON, ENDS = 1, 2
+#: in `progress`, which rank 0 writes before any unit begins a token: it will be made, or none will
+CONTINUE, END = 1, 2
 
 
-class Member(Unit):
-    """Runs in step with the others: no one may begin a sum that another does not come to.
+class TensorParallelUnit(Unit):
+    """Runs in lockstep with the others: all must take part in every all-reduce.
 
-    The first says whether a token is made at all, so that all leave at the same one.
+    Rank 0 therefore publishes whether the next token is made, so that all end at the same one.
     """
 
     def _text(self, task: Task) -> None:
         self.task = task
-        self.cache.begin(handed_over=False)
+        self.cache.reset(mirrored=False)
         self._prompt()
         for token in range(1, task.max_new_tokens):
-            if not self._goes_on(token):
+            if not self._continues(token):
                 return
             self._verified(token, None)
 
-    def _goes_on(self, token: int) -> bool:
-        said = self.board.progress
+    def _continues(self, token: int) -> bool:
+        progress = self.board.progress
         if self.number == 0:
             self._check_parent()
-            self._say(token, not self.board.stop[0])
-        looks = 0
-        while not said[token]:
-            looks += 1
-            if looks % PATIENCE == 0:
+            self._publish_step(token, CONTINUE if not self.board.stop[0] else END)
+        polls = 0
+        while not progress[token]:
+            polls += 1
+            if polls % POLLS_PER_PARENT_CHECK == 0:
                 self._check_parent()
-            give_way()
+            yield_cpu()
         self.board.fence()
-        return bool(said[token] == GOES_ON)
+        return bool(progress[token] == CONTINUE)
 
-    def _say(self, token: int, goes_on: bool) -> None:
+    def _publish_step(self, token: int, step: int) -> None:
         self.board.fence()
-        self.board.progress[token] = GOES_ON if goes_on else ENDS
+        self.board.progress[token] = step
 
-    def _give_verdict(self, token: int, x: Tensor) -> None:
+    def _publish_verdict(self, token: int, x: Tensor) -> None:
         if self.number:
             self.engine.logits(x)
             return
         try:
-            super()._give_verdict(token, x)
-        except GoneError:
+            super()._publish_verdict(token, x)
+        except TextEndedError:
             if token + 1 < self.task.max_new_tokens:
-                self._say(token + 1, False)
+                self._publish_step(token + 1, END)
             raise

@@ -1,9 +1,10 @@
-"""What layers, heads, starts and promotions cost, measured inside whole tokens."""
+"""Profile the parts of a decoding step, measured during end-to-end decoding."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,22 @@ from ..results.files import provenance
 from ..results.intervals import percentiles
 from ..results.timing import Timed, Timing
 from .devices import CPU, machine
+from .options import TWO_CPUS, PpdSetting, RunOptions, Workers
 from .pipeline import Pipeline
-from .unit import EVENT, Did, Script
+from .unit import EVENT, EventKind, ForcedMatches
 from .worker_pool import FIRST_TIMED, Run
 
-#: tokens of the text before, and of one repetition of each kind of run
+#: tokens of the prompt, and new tokens of each run of a repetition
 CONTEXT, TOKENS = 96, 24
-#: repetitions are made again, once, where the layer time of the middle half of them spreads by more
-#: than this; where it still does, the result is refused
-UNSTEADY = 0.15
+#: largest interquartile range of the repetitions' layer times over their median; beyond it they are
+#: made again, once, and then refused
+MAX_SPREAD = 0.15
 RESAMPLES, SEED = 1000, 0
-#: how deep the exits lie at which PPD is timed, as shares of the layers
-SHARES = (0.25, 0.5, 0.75, 0.9)
-BEGIN, END, DID, TOKEN, LAYER, ROWS = range(len(EVENT))
+#: exit layers at which PPD is timed, as fractions of the model's layers
+EXIT_DEPTHS = (0.25, 0.5, 0.75, 0.9)
+BEGIN, END, KIND, TOKEN, LAYER, ROWS = range(len(EVENT))
 PACKAGES = ("torch", "transformers", "numpy")
+WHOLE = RunOptions(stops=False)
 
 
 def time_model(
@@ -39,28 +42,26 @@ def time_model(
     *,
     ks: Sequence[int] = (1, 2, 3, 5, 8),
     rounds: int = 8,
-    units: int = 2,
+    workers: Workers = TWO_CPUS,
     exits: TrainedExits | None = None,
-    device: str = CPU,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Timing:
-    """Time plain decoding and PPD on this machine, term by term.
+    """Time the terms of plain decoding and PPD on this machine.
 
-    In each of `rounds` repetitions, one after another so that a drift of the machine meets all
-    alike: plain text on one unit; plain text on all units; and PPD with given matches, for each k
-    at several exit layers, because what the other unit does meanwhile depends on them. A
-    repetition's value is its mean over tokens, since it serves to predict means; the result is the
-    median of the repetitions.
+    Each of `rounds` repetitions interleaves plain decoding on one unit, plain decoding by tensor
+    parallelism on all units, and PPD with forced matches for each k at several exit layers, on
+    which the load of the other unit depends; so a drift of the machine affects all alike. A
+    repetition's value is the mean over its tokens, because it serves to predict means; the result
+    is the median of the repetitions.
 
     Args:
-        loaded: a model of Llama's build, loaded on the CPU.
+        loaded: a model of the Llama architecture, loaded on the CPU.
         ks: numbers of guesses to time.
         rounds: repetitions, at least 4.
-        units: at least 2; each has a CPU of its own.
+        workers: how many units, and their devices. On a GPU the layers of plain decoding are timed
+            in a separate run, which synchronizes after each; its latency is that of a run without.
         exits: trained exits, whose maps take time too.
-        device: as in `Pipeline`. On a GPU the layers of plain text are timed in a run of its own,
-            which waits after each; the latency of plain text is of one that does not.
-        on_progress: called with the share that is done.
+        on_progress: called with the fraction that is done.
 
     Raises:
         InvalidInputError: an argument does not fit the model or the machine.
@@ -76,39 +77,38 @@ def time_model(
     samples: list[dict[str, Any]] = []
     with Pipeline(
         loaded,
-        units=units,
         prompt_tokens=CONTEXT,
         tokens=TOKENS,
         k=max(ks),
+        workers=workers,
         exits=exits,
-        device=device,
     ) as pipeline:
-        bench = _Bench(pipeline, prompt, tuple(sorted(set(ks))))
-        bench.round(0)  # warm
+        repetitions = _Repetitions(pipeline, prompt, tuple(sorted(set(ks))))
+        repetitions.round(0)  # warm
         for _attempt in range(2):
             samples = []
             for number in range(rounds):
-                samples.append(bench.round(number))
+                samples.append(repetitions.round(number))
                 on_progress((number + 1) / rounds)
-            if unsteadiness(samples) <= UNSTEADY:
+            if spread(samples) <= MAX_SPREAD:
                 break
         else:
             raise RunFailedError(
-                f"layer times must spread by at most {UNSTEADY:.0%} between repetitions; got "
-                f"{unsteadiness(samples):.0%} twice; stop other work on this machine, and try again"
+                f"layer times must spread by at most {MAX_SPREAD:.0%} between repetitions; got "
+                f"{spread(samples):.0%} twice; stop other work on this machine, and try again"
             )
-    return _summary(loaded, samples, bench.ks, exits, pipeline.devices)
+    return _summary(loaded, samples, repetitions.ks, exits, pipeline.devices)
 
 
-def unsteadiness(samples: Sequence[Any]) -> float:
-    """How far the middle half of the repetitions' layer times spreads, over their median."""
+def spread(samples: Sequence[Any]) -> float:
+    """Interquartile range of the repetitions' layer times over their median."""
     times = [sample["layer_time_s"] for sample in samples]
     low, middle, high = np.percentile(times, [25, 50, 75])
     return float((high - low) / middle)
 
 
-class _Bench:
-    """One repetition after another."""
+class _Repetitions:
+    """One repetition of all runs after another."""
 
     def __init__(self, pipeline: Pipeline, prompt: Sequence[int], ks: tuple[int, ...]) -> None:
         self.pipeline, self.prompt, self.ks = pipeline, prompt, ks
@@ -120,20 +120,20 @@ class _Bench:
 
     def round(self, number: int) -> dict[str, Any]:
         """One repetition of every term; those of PPD by k, a value per exit layer."""
-        plain = self.pipeline.greedy(self.prompt, TOKENS, stops=False)
-        split = self.pipeline.greedy_split(self.prompt, TOKENS, stops=False)
-        found = plain_terms(self._waiting(plain), self.pipeline.layers)
+        plain = self.pipeline.greedy(self.prompt, TOKENS, WHOLE)
+        split = self.pipeline.greedy_split(self.prompt, TOKENS, WHOLE)
+        found = plain_terms(self._synchronized(plain), self.pipeline.layers)
         found["plain_latency_s"] = float(plain.times_s.mean())
         found["split_latency_s"] = float(split.times_s.mean())
         rng = np.random.default_rng(number)
         found["by_k"] = {k: self._ppd(plain.token_ids, k, rng) for k in self.ks}
         return found
 
-    def _waiting(self, plain: Run) -> Run:
-        """Plain text that waits after each layer, as on a CPU each does."""
+    def _synchronized(self, plain: Run) -> Run:
+        """A plain run that synchronizes after each layer, as every run does on a CPU."""
         if set(self.pipeline.devices) == {CPU}:
             return plain
-        return self.pipeline.greedy(self.prompt, TOKENS, stops=False, timed=True)
+        return self.pipeline.greedy(self.prompt, TOKENS, replace(WHOLE, timed=True))
 
     def _ppd(
         self, token_ids: tuple[int, ...], k: int, rng: np.random.Generator
@@ -144,10 +144,9 @@ class _Bench:
             run = self.pipeline.ppd(
                 self.prompt,
                 TOKENS,
-                exit_layer=exit_layer,
-                k=k,
-                stops=False,
-                script=Script(token_ids, hits),
+                PpdSetting(exit_layer, k),
+                WHOLE,
+                forced=ForcedMatches(token_ids, hits),
             )
             parts.append(ppd_terms(run, self.pipeline.layers, exit_layer))
         return {f"{name}_s": _filled(name, [part[name] for part in parts]) for name in SCHEDULE}
@@ -159,12 +158,12 @@ def timed_exit_layers(layers: int) -> tuple[int, ...]:
     >>> timed_exit_layers(30)
     (8, 15, 23, 27)
     """
-    places = {min(max(math.ceil(share * layers), 1), layers - 1) for share in SHARES}
-    return tuple(sorted(places))
+    depths = {min(max(math.ceil(share * layers), 1), layers - 1) for share in EXIT_DEPTHS}
+    return tuple(sorted(depths))
 
 
 def _filled(name: str, values: Sequence[float | None]) -> list[float]:
-    """What never happened at one exit layer, from the nearest where it did."""
+    """Values per exit layer; None is replaced by the value at the nearest one that has it."""
     there = {place: value for place, value in enumerate(values) if value is not None}
     if not there:
         raise RunFailedError(
@@ -175,12 +174,14 @@ def _filled(name: str, values: Sequence[float | None]) -> list[float]:
 
 
 def plain_terms(run: Run, layers: int) -> dict[str, Any]:
-    """Layer, head and the rest of a token, means over the tokens of a plain run, in seconds."""
+    """Times of a layer, the LM head and the rest of a token: means of a plain run, in seconds."""
     events, times = run.events[0], run.times_s
     each = _per_token(events, layers)
-    head = _seconds(events[(events[:, DID] == Did.HEAD) & (events[:, TOKEN] > 0)])
+    head = _seconds(events[(events[:, KIND] == EventKind.HEAD) & (events[:, TOKEN] > 0)])
     of_layer = [
-        float(_seconds(events[(events[:, DID] == Did.LAYER) & (events[:, LAYER] == n)]).mean())
+        float(
+            _seconds(events[(events[:, KIND] == EventKind.LAYER) & (events[:, LAYER] == n)]).mean()
+        )
         for n in range(1, layers + 1)
     ]
     whole = float(times.mean())
@@ -197,8 +198,8 @@ def plain_terms(run: Run, layers: int) -> dict[str, Any]:
 def ppd_terms(run: Run, layers: int, exit_layer: int) -> dict[str, float | None]:
     """The times of `calibrated_latency` in a run of PPD, by the names of its arguments.
 
-    Means over what happened from token `FIRST_TIMED` on, in seconds; None is what never did. Layers
-    count from their own start to the start of what follows.
+    Means from token `FIRST_TIMED` on, in seconds; None for what never happened. A layer lasts from
+    its own start to the start of what follows.
     """
     sums = {name: _Mean() for name in SCHEDULE}
     for token in range(FIRST_TIMED, len(run.token_ids)):
@@ -209,21 +210,21 @@ def ppd_terms(run: Run, layers: int, exit_layer: int) -> dict[str, float | None]
             guesses[1:, TOKEN] == guesses[:-1, TOKEN]
         )
         sums["batch_layer_time"].add(np.diff(guesses[:, BEGIN])[follows])
-        sums["exit_time"].add(np.diff(unit[unit[:, DID] == Did.EXIT][:, [BEGIN, END]]))
+        sums["exit_time"].add(np.diff(unit[unit[:, KIND] == EventKind.EXIT][:, [BEGIN, END]]))
     return {name: mean.value_s for name, mean in sums.items()}
 
 
 def _verified(
     run: Run, token: int, layers: int, exit_layer: int, sums: Mapping[str, _Mean]
 ) -> None:
-    """Add what the verified process of one token, and the reading of its exit, took."""
+    """Add the times of one token's verified process, and of reading its exit."""
     known, made = run.verdict_ns[token - 1], run.verdict_ns[token]
-    unit = next(u for u in run.events if _at(u, Did.HEAD, token).any())
-    promoted = unit[_at(unit, Did.PROMOTE, token)]  # layers before that are of guesses
+    unit = next(u for u in run.events if _at(u, EventKind.HEAD, token).any())
+    promoted = unit[_at(unit, EventKind.PROMOTE, token)]  # layers before that are of guesses
     since = promoted[0, BEGIN] if len(promoted) else known
     mine = unit[(unit[:, BEGIN] >= since) & (unit[:, TOKEN] == token)]
-    head = int(mine[mine[:, DID] == Did.HEAD][0, BEGIN])
-    steps = mine[mine[:, DID] == Did.LAYER]
+    head = int(mine[mine[:, KIND] == EventKind.HEAD][0, BEGIN])
+    steps = mine[mine[:, KIND] == EventKind.LAYER]
     sums["head_time"].add([made - head])
     begins = [*steps[:, BEGIN].tolist(), head]
     first = layers + 1 - len(steps)  # the layer that it starts or goes on with
@@ -236,24 +237,24 @@ def _verified(
     if past:
         end = int(steps[past - 1, END])
         for other in run.events:
-            reads = other[_at(other, Did.EXIT, token)]
+            reads = other[_at(other, EventKind.EXIT, token)]
             sums["start_delay"].add(np.maximum(reads[:, BEGIN] - end, 0))
 
 
-def _at(events: np.ndarray, did: Did, token: int) -> np.ndarray:
-    found: np.ndarray = (events[:, DID] == did) & (events[:, TOKEN] == token)
+def _at(events: np.ndarray, kind: EventKind, token: int) -> np.ndarray:
+    found: np.ndarray = (events[:, KIND] == kind) & (events[:, TOKEN] == token)
     return found
 
 
 def _is_guess(events: np.ndarray, run: Run) -> np.ndarray:
-    """Which events are layers of guesses: begun before the verdict on the token before."""
+    """Layers of guesses: those begun before the verdict on the token before."""
     known = run.verdict_ns[np.clip(events[:, TOKEN] - 1, 0, len(run.verdict_ns) - 1)]
-    found: np.ndarray = (events[:, DID] == Did.LAYER) & (events[:, BEGIN] < known)
+    found: np.ndarray = (events[:, KIND] == EventKind.LAYER) & (events[:, BEGIN] < known)
     return found
 
 
 class _Mean:
-    """A mean of nanoseconds, some of them for several layers at once."""
+    """A running mean of nanoseconds, some of them sums over several layers."""
 
     def __init__(self) -> None:
         self.total, self.n = 0, 0
@@ -269,8 +270,8 @@ class _Mean:
 
 
 def _per_token(events: np.ndarray, layers: int) -> np.ndarray:
-    """Seconds of all layers together, per token that one process ran from its first layer."""
-    rows = events[events[:, DID] == Did.LAYER]
+    """Seconds of all layers, of each token that one process ran from its first layer."""
+    rows = events[events[:, KIND] == EventKind.LAYER]
     tokens = np.unique(rows[:, TOKEN])
     sums = [rows[rows[:, TOKEN] == token] for token in tokens]
     whole = [_seconds(part).sum() for part in sums if len(part) == layers]
@@ -343,7 +344,7 @@ def model_provenance(source: ModelSource, dtype: str, exits: TrainedExits | None
 def timing_provenance(
     loaded: LoadedModel, exits: TrainedExits | None, devices: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What a time depends on: model, type, exits, machine."""
+    """Everything a time depends on: model, dtype, exits, devices and machine."""
     return {
         **model_provenance(loaded.source, str(loaded.model.dtype).removeprefix("torch."), exits),
         "units": len(devices),

@@ -1,7 +1,8 @@
-"""What one unit does: it runs the verified process of a token, or guesses for the next one.
+"""One worker process: it runs the verified process of a token, or guesses of the next one.
 
-All units follow the same rule, so nobody directs them: after each verdict the board says which
-unit's process goes on; every other unit reads the next exit as soon as that process has passed it.
+There is no coordinator; all units run the same loop. Each verdict on the shared board names the
+unit whose process goes on as the verified one; every other unit drafts guesses from the next exit
+as soon as that process has passed it.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import torch
 from torch import Tensor
 
 from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
-from .board import AFRESH, Board
-from .devices import wait_for
+from .board import NO_MATCH, Board
+from .devices import synchronize
 from .engine import Engine
-from .kv_cache import Cache
+from .kv_cache import KVCache
+from .options import PpdSetting
 
-#: looks at the board between two looks at whether the program is still there
-PATIENCE = 4096
-#: seconds of sleep while the exit is more than so many layers away
-NAP, NEARLY = 1e-4, 2
+#: polls of the board between two checks that the parent process is alive
+POLLS_PER_PARENT_CHECK = 4096
+#: sleep between two polls, in seconds, while the exit is more than `NEAR_LAYERS` layers away
+POLL_SLEEP_S, NEAR_LAYERS = 1e-4, 2
 
 
-class Did(IntEnum):
+class EventKind(IntEnum):
     """What a unit did during an event of its trace."""
 
     PROMPT = 0
@@ -44,15 +46,14 @@ class Did(IntEnum):
 
 
 #: columns of a trace: nanoseconds on the monotonic clock; token, layer (from 1) and rows, or 0
-EVENT = ("start_ns", "end_ns", "did", "token", "layer", "rows")
+EVENT = ("start_ns", "end_ns", "kind", "token", "layer", "rows")
 
 
 @dataclass(frozen=True)
-class Script:
-    """Matches that are given instead of found, to measure what they cost.
+class ForcedMatches:
+    """Guesses that are forced to be right or wrong, to time both outcomes.
 
-    `token_ids[i]` is the text's token i; `hits[i]` says whether the guesses read at the exit of
-    token i - 1 hold it.
+    `token_ids[i]` is the text's token i; `hits[i]` says whether the guesses of it are right.
     """
 
     token_ids: tuple[int, ...]
@@ -61,66 +62,68 @@ class Script:
 
 @dataclass(frozen=True)
 class Task:
-    """One text to make. Without `exit_layer` the first unit makes it alone.
+    """One text to make: by PPD with a setting, else by plain decoding on unit 0.
 
-    `timed` waits for the device after each layer, so that a layer's time can be told; with an exit
-    it always does.
+    `timed` synchronizes with the device after each layer of a plain text; PPD always does.
     """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     end_ids: frozenset[int] = frozenset()
-    exit_layer: int | None = None
-    k: int = 1
-    row_by_row: bool = False
+    setting: PpdSetting | None = None
     sampling: Sampling | None = None
     prompt_id: str = ""
-    script: Script | None = None
+    forced: ForcedMatches | None = None
     timed: bool = False
 
 
 @dataclass
-class Started:
-    """A process that has run some layers: its states [rows, width], and those at the exit."""
+class ProcessState:
+    """Processes that have run some layers: hidden states [rows, width], and those at the exit."""
 
     x: Tensor
     layers: int = 0
     at_exit: Tensor | None = None
 
 
-class GoneError(Exception):
-    """The text has ended, or the program that asked for it."""
+class TextEndedError(Exception):
+    """The text has ended."""
 
 
 class Unit:
-    """One unit at work on one text after another."""
+    """The loop of one unit, for one text after another."""
 
-    def __init__(self, number: int, engine: Engine, board: Board, cache: Cache) -> None:
+    def __init__(self, number: int, engine: Engine, board: Board, cache: KVCache) -> None:
         self.number, self.engine, self.board, self.cache = number, engine, board, cache
         self.units, _, k = board.guesses.shape
-        own = engine.own_shape(max(k, 1))
+        own = engine.shape.guesses(max(k, 1))
         self.own = torch.zeros(own, dtype=engine.dtype, device=engine.device)
         self.parent = os.getppid()
         self.events: list[tuple[int, int, int, int, int, int]] = []
 
+    @property
+    def _exit_layer(self) -> int:
+        """Of the task; 0 without."""
+        return self.task.setting.exit_layer if self.task.setting else 0
+
     @torch.inference_mode()
     def run(self, task: Task) -> np.ndarray:
-        """Do a task; returns what was done when, [events, len(EVENT)]."""
+        """Run a task; returns its trace, [events, len(EVENT)]."""
         self.events = []
-        with suppress(GoneError):
+        with suppress(TextEndedError):
             self._text(task)
         return np.array(self.events, dtype=np.int64).reshape(-1, len(EVENT))
 
     def _text(self, task: Task) -> None:
         self.task = task
-        self.cache.begin(handed_over=task.exit_layer is not None)
+        self.cache.reset(mirrored=task.setting is not None)
         if self.number == 0:
             self._prompt()
-        elif task.exit_layer is None:
+        elif task.setting is None:
             return
         else:
-            self._until(lambda: self.board.verdict[0], Did.AWAIT_VERDICT, 0)
-        started: Started | None = None
+            self._until(lambda: self.board.verdict[0], EventKind.AWAIT_VERDICT, 0)
+        started: ProcessState | None = None
         for token in range(1, task.max_new_tokens):
             if self.board.stop[0]:
                 return
@@ -137,17 +140,17 @@ class Unit:
         ids = torch.tensor(self.task.prompt_ids)
         begin = time.monotonic_ns()
         x = self.engine.read_prompt(ids, self.cache.tensor)
-        self.cache.put_prompt(len(ids))
+        self.cache.publish_prompt(len(ids))
         self._finish()
-        self._did(begin, Did.PROMPT, 0, 0, len(ids))
-        self._give_verdict(0, x)
+        self._record(begin, EventKind.PROMPT, 0, 0, len(ids))
+        self._publish_verdict(0, x)
 
-    def _verified(self, token: int, started: Started | None) -> None:
-        """Run the process that makes `token` to its end, and say what it is."""
+    def _verified(self, token: int, started: ProcessState | None) -> None:
+        """Run the process that makes `token` to its last layer, and publish the verdict."""
         place = len(self.task.prompt_ids) + token - 1
         if started is None:
             before = torch.tensor([int(self.board.verdict[token - 1]) - 1])
-            started = Started(self.engine.embed(before))
+            started = ProcessState(self.engine.embed(before))
         elif started.at_exit is not None:
             self._at_exit(token, started.at_exit)
         self._progress(token, started.layers)
@@ -155,90 +158,91 @@ class Unit:
         for index in range(started.layers, self.engine.shape.layers):
             begin = time.monotonic_ns()
             x = self.engine.layer(index, x, place, self.cache.before(index, place), own)
-            self.cache.put(index, place, own[index : index + 1, :, 0])
+            self.cache.write(index, place, own[index : index + 1, :, 0])
             self._finish()
-            self._did(begin, Did.LAYER, token, index + 1, 1)
-            if index + 1 == self.task.exit_layer:
+            self._record(begin, EventKind.LAYER, token, index + 1, 1)
+            if index + 1 == self._exit_layer:
                 self._at_exit(token, x)
             self._progress(token, index + 1)
-        self._give_verdict(token, x)
+        self._publish_verdict(token, x)
 
     def _at_exit(self, token: int, x: Tensor) -> None:
         self.board.exit_state[token] = x[0]
 
     def _progress(self, token: int, layers: int) -> None:
-        if self.task.exit_layer is not None:
+        if self.task.setting is not None:
             self.board.fence()
             self.board.progress[token] = layers
 
-    def _give_verdict(self, token: int, x: Tensor) -> None:
+    def _publish_verdict(self, token: int, x: Tensor) -> None:
         begin = time.monotonic_ns()
         place = TokenPosition(self.task.prompt_id, 0, token)
         chosen, _ = choose(self.engine.logits(x), [place], self.task.sampling)
         true_id = int(chosen[0])
-        owner, row = self.board.row_of(token, true_id, self.number)
+        owner, row = self.board.find_match(token, true_id, self.number)
         now = time.monotonic_ns()
-        self._did(begin, Did.HEAD, token, 0, 1)
+        self._record(begin, EventKind.HEAD, token, 0, 1)
         ends = true_id in self.task.end_ids or token + 1 == self.task.max_new_tokens
-        if ends:  # before the verdict: who sees that one sees this
+        if ends:  # published before the verdict, so that no unit waits for a further token
             self.board.stop[0] = 1
-        self.board.give_verdict(token, true_id, owner, row, now)
+        self.board.publish_verdict(token, true_id, owner, row, now)
         if ends:
-            raise GoneError
+            raise TextEndedError
 
     # ------------------------------------------------------------ the guesses
 
-    def _guess(self, token: int) -> Started | None:
-        """Start processes for the token after `token`, until the verdict on that one is known.
+    def _guess(self, token: int) -> ProcessState | None:
+        """Run guesses for the token after `token` until the verdict on `token`.
 
         Returns:
-            The process that goes on as the verified one, if it is one of these.
+            The guess that goes on as the verified process, if it is one of these.
         """
-        exit_layer = self.task.exit_layer or 0
+        exit_layer = self._exit_layer
         decided, progress = self.board.verdict, self.board.progress
         if token + 1 < self.task.max_new_tokens:
             self._until(
                 lambda: progress[token] >= exit_layer or decided[token],
-                Did.AWAIT_EXIT,
+                EventKind.AWAIT_EXIT,
                 token,
-                soon=lambda: progress[token] >= exit_layer - NEARLY or decided[token],
+                soon=lambda: progress[token] >= exit_layer - NEAR_LAYERS or decided[token],
             )
             if not decided[token]:
                 begin = time.monotonic_ns()
                 guesses = self._read_exit(token)
-                self._did(begin, Did.EXIT, token, exit_layer, 1)
+                self._record(begin, EventKind.EXIT, token, exit_layer, 1)
                 self.board.publish_guesses(self.number, token, guesses)
                 return self._run_guesses(token, guesses)
-        self._until(lambda: decided[token], Did.AWAIT_VERDICT, token)
+        self._until(lambda: decided[token], EventKind.AWAIT_VERDICT, token)
         return None
 
     def _read_exit(self, token: int) -> np.ndarray:
-        """This unit's share of the k guesses at the exit of the process that makes `token`."""
+        """This unit's share of the k guesses from the exit of the process that makes `token`."""
         task, owner = self.task, self.board.owner[token]
+        assert task.setting is not None
         self.board.fence()
         state = self.board.exit_state[token : token + 1].clone().to(self.engine.device)
-        logits = self.engine.logits(state, task.exit_layer)
+        logits = self.engine.logits(state, task.setting.exit_layer)
         if task.sampling is not None:
             place = TokenPosition(task.prompt_id, 0, token)
             logits = scaled(logits, task.sampling.temperature) + _noise(
                 task.sampling, place, logits
             )
-        guesses = logits[0].topk(task.k).indices.cpu().numpy()
-        if task.script is not None:
-            guesses = self._scripted(token, task.script)
-        share = self.number - (self.number > owner)  # the place among the other units
+        guesses = logits[0].topk(task.setting.k).indices.cpu().numpy()
+        if task.forced is not None:
+            guesses = self._forced_guesses(token, task.forced, len(guesses))
+        share = self.number - (self.number > owner)  # rank among the units that guess
         return guesses[share :: self.units - 1]
 
-    def _scripted(self, token: int, script: Script) -> np.ndarray:
-        true_id, k = script.token_ids[token], self.task.k
+    def _forced_guesses(self, token: int, forced: ForcedMatches, k: int) -> np.ndarray:
+        true_id = forced.token_ids[token]
         wrong = (true_id + 1 + np.arange(k)) % self.engine.shape.vocabulary
-        return np.append(true_id, wrong[:-1]) if script.hits[token] else wrong
+        return np.append(true_id, wrong[:-1]) if forced.hits[token] else wrong
 
-    def _run_guesses(self, token: int, guesses: np.ndarray) -> Started | None:
-        """Run this unit's guesses layer by layer until the verdict; keep the right one, if any."""
+    def _run_guesses(self, token: int, guesses: np.ndarray) -> ProcessState | None:
+        """Run this unit's guesses until the verdict; return the right one, if any."""
         board, task = self.board, self.task
         place = len(task.prompt_ids) + token
-        started = Started(self.engine.embed(torch.from_numpy(guesses)))
+        started = ProcessState(self.engine.embed(torch.from_numpy(guesses)))
         for index in range(self.engine.shape.layers if len(guesses) else 0):
             if board.verdict[token]:
                 break
@@ -247,29 +251,31 @@ class Unit:
             started.x = self._rows(index, started.x, place)
             self._finish()
             started.layers = index + 1
-            self._did(begin, Did.LAYER, token + 1, index + 1, len(guesses))
-            if started.layers == task.exit_layer:
+            self._record(begin, EventKind.LAYER, token + 1, index + 1, len(guesses))
+            if started.layers == self._exit_layer:
                 started.at_exit = started.x
-        self._until(lambda: board.verdict[token], Did.AWAIT_VERDICT, token)
+        self._until(lambda: board.verdict[token], EventKind.AWAIT_VERDICT, token)
         begin = time.monotonic_ns()
-        if board.owner[token + 1] != self.number or board.row[token + 1] == AFRESH:
-            self._did(begin, Did.DROP, token + 1, started.layers, len(guesses))
+        if board.owner[token + 1] != self.number or board.row[token + 1] == NO_MATCH:
+            self._record(begin, EventKind.DROP, token + 1, started.layers, len(guesses))
             return None
         self._promote(started, int(board.row[token + 1]), place)
-        self._did(begin, Did.PROMOTE, token + 1, started.layers, 1)
+        self._record(begin, EventKind.PROMOTE, token + 1, started.layers, 1)
         return started
 
     def _await_layer(self, token: int, index: int) -> None:
-        """Wait for the keys and values of that layer of the token before, or for the verdict."""
+        """Wait for that layer's keys and values of the token before, or for the verdict."""
         board = self.board
         self._until(
-            lambda: board.progress[token] > index or board.verdict[token], Did.AWAIT_LAYER, token
+            lambda: board.progress[token] > index or board.verdict[token],
+            EventKind.AWAIT_LAYER,
+            token,
         )
 
     def _rows(self, index: int, x: Tensor, place: int) -> Tensor:
-        """A layer on all guesses at once, or on one after another, which rounds as a single one."""
+        """A layer on all guesses as a batch, or one by one, bitwise identical to plain decoding."""
         before = self.cache.before(index, place)
-        if not self.task.row_by_row:
+        if self.task.setting is not None and not self.task.setting.row_by_row:
             return self.engine.layer(index, x, place, before, self.own)
         return torch.cat(
             [
@@ -280,52 +286,52 @@ class Unit:
             ]
         )
 
-    def _promote(self, started: Started, row: int, place: int) -> None:
-        """Keep one guess, and put its keys and values where the text's are."""
+    def _promote(self, started: ProcessState, row: int, place: int) -> None:
+        """Select one guess, and copy its keys and values to the KV cache."""
         done = started.layers
-        self.cache.put(0, place, self.own[:done, :, row])
+        self.cache.write(0, place, self.own[:done, :, row])
         started.x = started.x[row : row + 1].clone()
         if started.at_exit is not None:
             started.at_exit = started.at_exit[row : row + 1].clone()
 
-    # ------------------------------------------------------------ waiting and telling
+    # ------------------------------------------------------------ waiting, and the trace
 
     def _finish(self) -> None:
-        """Until the device has done it, where others wait for that, or it is timed."""
-        if self.task.timed or self.task.exit_layer is not None:
-            wait_for(self.engine.device)
+        """Synchronize with the device, where other units wait for the layer, or it is timed."""
+        if self.task.timed or self.task.setting is not None:
+            synchronize(self.engine.device)
 
     def _until(
         self,
         ready: Callable[[], object],
-        waiting: Did,
+        waiting: EventKind,
         token: int,
         soon: Callable[[], object] = lambda: True,
     ) -> None:
-        """Watch the board: asleep until `soon`, for a busy core slows the others down."""
+        """Poll the board until `ready`, asleep until `soon`: a busy core slows the others down."""
         if ready():
             self.board.fence()
             return
-        begin, looks = time.monotonic_ns(), 0
+        begin, polls = time.monotonic_ns(), 0
         while not ready():
-            looks += 1
-            if looks % PATIENCE == 0:
+            polls += 1
+            if polls % POLLS_PER_PARENT_CHECK == 0:
                 self._check_parent()
             if self.board.stop[0] and not ready():
-                raise GoneError
+                raise TextEndedError
             if soon():
-                give_way()
+                yield_cpu()
             else:
-                time.sleep(NAP)
+                time.sleep(POLL_SLEEP_S)
         self.board.fence()
-        self._did(begin, waiting, token, 0, 0)
+        self._record(begin, waiting, token, 0, 0)
 
     def _check_parent(self) -> None:
         if os.getppid() != self.parent:
             raise SystemExit
 
-    def _did(self, begin: int, did: Did, token: int, layer: int, rows: int) -> None:
-        self.events.append((begin, time.monotonic_ns(), int(did), token, layer, rows))
+    def _record(self, begin: int, kind: EventKind, token: int, layer: int, rows: int) -> None:
+        self.events.append((begin, time.monotonic_ns(), int(kind), token, layer, rows))
 
 
 def _noise(sampling: Sampling, place: TokenPosition, like: Tensor) -> Tensor:
@@ -333,7 +339,7 @@ def _noise(sampling: Sampling, place: TokenPosition, like: Tensor) -> Tensor:
     return torch.from_numpy(gumbel(sampling.seed, place, like.shape[1]))[None].to(like.device)
 
 
-def give_way() -> None:
-    """Let another process have the core, should one be waiting for it."""
+def yield_cpu() -> None:
+    """Let another process run on this core, if one is ready."""
     if hasattr(os, "sched_yield"):
         os.sched_yield()

@@ -1,4 +1,4 @@
-"""Predict a grid of settings, then run it for real, plain decoding interleaved."""
+"""Predict a grid of settings, then run it, interleaved with plain decoding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +29,77 @@ from ..results.files import (
 )
 from ..results.timing import Timing
 from .devices import CPU
-from .pipeline import Pipeline, check_setting
+from .options import TWO_CPUS, PpdSetting, Workers
+from .pipeline import Pipeline
 from .prediction_error import (
-    Cell,
-    CellRuns,
     Corrections,
     Prediction,
+    SettingRuns,
     coverage_over_splits,
+    error_row,
     errors_summary,
+    excluding_prompts,
     fit_corrections,
-    judged,
     predict,
-    without,
 )
 from .timing import timing_provenance
 from .worker_pool import Run
 
 RUNS_FILE, PREDICTIONS_FILE = "runs.jsonl", "predictions.json"
-#: parts of a calibration that predictions of one exit do not rest on
-UNHASHED = ("timing", "recorded", "reliability")
+#: fields of a calibration that predictions of fixed settings do not use
+NOT_PREDICTIVE = ("timing", "recorded", "reliability")
+#: the two parts of the runs
 FIT, HELD_OUT = "fit", "held-out"
-#: settings between two runs of plain decoding
-BETWEEN = 2
+#: settings that are run between two runs of plain decoding
+SETTINGS_PER_BASELINE = 2
+
+
+@dataclass(frozen=True)
+class ValidationGrid:
+    """The settings of a validation, and how they are run.
+
+    Attributes:
+        exit_layers: where guesses are read.
+        ks: numbers of guesses, which the timing must have.
+        fit_prompts: prompts for the corrections; at least 1.
+        max_new_tokens: most tokens of a text.
+        raw: whether to leave out the chat template.
+        seed: of the order of the runs, and of the intervals.
+    """
+
+    exit_layers: Sequence[int]
+    ks: Sequence[int] = (1, 3, 5)
+    fit_prompts: int = 3
+    max_new_tokens: int = 64
+    raw: bool = False
+    seed: int = 0
+
+    @property
+    def settings(self) -> list[PpdSetting]:
+        """Every exit layer with every k, in order."""
+        return [
+            PpdSetting(e, k) for e in sorted(set(self.exit_layers)) for k in sorted(set(self.ks))
+        ]
+
+    @property
+    def fitted(self) -> list[PpdSetting]:
+        """Every second setting, as the squares of one colour of a chessboard."""
+        columns = len(set(self.ks))
+        return [s for n, s in enumerate(self.settings) if sum(divmod(n, columns)) % 2 == 0]
+
+    def check(self, layers: int, n_prompts: int) -> list[PpdSetting]:
+        """The settings; raises `InvalidInputError` unless they can be run."""
+        if not 1 <= self.fit_prompts < n_prompts:
+            raise InvalidInputError(
+                f"fit_prompts must leave prompts to judge on; got {self.fit_prompts} of "
+                f"{n_prompts}; use fewer, or give more prompts"
+            )
+        settings = self.settings
+        if not settings:
+            raise InvalidInputError("the grid must have settings; got none; give exit layers and k")
+        for setting in settings:
+            setting.check(layers)
+        return settings
 
 
 def validate(
@@ -59,42 +108,29 @@ def validate(
     calibration: Calibration,
     timing: Timing,
     out: Path,
+    grid: ValidationGrid,
     *,
-    exit_layers: Sequence[int],
-    ks: Sequence[int] = (1, 3, 5),
-    fit_prompts: int = 3,
-    max_new_tokens: int = 64,
-    units: int = 2,
     exits: TrainedExits | None = None,
-    raw: bool = False,
-    seed: int = 0,
-    device: str = CPU,
+    workers: Workers = TWO_CPUS,
     on_progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> dict[str, Any]:
     """Predict the latency of every setting, run it, and write both.
 
-    Every second cell of the grid is run on the first `fit_prompts` prompts, which corrects the
-    times. Then the predictions for the other prompts are written to `predictions.json`, and never
-    changed; then all cells are run on those prompts. Errors are judged on the cells that were not
-    fitted. A stopped run goes on where it was.
+    Every second setting of the grid is run on the first `fit_prompts` prompts, and the timing is
+    corrected to fit. The predictions for the other prompts are then written to `predictions.json`
+    and never changed, and all settings are run on those prompts. Errors are reported for the
+    settings that were not fitted. An interrupted validation resumes from its finished runs.
 
     Args:
-        loaded: a model of Llama's build, loaded on the CPU.
-        prompts: to run; at least `fit_prompts` + 1. Their own rates in the calibration are not
-            used.
+        loaded: a model of the Llama architecture, loaded on the CPU.
+        prompts: to run, more than `fit_prompts`; their rates in the calibration are not used.
         calibration: match rates.
-        timing: what layers and heads cost here.
+        timing: times of layers and heads on this machine.
         out: a folder.
-        exit_layers: where guesses are read.
-        ks: numbers of guesses; all timed.
-        fit_prompts: prompts for the corrections; at least 1.
-        max_new_tokens: most tokens of a text.
-        units: 2; each has a CPU of its own.
+        grid: the settings, and how they are run.
         exits: trained exits, those of the calibration.
-        raw: whether to leave out the chat template.
-        seed: of the order of the runs, and of the intervals.
-        device: as in `Pipeline`.
-        on_progress: called with the stage and the share of it.
+        workers: the devices of 2 units.
+        on_progress: called with the stage and the fraction of it that is done.
 
     Returns:
         The report, as in `validation.json`.
@@ -103,86 +139,109 @@ def validate(
         InvalidInputError: an argument does not fit, or the folder has another validation.
         RunFailedError: a unit failed.
     """
-    if not 1 <= fit_prompts < len(prompts):
+    settings = grid.check(loaded.layers, len(prompts))
+    if workers.units != 2:
         raise InvalidInputError(
-            f"fit_prompts must leave prompts to judge on; got {fit_prompts} of {len(prompts)}; "
-            "use fewer, or give more prompts"
+            f"the formula is about 2 units; got {workers.units}; leave --units out"
         )
-    cells = [Cell(e, k) for e in sorted(set(exit_layers)) for k in sorted(set(ks))]
-    if not cells:
-        raise InvalidInputError("the grid must have cells; got none; give exit layers and k")
-    if units != 2:
-        raise InvalidInputError(f"the formula is about 2 units; got {units}; leave --units out")
-    fitted = [c for n, c in enumerate(cells) if sum(divmod(n, len(set(ks)))) % 2 == 0]
-    others = without(calibration, [prompt.id for prompt in prompts])
-    settings = {
-        "model": loaded.source.name,
-        "prompts": [prompt.id for prompt in prompts],
-        "fit_prompts": fit_prompts,
-        "cells": [cell.name for cell in cells],
-        "max_new_tokens": max_new_tokens,
-        "exits_sha256": exits.sha256 if exits else None,
-        "raw": raw,
-        "seed": seed,
-        "units": units,
-        **({} if device == CPU else {"device": device}),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "calibration_sha256": rates_of(others),
-        "timing_sha256": _sha256(asdict(timing)),
-    }
-    for cell in cells:  # all must be possible, timed and measured before anything is run
-        check_setting(loaded.layers, cell.exit_layer, cell.k)
-        predict(others, timing, [cell], 1, Corrections({}, 0.0), resamples=1)
-    book = _Book(out, settings)
-    ids = {prompt.id: loaded.encode(prompt.turns[:1], not raw) for prompt in prompts}
-    first, rest = prompts[:fit_prompts], prompts[fit_prompts:]
+    others = excluding_prompts(calibration, [prompt.id for prompt in prompts])
+    header = _header(loaded, prompts, others, timing, grid, exits, workers)
+    for setting in settings:  # all must be timed and measured before anything is run
+        predict(others, timing, [setting], 1, Corrections({}, 0.0), resamples=1)
+    log = _RunLog(out, header)
+    ids = {prompt.id: loaded.encode(prompt.turns[:1], not grid.raw) for prompt in prompts}
+    first, rest = prompts[: grid.fit_prompts], prompts[grid.fit_prompts :]
     with Pipeline(
         loaded,
-        units=units,
         prompt_tokens=max(map(len, ids.values())),
-        tokens=max_new_tokens,
-        k=max(ks),
+        tokens=grid.max_new_tokens,
+        k=max(grid.ks),
+        workers=workers,
         exits=exits,
-        device=device,
     ) as pipeline:
-        runner = _Runner(pipeline, ids, max_new_tokens, book, seed)
-        runner.warm(prompts[0])
+        runner = _Runner(pipeline, ids, grid, log)
+        runner.warm_up(prompts[0])
+        fitted = grid.fitted
         runner.run(FIT, first, fitted, lambda share: on_progress("correcting the times", share))
-        corrections = fit_corrections(timing, book.cells(FIT, first, fitted))
-        predictions = book.predictions(
-            lambda: predict(others, timing, cells, len(rest), corrections, seed=seed), corrections
+        corrections = fit_corrections(timing, log.runs_of(FIT, first, fitted))
+        log.write_predictions(
+            lambda: predict(others, timing, settings, len(rest), corrections, seed=grid.seed),
+            corrections,
         )
-        runner.run(HELD_OUT, rest, cells, lambda share: on_progress("running the grid", share))
-    runs = book.cells(HELD_OUT, rest, cells)
-    kept = book.corrections()
-    rows = [
-        judged(prediction, run, timing, kept) | {"held_out": run.cell not in fitted}
-        for prediction, run in zip(predictions, runs, strict=True)
-    ]
-    report = {
-        "schema": VALIDATION,
-        "schema_version": SCHEMA_VERSION,
-        "settings": settings,
-        "corrections": asdict(kept),
-        "cells": rows,
-        "held_out": errors_summary([row for row in rows if row["held_out"]]),
-        "all": errors_summary(rows),
-        "coverage_over_splits": coverage_over_splits(others, timing, runs, kept, seed=seed),
-        "n_runs": len(book.runs),
-        "n_other_text": sum(not run["same_text"] for run in book.runs),
-        "plain_latency_s": float(
-            np.median([run["plain_per_token_s"] for run in book.runs if run["n_tokens"]])
+        runner.run(HELD_OUT, rest, settings, lambda share: on_progress("running the grid", share))
+    runs = log.runs_of(HELD_OUT, rest, settings)
+    report = _report(log, runs, fitted, timing) | {
+        "coverage_over_splits": coverage_over_splits(
+            others, timing, runs, log.corrections(), seed=grid.seed
         ),
+        **_counts(log),
         "provenance": timing_provenance(loaded, exits, pipeline.devices),
     }
     write_json(out / VALIDATION_FILE, report)
     return report
 
 
+def _header(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    others: Calibration,
+    timing: Timing,
+    grid: ValidationGrid,
+    exits: TrainedExits | None,
+    workers: Workers,
+) -> dict[str, Any]:
+    """Everything that the runs and predictions of a folder depend on."""
+    return {
+        "model": loaded.source.name,
+        "prompts": [prompt.id for prompt in prompts],
+        "fit_prompts": grid.fit_prompts,
+        "cells": [setting.name for setting in grid.settings],
+        "max_new_tokens": grid.max_new_tokens,
+        "exits_sha256": exits.sha256 if exits else None,
+        "raw": grid.raw,
+        "seed": grid.seed,
+        "units": workers.units,
+        **({} if workers.device == CPU else {"device": workers.device}),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "calibration_sha256": rates_of(others),
+        "timing_sha256": _sha256(asdict(timing)),
+    }
+
+
+def _report(
+    log: _RunLog, runs: Sequence[SettingRuns], fitted: Sequence[PpdSetting], timing: Timing
+) -> dict[str, Any]:
+    """Predictions and runs of every setting, with their errors."""
+    corrections = log.corrections()
+    rows = [
+        error_row(prediction, run, timing, corrections) | {"held_out": run.setting not in fitted}
+        for prediction, run in zip(log.predictions(), runs, strict=True)
+    ]
+    return {
+        "schema": VALIDATION,
+        "schema_version": SCHEMA_VERSION,
+        "settings": log.header,
+        "corrections": asdict(corrections),
+        "cells": rows,
+        "held_out": errors_summary([row for row in rows if row["held_out"]]),
+        "all": errors_summary(rows),
+    }
+
+
+def _counts(log: _RunLog) -> dict[str, Any]:
+    return {
+        "n_runs": len(log.rows),
+        "n_other_text": sum(not row["same_text"] for row in log.rows),
+        "plain_latency_s": float(
+            np.median([row["plain_per_token_s"] for row in log.rows if row["n_tokens"]])
+        ),
+    }
+
+
 def rates_of(calibration: Calibration) -> str:
-    """Hash of what predictions rest on: neither times, which count apart, nor other methods."""
+    """SHA-256 of the match rates that predictions use, without times and other methods."""
     document = asdict(replace(calibration, recorded=None))
-    kept = {name: value for name, value in document.items() if name not in UNHASHED}
+    kept = {name: value for name, value in document.items() if name not in NOT_PREDICTIVE}
     return _sha256(kept)
 
 
@@ -191,37 +250,37 @@ def _sha256(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Book:
-    """The folder: runs as they come, predictions once."""
+class _RunLog:
+    """The folder of a validation: every run is appended, predictions are written once."""
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        self.out, self.settings = out, dict(settings)
-        self.runs: list[dict[str, Any]] = []
+    def __init__(self, out: Path, header: Mapping[str, Any]) -> None:
+        self.out, self.header = out, dict(header)
+        self.rows: list[dict[str, Any]] = []
         self.path = out / RUNS_FILE
         lines = self._whole_lines()
         if not lines:
-            self._append({"settings": self.settings})
+            self._append({"settings": self.header})
             return
         try:
-            header, *self.runs = [json.loads(line) for line in lines]
+            first, *self.rows = [json.loads(line) for line in lines]
         except ValueError:
-            header = {}
-        self._check_same(header, "runs")
+            first = {}
+        self._check_same(first, "runs")
 
     def _check_same(self, found: Mapping[str, Any], what: str) -> None:
         """Refuse what another validation left in the folder."""
         theirs = found.get("settings", {})
         check_agree(
             theirs,
-            self.settings,
-            [*self.settings, *(theirs.keys() - self.settings.keys())],
+            self.header,
+            [*self.header, *(theirs.keys() - self.header.keys())],
             rule=f"{self.out} must hold this very validation",
             what=what,
             fix="choose another folder",
         )
 
     def _whole_lines(self) -> list[str]:
-        """What is on file; a line that was cut off in the middle is taken away."""
+        """The lines on file; an incomplete last line is removed from it."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -247,117 +306,136 @@ class _Book:
         """Add finished runs."""
         for row in rows:
             self._append(row)
-            self.runs.append(row)
+            self.rows.append(row)
 
     def done(self, part: str, prompt_id: str) -> set[str]:
-        """Cells of a prompt that have been run."""
-        return {r["cell"] for r in self.runs if (r["part"], r["prompt_id"]) == (part, prompt_id)}
+        """Names of the settings that have been run on a prompt."""
+        return {r["cell"] for r in self.rows if (r["part"], r["prompt_id"]) == (part, prompt_id)}
 
-    def cells(self, part: str, prompts: Sequence[Prompt], cells: Sequence[Cell]) -> list[CellRuns]:
-        """All runs of a part, by cell."""
-        found = {(r["prompt_id"], r["cell"]): r for r in self.runs if r["part"] == part}
+    def runs_of(
+        self, part: str, prompts: Sequence[Prompt], settings: Sequence[PpdSetting]
+    ) -> list[SettingRuns]:
+        """All runs of a part, by setting."""
+        found = {(r["prompt_id"], r["cell"]): r for r in self.rows if r["part"] == part}
         result = []
-        for cell in cells:
-            runs = CellRuns.of_rows(cell, [found[prompt.id, cell.name] for prompt in prompts])
+        for setting in settings:
+            rows = [found[prompt.id, setting.name] for prompt in prompts]
+            runs = SettingRuns.of_rows(setting, rows)
             if not len(runs.n_tokens):
-                raise RunFailedError(f"cell {cell.name} must have tokens; got texts of under 3")
+                raise RunFailedError(
+                    f"setting {setting.name} must have tokens; got texts of under 3"
+                )
             result.append(runs)
         return result
 
-    def predictions(
+    def write_predictions(
         self, make: Callable[[], list[Prediction]], corrections: Corrections
-    ) -> list[Prediction]:
-        """The predictions on file; made now, if there are none."""
+    ) -> None:
+        """Write the predictions, unless they are on file."""
         path = self.out / PREDICTIONS_FILE
         if not path.exists():
             document = {
                 "schema": VALIDATION,
                 "schema_version": SCHEMA_VERSION,
-                "settings": self.settings,
+                "settings": self.header,
                 "corrections": asdict(corrections),
-                "predictions": [asdict(prediction) for prediction in make()],
+                "predictions": [_prediction_row(prediction) for prediction in make()],
             }
             write_json(path, document)
-        found = read_json(path, VALIDATION)
-        self._check_same(found, "predictions")
-        rows = found["predictions"]
-        return [Prediction(**{**row, "cell": Cell(**row["cell"])}) for row in rows]
+        self._check_same(read_json(path, VALIDATION), "predictions")
+
+    def predictions(self) -> list[Prediction]:
+        """The predictions on file."""
+        rows = read_json(self.out / PREDICTIONS_FILE, VALIDATION)["predictions"]
+        return [
+            Prediction(
+                setting=PpdSetting(**row["cell"]),
+                **{name: value for name, value in row.items() if name != "cell"},
+            )
+            for row in rows
+        ]
 
     def corrections(self) -> Corrections:
         """Those of the predictions on file."""
         return Corrections(**read_json(self.out / PREDICTIONS_FILE, VALIDATION)["corrections"])
 
 
+def _prediction_row(prediction: Prediction) -> dict[str, Any]:
+    setting = prediction.setting
+    row = {"cell": {"exit_layer": setting.exit_layer, "k": setting.k}} | asdict(prediction)
+    del row["setting"]
+    return row
+
+
 class _Runner:
-    """Runs cells on prompts in a random order, plain decoding before and after every two."""
+    """Runs settings on prompts in random order, with plain decoding before and after every two."""
 
     def __init__(
         self,
         pipeline: Pipeline,
         ids: Mapping[str, Sequence[int]],
-        max_new_tokens: int,
-        book: _Book,
-        seed: int,
+        grid: ValidationGrid,
+        log: _RunLog,
     ) -> None:
-        self.pipeline, self.ids, self.max_new_tokens = pipeline, ids, max_new_tokens
-        self.book, self.seed = book, seed
+        self.pipeline, self.ids, self.grid, self.log = pipeline, ids, grid, log
 
-    def warm(self, prompt: Prompt) -> None:
+    def warm_up(self, prompt: Prompt) -> None:
         """Let every unit touch its memory once."""
-        few = min(8, self.max_new_tokens)
+        few = min(8, self.grid.max_new_tokens)
         self.pipeline.greedy(self.ids[prompt.id], few)
-        self.pipeline.ppd(self.ids[prompt.id], few, exit_layer=1, k=1)
+        self.pipeline.ppd(self.ids[prompt.id], few, PpdSetting(exit_layer=1))
 
     def run(
         self,
         part: str,
         prompts: Sequence[Prompt],
-        cells: Sequence[Cell],
+        settings: Sequence[PpdSetting],
         on_progress: Callable[[float], None],
     ) -> None:
         """Run what has not been run."""
         for number, prompt in enumerate(prompts):
-            order = np.random.default_rng([self.seed, number, len(part)]).permutation(len(cells))
-            done = self.book.done(part, prompt.id)
-            left = [cells[n] for n in order if cells[n].name not in done]
+            rng = np.random.default_rng([self.grid.seed, number, len(part)])
+            done = self.log.done(part, prompt.id)
+            shuffled = [settings[n] for n in rng.permutation(len(settings))]
+            left = [setting for setting in shuffled if setting.name not in done]
             before = self._plain(prompt) if left else None
-            for start in range(0, len(left), BETWEEN):
-                group = left[start : start + BETWEEN]
-                runs = [self._ppd(prompt, cell) for cell in group]
+            for start in range(0, len(left), SETTINGS_PER_BASELINE):
+                group = left[start : start + SETTINGS_PER_BASELINE]
+                runs = [self._ppd(prompt, setting) for setting in group]
                 after = self._plain(prompt)
                 assert before is not None
-                self.book.keep(
+                self.log.keep(
                     [
-                        self._row(part, prompt, cell, run, before, after)
-                        for cell, run in zip(group, runs, strict=True)
+                        _run_row(part, prompt, setting, run, before, after)
+                        for setting, run in zip(group, runs, strict=True)
                     ]
                 )
                 before = after
             on_progress((number + 1) / len(prompts))
 
     def _plain(self, prompt: Prompt) -> Run:
-        return self.pipeline.greedy(self.ids[prompt.id], self.max_new_tokens)
+        return self.pipeline.greedy(self.ids[prompt.id], self.grid.max_new_tokens)
 
-    def _ppd(self, prompt: Prompt, cell: Cell) -> Run:
-        return self.pipeline.ppd(
-            self.ids[prompt.id], self.max_new_tokens, exit_layer=cell.exit_layer, k=cell.k
-        )
+    def _ppd(self, prompt: Prompt, setting: PpdSetting) -> Run:
+        return self.pipeline.ppd(self.ids[prompt.id], self.grid.max_new_tokens, setting)
 
-    def _row(
-        self, part: str, prompt: Prompt, cell: Cell, run: Run, before: Run, after: Run
-    ) -> dict[str, Any]:
-        times, plain = run.times_s, [before.times_s, after.times_s]
-        if not all(map(len, plain)):
-            times = times[:0]
-        return {
-            "part": part,
-            "prompt_id": prompt.id,
-            "cell": cell.name,
-            "n_tokens": len(times),
-            "n_matched": int(run.matches[: len(times)].sum()),
-            "ppd_s": float(times.sum()),
-            "plain_per_token_s": float(np.concatenate(plain).mean()) if len(times) else None,
-            "plain_before_s": float(plain[0].mean()) if len(times) else None,
-            "plain_after_s": float(plain[1].mean()) if len(times) else None,
-            "same_text": run.token_ids == before.token_ids,
-        }
+
+def _run_row(
+    part: str, prompt: Prompt, setting: PpdSetting, run: Run, before: Run, after: Run
+) -> dict[str, Any]:
+    """One run of PPD, and the plain runs before and after it, as a line of `runs.jsonl`."""
+    times, plain = run.times_s, [before.times_s, after.times_s]
+    if not all(map(len, plain)):
+        times = times[:0]
+    return {
+        "part": part,
+        "prompt_id": prompt.id,
+        "cell": setting.name,
+        "n_tokens": len(times),
+        "n_matched": int(run.matches[: len(times)].sum()),
+        "ppd_s": float(times.sum()),
+        "plain_per_token_s": float(np.concatenate(plain).mean()) if len(times) else None,
+        "plain_before_s": float(plain[0].mean()) if len(times) else None,
+        "plain_after_s": float(plain[1].mean()) if len(times) else None,
+        "same_text": run.token_ids == before.token_ids,
+    }

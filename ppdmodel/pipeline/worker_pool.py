@@ -1,4 +1,4 @@
-"""Units as processes: started once, given one text after another, and always ended."""
+"""The pool of worker processes: started once, given one task after another, and always ended."""
 
 from __future__ import annotations
 
@@ -18,40 +18,46 @@ import torch
 from torch import distributed
 
 from ..errors import InvalidInputError, RunFailedError
-from .board import Board, Size, new_board
+from .board import Board, BoardSize, new_board
 from .devices import CPU, devices
 from .engine import SharedEngine
-from .kv_cache import Cache
-from .shared_memory import Shared, zeros
-from .tensor_parallel import ADDRESS, Meeting, backend_for
-from .tensor_parallel_unit import Member
+from .kv_cache import KVCache
+from .options import Capacity
+from .shared_memory import SharedTensors, shared_zeros
+from .tensor_parallel import ADDRESS, Rendezvous, backend_for
+from .tensor_parallel_unit import TensorParallelUnit
 from .unit import EVENT, Task, Unit
 
 #: tokens from which on a run is timed: token 0 comes of the prompt, and nothing was guessed for
 #: token 1
 FIRST_TIMED = 2
-#: seconds: between two looks at a text as it comes, and for a unit to end by itself
-GLANCE, PARTING = 0.05, 5.0
+#: seconds between two polls of a text while it is made, and until a unit that is to end is killed
+POLL_S, SHUTDOWN_TIMEOUT_S = 0.05, 5.0
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a unit runs: threads of its own, on CPUs of its own or any; and where it computes."""
+class Placement:
+    """A unit's threads, the CPUs that it is pinned to (None: any), and its device."""
 
     threads: int
     cpus: tuple[int, ...] | None
     device: str = CPU
 
 
-def places(units: int, threads: int = 1, device: str = CPU) -> list[Place]:
-    """Where some units run: on CPUs, or on devices, as `devices` reads them.
+def placements(units: int, threads: int = 1, device: str = CPU) -> list[Placement]:
+    """Assign CPUs or devices to units.
 
-    A unit on a CPU is kept there. One on a device has a thread that feeds it, wherever there is
-    room: what drives the device starts threads of its own.
+    A unit that computes on a CPU is pinned to it. One that feeds a device is not, since the
+    device's driver starts threads of its own.
+
+    Args:
+        units: how many.
+        threads: of each unit.
+        device: as `Workers.device`.
 
     Raises:
-        InvalidInputError: there are fewer.
+        InvalidInputError: there are fewer CPUs or devices.
     """
     if not hasattr(os, "sched_getaffinity"):
         found = os.cpu_count() or 1
@@ -66,20 +72,20 @@ def places(units: int, threads: int = 1, device: str = CPU) -> list[Place]:
         )
     names = devices(device, units)
     if cpus is None or set(names) != {CPU}:
-        return [Place(threads, None, name) for name in names]
-    return [Place(threads, tuple(cpus[n * threads : (n + 1) * threads])) for n in range(units)]
+        return [Placement(threads, None, name) for name in names]
+    return [Placement(threads, tuple(cpus[n * threads : (n + 1) * threads])) for n in range(units)]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One text as it was made.
+    """A text, and the trace of how it was made.
 
     Attributes:
         token_ids: the tokens, end token included.
-        verdict_ns: when each was known, on the monotonic clock.
-        matched: per token, whether a process that had been started on it went on; False for the
-            first.
-        events: what each unit did, [events, len(unit.EVENT)].
+        verdict_ns: when each became known, on the monotonic clock.
+        matched: per token, whether a guess of it went on as its verified process; False for the
+            first `FIRST_TIMED`.
+        events: each unit's trace, [events, len(unit.EVENT)].
     """
 
     token_ids: tuple[int, ...]
@@ -94,74 +100,80 @@ class Run:
 
     @property
     def matches(self) -> np.ndarray:
-        """Of the same tokens, whose process had been started on a right guess."""
+        """`matched` of the same tokens."""
         return self.matched[FIRST_TIMED:]
 
 
-class Units:
-    """Processes that decode together; a context manager, so that none outlives its use."""
+class WorkerPool:
+    """Worker processes that decode together; a context manager, which ends them."""
 
     def __init__(
         self,
         engine: SharedEngine,
-        where: Sequence[Place],
+        where: Sequence[Placement],
+        capacity: Capacity,
         *,
-        tokens: int,
-        room: int,
-        k: int = 1,
-        split: bool = False,
+        tensor_parallel: bool = False,
     ) -> None:
-        """Prepare; entering the context starts the processes.
+        """Reserve memory; entering the context starts the processes.
 
         Args:
             engine: weights in shared memory.
-            where: a place per unit.
-            tokens: most new tokens of a text.
-            room: most tokens of a text with its prompt.
-            k: most guesses.
-            split: the units make plain texts together, each with a part of every product.
+            where: a placement per unit.
+            capacity: the largest text.
+            tensor_parallel: the units make plain texts together, each with a shard of the weights.
         """
-        opened = engine.open()
-        shape, dtype = engine.shape, opened.dtype
-        self.where, self.engine = tuple(where), engine
-        self.memory = new_board(Size(tokens, len(where), k, shape.width, dtype))
-        self.cache = zeros({"cache": (opened.cache_shape(room), dtype)})
+        shape, dtype = engine.shape, engine.open().dtype
+        self.where, self.engine, self.capacity = tuple(where), engine, capacity
+        self.tensor_parallel = tensor_parallel
+        size = BoardSize(capacity.new_tokens, len(where), capacity.k, shape.width, dtype)
+        self.memory = new_board(size)
+        self.cache = shared_zeros({"cache": (shape.cache(capacity.text_tokens), dtype)})
         self.board = Board(self.memory)
-        self.room, self.tokens, self.k, self.split = room, tokens, k, split
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
-        self._due: set[int] = set()  # units that owe an answer
-        self._store: Any = None  # where the parts of a split text meet
+        self._due: set[int] = set()  # units whose answer to a task has not come
+        self._store: Any = None  # of the process group
 
-    def __enter__(self) -> Units:
+    def __enter__(self) -> WorkerPool:
         context = multiprocessing.get_context("spawn")
         try:
-            meeting = self._meeting() if self.split else None
+            rendezvous = self._new_rendezvous() if self.tensor_parallel else None
             for number, place in enumerate(self.where):
                 ours, theirs = context.Pipe()
                 self._pipes.append(ours)
-                arguments = (number, place, theirs, self.engine, self.memory, self.cache, meeting)
+                arguments = (
+                    number,
+                    place,
+                    theirs,
+                    self.engine,
+                    self.memory,
+                    self.cache,
+                    rendezvous,
+                )
                 process = context.Process(target=_serve, args=arguments, daemon=True)
                 try:
-                    with _thread_settings(place.threads), _deaf_to_interrupts():
+                    with _thread_settings(place.threads), _sigint_blocked():
                         process.start()
                 finally:
                     theirs.close()
                 self._processes.append(process)
             here = set[int]()
-            while len(here) < len(self.where):  # whoever fails says so, though others wait for it
+            while len(here) < len(
+                self.where
+            ):  # a unit that fails is reported even while others wait for it
                 here |= set(self._arrived(None, here))
         except BaseException:
             self.close()
             raise
         return self
 
-    def _meeting(self) -> Meeting:
+    def _new_rendezvous(self) -> Rendezvous:
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]
             ADDRESS, 0, is_master=True, wait_for_workers=False
         )
         names = [place.device for place in self.where]
-        return Meeting(self._store.port, len(names), backend_for(names))
+        return Rendezvous(self._store.port, len(names), backend_for(names))
 
     def __exit__(
         self,
@@ -172,11 +184,11 @@ class Units:
         self.close()
 
     def close(self) -> None:
-        """End all units, by force if they do not listen."""
+        """End all units; those that do not end in time are killed."""
         self.board.stop[0] = 1
         for pipe in self._pipes:
             pipe.close()
-        deadline = time.monotonic() + PARTING
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for process in self._processes:
             process.join(max(deadline - time.monotonic(), 0.0))
             if process.is_alive():
@@ -190,9 +202,9 @@ class Units:
         """Make one text.
 
         Args:
-            task: what to make; it must fit what was prepared for.
-            on_token: called with each token id, a little after it was made: this process sleeps
-                meanwhile, since it may share a core with a unit.
+            task: what to make, within the capacity.
+            on_token: called with each token id, up to `POLL_S` after it was made: this process
+                sleeps between polls, since it may share a core with a unit.
 
         Raises:
             RunFailedError: a unit failed.
@@ -203,7 +215,7 @@ class Units:
         try:
             self._begin(task)
             while len(events) < len(self.where):
-                events |= self._arrived(GLANCE if on_token else None, set(events))
+                events |= self._arrived(POLL_S if on_token else None, set(events))
                 if on_token is not None:
                     said = self._say(said, on_token)
         except BaseException:
@@ -212,11 +224,13 @@ class Units:
         return self._result([events[number] for number in range(len(self.where))], task)
 
     def _check_fit(self, task: Task) -> None:
-        asked = (len(task.prompt_ids) + task.max_new_tokens, task.max_new_tokens, task.k)
-        if any(a > b for a, b in zip(asked, (self.room, self.tokens, self.k), strict=True)):
+        k = task.setting.k if task.setting else 1
+        asked = (len(task.prompt_ids) + task.max_new_tokens, task.max_new_tokens, k)
+        largest = (self.capacity.text_tokens, self.capacity.new_tokens, self.capacity.k)
+        if any(a > b for a, b in zip(asked, largest, strict=True)):
             raise InvalidInputError(
                 "a task must fit the units' room (tokens of the text, new tokens, guesses); got "
-                f"{asked}; there is {(self.room, self.tokens, self.k)}"
+                f"{asked}; there is {largest}"
             )
 
     def _begin(self, task: Task) -> None:
@@ -233,9 +247,9 @@ class Units:
                 raise self._lost(number) from None
 
     def _settle(self) -> None:
-        """Stop the text, and take away every answer that is still due."""
+        """Stop the text, and discard every answer that is still due."""
         self.board.stop[0] = 1
-        deadline = time.monotonic() + PARTING
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for number in tuple(self._due):
             with suppress(EOFError, OSError):
                 if self._pipes[number].poll(max(deadline - time.monotonic(), 0.0)):
@@ -268,7 +282,7 @@ class Units:
         )
 
     def _say(self, said: int, on_token: Callable[[int], None]) -> int:
-        while said < self.tokens and self.board.verdict[said]:
+        while said < self.capacity.new_tokens and self.board.verdict[said]:
             on_token(int(self.board.verdict[said]) - 1)
             said += 1
         return said
@@ -287,8 +301,8 @@ class Units:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """A process that is started here does not take Ctrl-C, from its first moment on."""
+def _sigint_blocked() -> Iterator[None]:
+    """Processes that are started here ignore Ctrl-C from their start."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -301,7 +315,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _thread_settings(threads: int) -> Iterator[None]:
-    """Set what a new process's libraries read when they are loaded."""
+    """Set the thread counts that a new process's libraries read when they are loaded."""
     before = {name: os.environ.get(name) for name in THREAD_SETTINGS}
     os.environ.update(dict.fromkeys(THREAD_SETTINGS, str(threads)))
     try:
@@ -316,37 +330,37 @@ def _thread_settings(threads: int) -> Iterator[None]:
 
 def _serve(
     number: int,
-    place: Place,
+    place: Placement,
     pipe: Connection,
     engine: SharedEngine,
-    memory: Shared,
-    cache: Shared,
-    meeting: Meeting | None,
+    memory: SharedTensors,
+    cache: SharedTensors,
+    rendezvous: Rendezvous | None,
 ) -> None:
-    """Run in a unit's own process: one task after another, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program that started it ends it
+    """The main function of a worker process: one task after another, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     if place.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, place.cpus)
     torch.set_num_threads(place.threads)
     try:
         try:
-            unit = _unit(number, place.device, engine, Board(memory), cache, meeting)
-        except Exception as error:  # no memory, say
-            pipe.send(_named(error))
+            unit = _unit(number, place.device, engine, Board(memory), cache, rendezvous)
+        except Exception as error:  # such as too little memory
+            pipe.send(_one_line(error))
             return
         pipe.send(np.zeros((0, len(EVENT)), dtype=np.int64))
         while True:
             task = pipe.recv()
             try:
                 done: Any = unit.run(task)
-            except Exception as error:  # whatever went wrong belongs to the program that asked
-                done = _named(error)
+            except Exception as error:  # the parent raises it
+                done = _one_line(error)
             pipe.send(done)
     except (EOFError, OSError):
         return
     finally:
-        if meeting is not None:
-            meeting.leave()
+        if rendezvous is not None:
+            rendezvous.leave()
 
 
 def _unit(
@@ -354,20 +368,19 @@ def _unit(
     device: str,
     engine: SharedEngine,
     board: Board,
-    cache: Shared,
-    meeting: Meeting | None,
+    cache: SharedTensors,
+    rendezvous: Rendezvous | None,
 ) -> Unit:
     shared = cache.tensor("cache")
-    if meeting is not None:
-        part = engine.open(device, meeting.join(number, device))
-        room = part.cache_shape(shared.shape[3])
-        alone = Cache(torch.zeros(room, dtype=part.dtype, device=device))
-        return Member(number, part, board, alone)
-    held = Cache(shared)
-    if device != CPU:
-        held = Cache(torch.zeros(shared.shape, dtype=shared.dtype, device=device), shared)
-    return Unit(number, engine.open(device), board, held)
+    if rendezvous is not None:
+        shard = engine.open(device, rendezvous.join(number, device))
+        own = torch.zeros(shard.shape.cache(shared.shape[3]), dtype=shard.dtype, device=device)
+        return TensorParallelUnit(number, shard, board, KVCache(own))
+    if device == CPU:
+        return Unit(number, engine.open(device), board, KVCache(shared))
+    own = torch.zeros(shared.shape, dtype=shared.dtype, device=device)
+    return Unit(number, engine.open(device), board, KVCache(own, shared))
 
 
-def _named(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from ppdmodel import Calibration, Measurement, load, optimize
+from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.prediction_error import (
-    Cell,
-    CellRuns,
+    SettingRuns,
     coverage_over_splits,
+    excluding_prompts,
     fit_corrections,
     predict,
-    without,
 )
 from ppdmodel.results.io import load_calibration, load_timing
 
@@ -290,7 +290,7 @@ def intervals_made_again(name: str, kind: str) -> tuple[str, str, int, int]:
     calibration = load_calibration(ROOT / "data" / f"smollm2-135m{kind}.calibration.json")
     head, *rows = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     settings = head["settings"]
-    others = without(calibration, settings["prompts"])
+    others = excluding_prompts(calibration, settings["prompts"])
     fitted, judged = (
         [found for cell in settings["cells"] if (found := runs_of_cell(rows, part, cell))]
         for part in ("fit", "held-out")
@@ -299,7 +299,7 @@ def intervals_made_again(name: str, kind: str) -> tuple[str, str, int, int]:
     alike = replace(corrections, n_texts=0, run_scatter=0.0)
     reach, within = [], 0
     for kept in (alike, corrections):
-        made = predict(others, timing, [r.cell for r in judged], len(judged[0].n_tokens), kept)
+        made = predict(others, timing, [r.setting for r in judged], len(judged[0].n_tokens), kept)
         half = [(p.ci_high - p.ci_low) / p.ratio / 2 for p in made]
         reach.append(f"{min(half):.0%} to {max(half):.0%}")
         within = sum(p.ci_low <= r.ratio <= p.ci_high for p, r in zip(made, judged, strict=True))
@@ -307,11 +307,11 @@ def intervals_made_again(name: str, kind: str) -> tuple[str, str, int, int]:
     return reach[0], reach[1], within, splits["within"]
 
 
-def runs_of_cell(rows: list[dict[str, Any]], part: str, name: str) -> CellRuns | None:
+def runs_of_cell(rows: list[dict[str, Any]], part: str, name: str) -> SettingRuns | None:
     """The runs of a cell on file, if there are any."""
     exit_layer, k = (int(number[1:]) for number in name.split("-"))
     own = [r for r in rows if (r["part"], r["cell"]) == (part, name)]
-    return CellRuns.of_rows(Cell(exit_layer, k), own) if own else None
+    return SettingRuns.of_rows(PpdSetting(exit_layer, k), own) if own else None
 
 
 def test_the_texts_of_real_ppd_are_those_of_plain_decoding() -> None:

@@ -1,4 +1,4 @@
-"""Units on devices with a memory of their own, and plain text split over such devices."""
+"""WorkerPool on devices with a memory of their own, and plain text split over such devices."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from ppdmodel.pipeline import decode, time_model
 from ppdmodel.pipeline import pipeline as pipeline_module
 from ppdmodel.pipeline import timing as timing_module
 from ppdmodel.pipeline import unit as unit_module
-from ppdmodel.pipeline.board import Board, Size, new_board
+from ppdmodel.pipeline.board import Board, BoardSize, new_board
 from ppdmodel.pipeline.devices import devices, machine
 from ppdmodel.pipeline.engine import SharedEngine, shared_engine
-from ppdmodel.pipeline.kv_cache import Cache
-from ppdmodel.pipeline.tensor_parallel import Link, Part, backend_for, check_parts
-from ppdmodel.pipeline.unit import Did, Script, Task, Unit
-from ppdmodel.pipeline.worker_pool import Place, Units, places
+from ppdmodel.pipeline.kv_cache import KVCache
+from ppdmodel.pipeline.tensor_parallel import Communicator, Shard, backend_for, check_shards
+from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task, Unit
+from ppdmodel.pipeline.worker_pool import Placement, WorkerPool, placements
 from tests.conftest import TEXT, make_tiny_llama
-from tests.support.far_device import FarPlace
+from tests.support.far_device import FarPlacement
 
 LAYERS, TOKENS, K = 4, 12, 3
 #: most new tokens, and most tokens of a text
@@ -45,8 +45,8 @@ RUNS = {
     "time": ["--out"],
     "validate": ["--calibration", "data/smollm2-135m.json", "--out"],
 }
-CPUS = [Place(1, None)] * 2
-FAR = [FarPlace(1, None, "far:0"), FarPlace(1, None, "far:1")]
+CPUS = [Placement(1, None)] * 2
+FAR = [FarPlacement(1, None, "far:0"), FarPlacement(1, None, "far:1")]
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +65,24 @@ def texts(loaded: LoadedModel) -> list[tuple[int, ...]]:
     return [tuple(loaded.encode([TEXT[n : n + 6 + 9 * n]], chat=False)) for n in range(3)]
 
 
-def units(engine: SharedEngine, where: Sequence[Place], **options: Any) -> Units:
-    return Units(engine, where, tokens=MOST, room=ROOM, k=K, **options)
+def units(engine: SharedEngine, where: Sequence[Placement], **options: Any) -> WorkerPool:
+    return WorkerPool(engine, where, tokens=MOST, room=ROOM, k=K, **options)
 
 
 @pytest.fixture(scope="module")
-def on_cpus(engine: SharedEngine) -> Iterator[Units]:
+def on_cpus(engine: SharedEngine) -> Iterator[WorkerPool]:
     with units(engine, CPUS) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def on_devices(engine: SharedEngine) -> Iterator[Units]:
+def on_devices(engine: SharedEngine) -> Iterator[WorkerPool]:
     with units(engine, FAR) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def plain(on_cpus: Units, texts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def plain(on_cpus: WorkerPool, texts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return [on_cpus.run(Task(ids, TOKENS)).token_ids for ids in texts]
 
 
@@ -96,8 +96,8 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices("cuda", 2) == ("cuda:0", "cuda:1")
     assert devices("cuda:1,cuda:0", 2) == ("cuda:1", "cuda:0")
     assert devices("cuda:1, cuda:1", 2) == ("cuda:1", "cuda:1")
-    assert [place.device for place in places(2, device="cuda")] == ["cuda:0", "cuda:1"]
-    assert {place.cpus for place in places(2, device="cuda")} == {None}
+    assert [place.device for place in placements(2, device="cuda")] == ["cuda:0", "cuda:1"]
+    assert {place.cpus for place in placements(2, device="cuda")} == {None}
     assert machine(("cpu", "cpu")) == machine()
     assert (
         machine(("cuda:0", "cuda:1")) == f"{machine()}; cuda:0 GPU of cuda:0; cuda:1 GPU of cuda:1"
@@ -149,11 +149,11 @@ def test_a_device_that_is_not_there(
 # ---------------------------------------------------------------- PPD
 
 
-def assert_every_setting(made: Units, texts: list[tuple[int, ...]], plain: Any) -> None:
+def assert_every_setting(made: WorkerPool, texts: list[tuple[int, ...]], plain: Any) -> None:
     matches = 0
     for ids, wanted in zip(texts, plain, strict=True):
         assert made.run(Task(ids, TOKENS)).token_ids == wanted
-        script = Script(wanted, (True,) * TOKENS)
+        script = ForcedMatches(wanted, (True,) * TOKENS)
         for exit_layer in (1, LAYERS - 1):
             for row_by_row in (False, True):
                 task = Task(ids, TOKENS, exit_layer=exit_layer, k=K, row_by_row=row_by_row)
@@ -165,7 +165,7 @@ def assert_every_setting(made: Units, texts: list[tuple[int, ...]], plain: Any) 
 
 
 def test_every_setting_gives_the_same_tokens(
-    on_devices: Units, texts: list[tuple[int, ...]], plain: Any
+    on_devices: WorkerPool, texts: list[tuple[int, ...]], plain: Any
 ) -> None:
     assert_every_setting(on_devices, texts[1:], plain[1:])
 
@@ -178,10 +178,10 @@ def test_units_that_share_a_device(
 
 
 def test_all_see_what_is_handed_over(
-    on_cpus: Units, on_devices: Units, texts: list[tuple[int, ...]], plain: Any
+    on_cpus: WorkerPool, on_devices: WorkerPool, texts: list[tuple[int, ...]], plain: Any
 ) -> None:
     """After a text in which every other guess was right, keys and values are those of a CPU."""
-    script = Script(plain[1], tuple(n % 2 == 0 for n in range(TOKENS)))
+    script = ForcedMatches(plain[1], tuple(n % 2 == 0 for n in range(TOKENS)))
     task = Task(texts[1], TOKENS, exit_layer=1, k=2, row_by_row=True, script=script)
     kept = []
     for made in (on_cpus, on_devices):
@@ -198,7 +198,7 @@ def test_all_see_what_is_handed_over(
 
 
 def test_samples_on_devices(
-    on_cpus: Units, on_devices: Units, texts: list[tuple[int, ...]]
+    on_cpus: WorkerPool, on_devices: WorkerPool, texts: list[tuple[int, ...]]
 ) -> None:
     task = Task(texts[2], TOKENS, sampling=Sampling(0.9, 0.95, 3), prompt_id="p")
     wanted = on_cpus.run(task).token_ids
@@ -209,14 +209,14 @@ def test_samples_on_devices(
 @pytest.mark.skipif(not torch.cuda.device_count(), reason="there is no GPU")
 def test_on_gpus(engine: SharedEngine, texts: list[tuple[int, ...]], plain: Any) -> None:
     for split in (False, True):
-        with units(engine, places(2, device="cuda:0,cuda:0"), split=split) as made:
+        with units(engine, placements(2, device="cuda:0,cuda:0"), split=split) as made:
             if not split:
                 assert_every_setting(made, texts, plain)
             assert made.run(Task(texts[0], TOKENS)).token_ids == plain[0]
 
 
 def test_a_device_that_computes_wrongly_is_refused(engine: SharedEngine) -> None:
-    wrong = FarPlace(1, None, "far:1", wrong=True)
+    wrong = FarPlacement(1, None, "far:1", wrong=True)
     with (
         pytest.raises(RunFailedError, match=r"unit 1: .*far:1 must give the CPU's logits; got 0"),
         units(engine, [FAR[0], wrong]),
@@ -242,10 +242,10 @@ def test_where_a_device_is_waited_for(
 ) -> None:
     """After the prompt, and after each layer of the three tokens behind the first."""
     waited: list[torch.device] = []
-    monkeypatch.setattr(unit_module, "wait_for", waited.append)
+    monkeypatch.setattr(unit_module, "synchronize", waited.append)
     opened = engine.open()
-    board = new_board(Size(MOST, 1, K, engine.shape.width, opened.dtype))
-    unit = Unit(0, opened, Board(board), Cache(torch.zeros(opened.cache_shape(ROOM))))
+    board = new_board(BoardSize(MOST, 1, K, engine.shape.width, opened.dtype))
+    unit = Unit(0, opened, Board(board), KVCache(torch.zeros(opened.cache_shape(ROOM))))
     unit.run(Task(texts[0], 4, **options))
     assert tuple(unit.board.verdict[:4] - 1) == plain[0][:4]
     assert len(waited) == waits
@@ -253,7 +253,7 @@ def test_where_a_device_is_waited_for(
 
 def test_a_cache_fetches_each_row_once() -> None:
     shared = torch.arange(2 * 2 * 1 * 5 * 3.0).reshape(2, 2, 1, 5, 3)
-    cache = Cache(torch.full_like(shared, -1.0), shared)
+    cache = KVCache(torch.full_like(shared, -1.0), shared)
     cache.begin(handed_over=True)
     assert torch.equal(cache.before(1, 3), shared[1, :, :, :3])
     assert (cache.tensor[0] == -1).all(), "the other layer was not asked for"
@@ -270,10 +270,10 @@ def test_a_cache_fetches_each_row_once() -> None:
 # ---------------------------------------------------------------- plain text split over devices
 
 
-class ThreadLink(Link):
+class ThreadCommunicator(Communicator):
     """Parts as threads of this process."""
 
-    def __init__(self, part: Part, box: list[Tensor | None], all_here: threading.Barrier) -> None:
+    def __init__(self, part: Shard, box: list[Tensor | None], all_here: threading.Barrier) -> None:
         super().__init__(part)
         self.box, self.all_here = box, all_here
 
@@ -316,7 +316,7 @@ def test_parts_make_the_whole(
 
     def one(number: int) -> None:
         try:
-            link = ThreadLink(Part(number, of), box, all_here)
+            link = ThreadCommunicator(Shard(number, of), box, all_here)
             found[number] = engine.open(link=link).shape
         except Exception as error:
             all_here.abort()
@@ -333,9 +333,9 @@ def test_parts_make_the_whole(
 
 
 def test_more_parts_than_heads(engine: SharedEngine) -> None:
-    check_parts(engine.shape, 4)
+    check_shards(engine.shape, 4)
     with pytest.raises(InvalidInputError, match="must not exceed the model's 4 heads on devices"):
-        check_parts(engine.shape, 5)
+        check_shards(engine.shape, 5)
 
 
 def test_how_parts_talk() -> None:
@@ -345,7 +345,7 @@ def test_how_parts_talk() -> None:
 
 def test_a_part_that_never_comes(engine: SharedEngine) -> None:
     """The first waits for it; still the error is the other one's, and soon."""
-    nowhere = Place(1, None, "cuda:99")
+    nowhere = Placement(1, None, "cuda:99")
     begin = time.monotonic()
     with (
         pytest.raises(RunFailedError, match="got on unit 1: "),
@@ -357,14 +357,14 @@ def test_a_part_that_never_comes(engine: SharedEngine) -> None:
 
 @pytest.mark.parametrize("where", [CPUS, FAR])
 def test_a_split_text_is_the_same(
-    engine: SharedEngine, texts: list[tuple[int, ...]], plain: Any, where: Sequence[Place]
+    engine: SharedEngine, texts: list[tuple[int, ...]], plain: Any, where: Sequence[Placement]
 ) -> None:
     with units(engine, where, split=True) as made:
         for ids, wanted in zip(texts, plain, strict=True):
             run = made.run(Task(ids, TOKENS))
             assert run.token_ids == wanted
             for events in run.events:  # all of them do every layer of every token
-                assert (events[:, 2] == Did.LAYER).sum() == LAYERS * (len(wanted) - 1)
+                assert (events[:, 2] == EventKind.LAYER).sum() == LAYERS * (len(wanted) - 1)
             assert made.run(Task(ids, 1)).token_ids == wanted[:1]
             ended = made.run(Task(ids, TOKENS, end_ids=frozenset([wanted[4]])))
             assert ended.token_ids == wanted[: wanted.index(wanted[4]) + 1]
@@ -394,11 +394,11 @@ def test_a_split_text_that_is_stopped(
 def test_time_and_decode(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "places", lambda units, device: FAR)
+    monkeypatch.setattr(pipeline_module, "placements", lambda units, device: FAR)
     monkeypatch.setattr(timing_module, "machine", " and ".join)
-    monkeypatch.setattr(timing_module, "UNSTEADY", 10.0)
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
     monkeypatch.setattr(timing_module, "TOKENS", 8)
-    monkeypatch.setattr(timing_module, "SHARES", (0.5,))
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.5,))
     timing = time_model(loaded, ks=(2,), rounds=4, device="cuda")
     assert timing.provenance["machine"] == "far:0 and far:1"
     assert timing.provenance["devices"] == ["far:0", "far:1"]

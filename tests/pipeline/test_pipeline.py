@@ -39,8 +39,8 @@ from ppdmodel.pipeline.decoding import first_difference, match_rate, speed
 from ppdmodel.pipeline.engine import shared_engine
 from ppdmodel.pipeline.perfetto import trace_events
 from ppdmodel.pipeline.pipeline import Pipeline
-from ppdmodel.pipeline.unit import Did, Script, Task
-from ppdmodel.pipeline.worker_pool import Place, Units, places
+from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task
+from ppdmodel.pipeline.worker_pool import Placement, WorkerPool, placements
 from tests.conftest import TEXT, make_tiny_llama
 
 LAYERS, TOKENS, K = 12, 24, 5
@@ -163,7 +163,7 @@ def test_row_by_row_nothing_rounds_otherwise(loaded: LoadedModel, pipeline: Pipe
     plain = pipeline.greedy(ids, TOKENS, stops=False)
     cache = pipeline.together.cache.tensor("cache")
     before = cache.clone()
-    script = Script(plain.token_ids, (True,) * TOKENS)
+    script = ForcedMatches(plain.token_ids, (True,) * TOKENS)
     made = pipeline.ppd(ids, TOKENS, exit_layer=2, k=4, row_by_row=True, stops=False, script=script)
     assert made.matched.any(), "some guess must have been promoted, or nothing was tried"
     assert torch.equal(cache, before), "keys and values of promoted guesses, bit by bit"
@@ -175,7 +175,7 @@ def test_given_matches(loaded: LoadedModel, pipeline: Pipeline) -> None:
     plain = pipeline.greedy(ids, TOKENS, stops=False)
     hits = tuple(n % 3 != 0 for n in range(TOKENS))
     made = pipeline.ppd(
-        ids, TOKENS, exit_layer=1, k=3, stops=False, script=Script(plain.token_ids, hits)
+        ids, TOKENS, exit_layer=1, k=3, stops=False, script=ForcedMatches(plain.token_ids, hits)
     )
     assert made.token_ids == plain.token_ids
     followed = np.array(hits[1:-1])  # the guesses for token i's successor start process i + 1
@@ -200,13 +200,13 @@ def test_guesses_spread_over_several_units(loaded: LoadedModel) -> None:
     exit_ = logit_exit(loaded.model)
     engine = shared_engine(loaded, exit_, 96)
     ids = ids_of(loaded)[1]
-    anywhere = [Place(1, None)] * 4  # more units than CPUs: slower, and right all the same
-    with Units(engine, anywhere, tokens=TOKENS, room=96, k=3) as units:
+    anywhere = [Placement(1, None)] * 4  # more units than CPUs: slower, and right all the same
+    with WorkerPool(engine, anywhere, tokens=TOKENS, room=96, k=3) as units:
         plain = units.run(Task(tuple(ids), TOKENS))
         for k in (1, 2, 3):
             made = units.run(Task(tuple(ids), TOKENS, exit_layer=2, k=k))
             assert made.token_ids == plain.token_ids
-            rows = max(int(u[u[:, 2] == Did.LAYER][:, 5].max(initial=0)) for u in made.events)
+            rows = max(int(u[u[:, 2] == EventKind.LAYER][:, 5].max(initial=0)) for u in made.events)
             assert rows == 1, "one guess on each"
 
 
@@ -255,7 +255,7 @@ def test_a_trace_says_what_happened(loaded: LoadedModel, pipeline: Pipeline) -> 
     promoted = [e for e in events if e["name"] == "promote"]
     assert len(promoted) == run.matched.sum()
     done = np.concatenate(run.events)
-    heads = done[done[:, 2] == Did.HEAD]
+    heads = done[done[:, 2] == EventKind.HEAD]
     assert sorted(heads[:, 3].tolist()) == list(range(TOKENS))
 
 
@@ -265,7 +265,7 @@ def test_a_trace_says_what_happened(loaded: LoadedModel, pipeline: Pipeline) -> 
 def test_bad_input_is_refused(loaded: LoadedModel, pipeline: Pipeline) -> None:
     cpus = len(os.sched_getaffinity(0))
     with pytest.raises(InvalidInputError, match=rf"units must not exceed the CPUs .* are {cpus}"):
-        places(cpus + 1)
+        placements(cpus + 1)
     for units in (0, 1):
         with pytest.raises(InvalidInputError, match="units must be"):
             Pipeline(loaded, units=units, prompt_tokens=8, tokens=8)
@@ -283,7 +283,7 @@ def test_bad_input_is_refused(loaded: LoadedModel, pipeline: Pipeline) -> None:
 @TWO_CPUS
 def test_a_unit_that_dies_is_named(loaded: LoadedModel) -> None:
     engine = shared_engine(loaded, logit_exit(loaded.model), 96)
-    with Units(engine, places(2), tokens=TOKENS, room=96, k=2) as units:
+    with WorkerPool(engine, placements(2), tokens=TOKENS, room=96, k=2) as units:
         os.kill(units._processes[1].pid, signal.SIGKILL)
         with pytest.raises(RunFailedError, match=r"unit 1 ended with exit code -9"):
             units.run(Task((1, 2, 3), TOKENS, exit_layer=2, k=2))
@@ -392,10 +392,10 @@ def _alive(pid: int) -> bool:
 
 def test_closing_takes_no_time(loaded: LoadedModel) -> None:
     engine = shared_engine(loaded, logit_exit(loaded.model), 96)
-    units = Units(engine, [Place(1, None)], tokens=4, room=96)
+    units = WorkerPool(engine, [Placement(1, None)], tokens=4, room=96)
     with units:
         begin = time.monotonic()
-    assert time.monotonic() - begin < pool_module.PARTING
+    assert time.monotonic() - begin < pool_module.SHUTDOWN_TIMEOUT_S
 
 
 # ---------------------------------------------------------------- decode, in Python and by command

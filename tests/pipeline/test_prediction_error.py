@@ -23,22 +23,22 @@ from ppdmodel.decide.prediction import (
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.pipeline.prediction_error import (
     CORRECTED,
-    Cell,
-    CellRuns,
     Corrections,
+    PpdSetting,
+    SettingRuns,
     binomial_interval,
     coverage_over_splits,
+    error_row,
     errors_summary,
+    excluding_prompts,
     fit_corrections,
-    judged,
     predict,
     predicted_ratio,
-    without,
 )
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.timing import Timed, Timing, resampled_timing
 
-CELLS = [Cell(e, k) for e in (16, 19, 22, 25) for k in (1, 3)]
+CELLS = [PpdSetting(e, k) for e in (16, 19, 22, 25) for k in (1, 3)]
 NO_CORRECTIONS = Corrections(dict.fromkeys(CORRECTED, 1.0), 0.0)
 DATA = Path(__file__).parents[2] / "data"
 
@@ -129,12 +129,12 @@ def a_calibration(prompts: int, seed: int = 0, tokens: int = 60) -> Calibration:
 def runs_of(
     timing: Timing,
     calibration: Calibration,
-    cell: Cell,
+    cell: PpdSetting,
     factors: Any,
     noise: float,
     seed: int,
     texts: Any = 0.0,
-) -> CellRuns:
+) -> SettingRuns:
     """What real runs would give, if the model held but for a noise from prompt to prompt.
 
     `texts` is what the runs of a prompt have in common, [prompts].
@@ -148,7 +148,7 @@ def runs_of(
         for m, t in zip(matched, calibration.tokens, strict=True)
     ]
     ppd_s = plain * np.array(ratios) * np.exp(rng.normal(0, noise, n) + texts)
-    return CellRuns(cell, ppd_s, plain, calibration.tokens, matched)
+    return SettingRuns(cell, ppd_s, plain, calibration.tokens, matched)
 
 
 def test_the_terms_of_a_prediction() -> None:
@@ -184,13 +184,13 @@ def test_a_calibration_without_the_setting() -> None:
 
 def test_the_prompts_that_judge_do_not_predict() -> None:
     calibration = a_calibration(6)
-    others = without(calibration, ["p1", "p4"])
+    others = excluding_prompts(calibration, ["p1", "p4"])
     assert others.prompt_ids == ("p0", "p2", "p3", "p5")
     kept = [0, 2, 3, 5]
     expected = calibration.hits[kept].sum(0) / calibration.tokens[kept].sum()
     assert np.allclose(others.p_correct, expected)
     with pytest.raises(InvalidInputError, match="must have prompts that are not validated on"):
-        without(calibration, [f"p{n}" for n in range(5)])
+        excluding_prompts(calibration, [f"p{n}" for n in range(5)])
 
 
 def test_corrections_find_what_was_put_in() -> None:
@@ -271,7 +271,7 @@ def test_an_error_is_split_into_its_parts() -> None:
     cell = CELLS[0]
     prediction = predict(calibration, timing, [cell], 20, NO_CORRECTIONS)[0]
     runs = runs_of(timing, a_calibration(20, 5), cell, {"exit_time": 1.3}, 0, 1)
-    row = judged(prediction, runs, timing, NO_CORRECTIONS)
+    row = error_row(prediction, runs, timing, NO_CORRECTIONS)
     product = (1 + row["match_part"]) * (1 + row["latency_part"])
     assert product == pytest.approx(1 + row["error"], rel=1e-12)
     assert row["latency_part"] < -0.005, "the exit took longer than was thought"

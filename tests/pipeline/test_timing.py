@@ -9,10 +9,10 @@ import pytest
 
 from ppdmodel.errors import RunFailedError
 from ppdmodel.pipeline.timing import _filled, ppd_terms, timed_exit_layers
-from ppdmodel.pipeline.unit import Did
+from ppdmodel.pipeline.unit import EventKind
 from ppdmodel.pipeline.worker_pool import Run
 
-LAYER, HEAD, EXIT = Did.LAYER, Did.HEAD, Did.EXIT
+LAYER, HEAD, EXIT = EventKind.LAYER, EventKind.HEAD, EventKind.EXIT
 
 
 def a_run(units: list[list[Any]], verdicts: list[int], matched: list[bool]) -> Run:
@@ -35,12 +35,12 @@ def test_the_times_of_a_run() -> None:
         (131, 135, EXIT, 3, 2, 1),  # guesses for token 4
         (136, 143, LAYER, 4, 1, 4),
         (145, 152, LAYER, 4, 2, 4),  # in flight at the verdict
-        (153, 154, Did.DROP, 4, 2, 4),
+        (153, 154, EventKind.DROP, 4, 2, 4),
     ]
     second = [
         (109, 114, EXIT, 2, 2, 1),
         (115, 124, LAYER, 3, 1, 4),  # in flight at the verdict
-        (124, 125, Did.PROMOTE, 3, 1, 1),
+        (124, 125, EventKind.PROMOTE, 3, 1, 1),
         (126, 130, LAYER, 3, 2, 1),
         (130, 137, LAYER, 3, 3, 1),
         (138, 150, HEAD, 3, 0, 1),
@@ -64,7 +64,7 @@ def test_a_guess_of_one_row_is_no_verified_layer() -> None:
         (90, 95, EXIT, 1, 1, 1),
         (95, 97, LAYER, 2, 1, 1),
         (97, 99, LAYER, 2, 2, 1),
-        (100, 103, Did.PROMOTE, 2, 2, 1),
+        (100, 103, EventKind.PROMOTE, 2, 2, 1),
         (104, 110, HEAD, 2, 0, 1),
     ]
     found = ppd_terms(a_run([guess], [50, 100, 110], [False, False, True]), 2, 1)

@@ -52,20 +52,20 @@ def tiny_rates() -> Calibration:
 
 @pytest.fixture(scope="module")
 def tiny_timing(tiny: LoadedModel) -> Timing:
-    steady = timing_module.UNSTEADY
-    timing_module.UNSTEADY = 10.0  # other tests may share this machine
+    steady = timing_module.MAX_SPREAD
+    timing_module.MAX_SPREAD = 10.0  # other tests may share this machine
     try:
         return time_model(tiny, ks=(1, 2), rounds=4)
     finally:
-        timing_module.UNSTEADY = steady
+        timing_module.MAX_SPREAD = steady
 
 
 def test_the_default_model_from_time_to_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two prompts, 32 tokens, four settings, by the commands that users type."""
-    monkeypatch.setattr(timing_module, "UNSTEADY", 10.0)
-    monkeypatch.setattr(timing_module, "SHARES", (0.5, 0.9))
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.5, 0.9))
     monkeypatch.setattr(timing_module, "TOKENS", 12)
     monkeypatch.setattr(timing_module, "CONTEXT", 16)
     timing, out = tmp_path / "timing.json", tmp_path / "v"
@@ -115,7 +115,7 @@ def test_a_timing_of_the_tiny_model(tiny: LoadedModel, tiny_timing: Timing, tmp_
 
 
 def test_an_unsteady_machine_is_refused(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing_module, "UNSTEADY", 0.0)
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 0.0)
     with pytest.raises(RunFailedError, match=r"must spread by at most 0% .* stop other work"):
         time_model(tiny, ks=(1,), rounds=4)
 
@@ -138,7 +138,7 @@ def test_a_stopped_validation_goes_on(
         options = {"fit_prompts": 1} | STEADY | changes
         return validate(tiny, PROMPTS, rates, tiny_timing, out, **options)
 
-    keep = validating._Book.keep
+    keep = validating._RunLog.keep
     kept: list[int] = []
 
     def stopping(after: int) -> Callable[..., None]:
@@ -150,10 +150,10 @@ def test_a_stopped_validation_goes_on(
 
         return wrapped
 
-    monkeypatch.setattr(validating._Book, "keep", stopping(3))
+    monkeypatch.setattr(validating._RunLog, "keep", stopping(3))
     with pytest.raises(KeyboardInterrupt):
         run()
-    monkeypatch.setattr(validating._Book, "keep", keep)
+    monkeypatch.setattr(validating._RunLog, "keep", keep)
     before = (out / "runs.jsonl").read_text()
     with (out / "runs.jsonl").open("a") as file:
         file.write('{"part": "held-out", "prompt_id": "v')  # killed in the middle of a line

@@ -14,7 +14,7 @@ import pytest
 import ppdmodel as ppd
 from ppdmodel import compare, fit_table, load, save
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.pipeline.prediction_error import without
+from ppdmodel.pipeline.prediction_error import excluding_prompts
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.token_counts import (
@@ -77,7 +77,7 @@ def test_several_measurements_are_one(measurement: Measurement) -> None:
 
 def test_other_prompts_have_other_counts(measurement: Measurement) -> None:
     calibration = fit(measurement)
-    others = without(calibration, measurement.prompt_ids[:5]).recorded
+    others = excluding_prompts(calibration, measurement.prompt_ids[:5]).recorded
     assert calibration.recorded is not None
     assert others is not None
     assert same(others, calibration.recorded.only(range(5, 12)))

@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from ppdmodel.pipeline.worker_pool import Place
+from ppdmodel.pipeline.worker_pool import Placement
 
 NAME = "far"
 #: the operations that may bring numbers from one place to another
@@ -121,7 +121,7 @@ def register() -> None:
 
 
 @dataclass(frozen=True)
-class FarPlace(Place):
+class FarPlacement(Placement):
     """A place whose process has such devices, once it arrives there; they may multiply wrongly."""
 
     wrong: bool = False
@@ -130,8 +130,8 @@ class FarPlace(Place):
         return _arrive, (self.threads, self.cpus, self.device, self.wrong)
 
 
-def _arrive(threads: int, cpus: tuple[int, ...] | None, device: str, wrong: bool) -> FarPlace:
+def _arrive(threads: int, cpus: tuple[int, ...] | None, device: str, wrong: bool) -> FarPlacement:
     register()
     if wrong:
         _wrong.append(True)
-    return FarPlace(threads, cpus, device, wrong)
+    return FarPlacement(threads, cpus, device, wrong)

@@ -1,0 +1,90 @@
+"""The options that decoding, timing and validation share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checks import check_schedule
+from ..errors import InvalidInputError
+from ..measure.decoder.sampling import Sampling
+from .devices import CPU
+
+
+@dataclass(frozen=True)
+class PpdSetting:
+    """How PPD drafts at depth 1.
+
+    Attributes:
+        exit_layer: the layer after which the guesses are read, 1 ... d - 1.
+        k: guesses per token, hence sub-processes; on one further unit they run as a batch, on
+            several they are spread.
+        row_by_row: run the guesses of a unit one at a time: bitwise identical to plain decoding,
+            but slower than a batch.
+    """
+
+    exit_layer: int
+    k: int = 1
+    row_by_row: bool = False
+
+    @property
+    def name(self) -> str:
+        """A key for files: `e20-k3`."""
+        return f"e{self.exit_layer}-k{self.k}" + ("-row-by-row" if self.row_by_row else "")
+
+    def check(self, layers: int) -> None:
+        """Raise `InvalidInputError` unless a model of so many layers can be decoded like this."""
+        check_schedule(layers, self.exit_layer, self.k)
+        if self.exit_layer == layers:
+            raise InvalidInputError(
+                f"exit_layer must be below the last layer; got {self.exit_layer} of {layers}: that "
+                "is plain greedy decoding; give an earlier one"
+            )
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many units decode together, and where they compute.
+
+    Attributes:
+        units: worker processes, at least 2, each on a CPU of its own.
+        device: "cpu"; "cuda", a GPU for each unit; or the GPUs by name, one for each unit, such as
+            "cuda:0,cuda:1". Weights and KV cache are copied there.
+    """
+
+    units: int = 2
+    device: str = CPU
+
+
+TWO_CPUS = Workers()
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The largest text that memory is reserved for: tokens of its prompt, new tokens, guesses."""
+
+    prompt_tokens: int
+    new_tokens: int
+    k: int = 1
+
+    @property
+    def text_tokens(self) -> int:
+        """Of the prompt and after it together."""
+        return self.prompt_tokens + self.new_tokens
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How one text is made, whatever the method.
+
+    Attributes:
+        stops: whether an end token ends the text.
+        sampling: how tokens are drawn; None is greedy. The guesses use the same random numbers.
+        prompt_id: the text's name, which seeds its samples.
+        timed: whether a plain text waits for its device after each layer, so that events are
+            times of layers; PPD always waits.
+    """
+
+    stops: bool = True
+    sampling: Sampling | None = None
+    prompt_id: str = ""
+    timed: bool = False
