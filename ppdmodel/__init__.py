@@ -10,84 +10,40 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .formulas import *
+from .formulas.registry import FORMULAS
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .decide.compare import compare
-    from .decide.estimate import estimate, estimate_from, required_p_correct
-    from .decide.optimize import optimize
-    from .decide.replay_report import replay_report
-    from .decide.threshold_rule import threshold_report
-    from .fitting.calibrate import fit
-    from .fitting.counts_file import fit_table
-    from .fitting.group_differences import differences
-    from .formulas import (
-        DraftTree,
-        best_exit,
-        best_relative_exit,
-        break_even,
-        calibrated_break_even,
-        calibrated_busy_time,
-        calibrated_compute,
-        calibrated_early_latency,
-        calibrated_head_start,
-        calibrated_latency,
-        calibrated_plain_compute,
-        calibrated_plain_latency,
-        calibrated_speedup,
-        calibrated_unfinished,
-        compute_per_token,
-        correlated_compute,
-        correlated_latency,
-        correlated_total_latency,
-        draft_tree,
-        exchange_rate,
-        expected_total_latency,
-        gated_compute,
-        gated_latency,
-        generation_time,
-        latency_per_token,
-        link_break_even,
-        mean_units,
-        multi_exit_compute,
-        multi_exit_latency,
-        normalized_compute,
-        normalized_latency,
-        parallel_draft_compute,
-        parallel_draft_latency,
-        peak_units,
-        pipelined_compute,
-        pipelined_latency,
-        ppd_linked_latency,
-        reserved_units,
-        roofline_time,
-        self_speculative_compute,
-        self_speculative_latency,
-        speculative_compute,
-        speculative_latency,
-        speculative_tokens_per_round,
-        speedup,
-        start_worth,
-        symbolic,
-        tensor_parallel_compute,
-        tensor_parallel_latency,
-        tensor_parallel_linked_latency,
-        threshold,
-        total_latency_variance,
-        tree_speculative_compute,
-        tree_speculative_latency,
-    )
-    from .formulas.distribution import TotalLatency, total_latency
-    from .formulas.symbolic.sensitivity import sensitivity
-    from .results.calibration import Calibration
-    from .results.io import load, load_guesses, save
-    from .results.measurement import Guesses, Measurement
-    from .show.explorer import explore
-    from .simulation.policy import Policy
-    from .simulation.runs import Replay, Simulation
-    from .simulation.simulator import replay, simulate
+    from .decide.compare import compare as compare
+    from .decide.estimate import estimate as estimate
+    from .decide.estimate import estimate_from as estimate_from
+    from .decide.estimate import required_p_correct as required_p_correct
+    from .decide.optimize import optimize as optimize
+    from .decide.replay_report import replay_report as replay_report
+    from .decide.threshold_rule import threshold_report as threshold_report
+    from .fitting.calibrate import fit as fit
+    from .fitting.counts_file import fit_table as fit_table
+    from .fitting.group_differences import differences as differences
+    from .formulas import symbolic as symbolic
+    from .formulas.distribution import TotalLatency as TotalLatency
+    from .formulas.distribution import total_latency as total_latency
+    from .formulas.symbolic.sensitivity import sensitivity as sensitivity
+    from .results.calibration import Calibration as Calibration
+    from .results.io import load as load
+    from .results.io import load_guesses as load_guesses
+    from .results.io import save as save
+    from .results.measurement import Guesses as Guesses
+    from .results.measurement import Measurement as Measurement
+    from .show.explorer import explore as explore
+    from .simulation.policy import Policy as Policy
+    from .simulation.runs import Replay as Replay
+    from .simulation.runs import Simulation as Simulation
+    from .simulation.simulator import replay as replay
+    from .simulation.simulator import simulate as simulate
 
-#: module -> its public names beside the formulas, loaded when a name is first used
+#: module -> its public names beside the formulas, imported when a name is first used
 _NAMES = {
     "decide.compare": ("compare",),
     "decide.estimate": ("estimate", "estimate_from", "required_p_correct"),
@@ -98,6 +54,8 @@ _NAMES = {
     "fitting.counts_file": ("fit_table",),
     "fitting.group_differences": ("differences",),
     "formulas.distribution": ("TotalLatency", "total_latency"),
+    "formulas.draft_tree": ("DraftTree",),
+    "formulas.symbolic": ("symbolic",),
     "formulas.symbolic.sensitivity": ("sensitivity",),
     "results.calibration": ("Calibration",),
     "results.io": ("load", "load_guesses", "save"),
@@ -108,99 +66,18 @@ _NAMES = {
     "simulation.simulator": ("replay", "simulate"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
+_PUBLIC = sorted([*FORMULAS, *_HOMES, "__version__"])
 
-#: every formula is public: `formulas.__all__` is the list
-__all__ = [
-    "Calibration",
-    "DraftTree",
-    "Guesses",
-    "Measurement",
-    "Policy",
-    "Replay",
-    "Simulation",
-    "TotalLatency",
-    "__version__",
-    "best_exit",
-    "best_relative_exit",
-    "break_even",
-    "calibrated_break_even",
-    "calibrated_busy_time",
-    "calibrated_compute",
-    "calibrated_early_latency",
-    "calibrated_head_start",
-    "calibrated_latency",
-    "calibrated_plain_compute",
-    "calibrated_plain_latency",
-    "calibrated_speedup",
-    "calibrated_unfinished",
-    "compare",
-    "compute_per_token",
-    "correlated_compute",
-    "correlated_latency",
-    "correlated_total_latency",
-    "differences",
-    "draft_tree",
-    "estimate",
-    "estimate_from",
-    "exchange_rate",
-    "expected_total_latency",
-    "explore",
-    "fit",
-    "fit_table",
-    "gated_compute",
-    "gated_latency",
-    "generation_time",
-    "latency_per_token",
-    "link_break_even",
-    "load",
-    "load_guesses",
-    "mean_units",
-    "multi_exit_compute",
-    "multi_exit_latency",
-    "normalized_compute",
-    "normalized_latency",
-    "optimize",
-    "parallel_draft_compute",
-    "parallel_draft_latency",
-    "peak_units",
-    "pipelined_compute",
-    "pipelined_latency",
-    "ppd_linked_latency",
-    "replay",
-    "replay_report",
-    "required_p_correct",
-    "reserved_units",
-    "roofline_time",
-    "save",
-    "self_speculative_compute",
-    "self_speculative_latency",
-    "sensitivity",
-    "simulate",
-    "speculative_compute",
-    "speculative_latency",
-    "speculative_tokens_per_round",
-    "speedup",
-    "start_worth",
-    "symbolic",
-    "tensor_parallel_compute",
-    "tensor_parallel_latency",
-    "tensor_parallel_linked_latency",
-    "threshold",
-    "threshold_report",
-    "total_latency",
-    "total_latency_variance",
-    "tree_speculative_compute",
-    "tree_speculative_latency",
-]
+if not TYPE_CHECKING:  # type checkers read the imports above
+    __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "symbolic":
-        return importlib.import_module(".formulas.symbolic", __name__)
-    if name in _HOMES or name in __all__:
-        return getattr(importlib.import_module(f".{_HOMES.get(name, 'formulas')}", __name__), name)
+    if name in _HOMES:
+        module = importlib.import_module(f".{_HOMES[name]}", __name__)
+        return getattr(module, name, module)  # `symbolic` is a module itself
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return _PUBLIC

@@ -18,6 +18,7 @@ from ..checks import POSSIBLE_AUTOCORRELATION, possible_autocorrelation
 from ..errors import InvalidInputError
 from . import ops
 from .ops import Operand
+from .registry import register
 
 P = ParamSpec("P")
 
@@ -104,41 +105,56 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
-def closed_form(function: Callable[P, Operand]) -> Callable[P, Operand]:
-    """Check the domain of each argument by its name, settle `depth`, then compute.
+def closed_form(
+    *, equation: str, page: str
+) -> Callable[[Callable[P, Operand]], Callable[P, Operand]]:
+    """Register a closed form, and check its arguments at each call before it computes.
 
-    Integer arrays become float64, since powers of them would wrap around. A result too large for
-    a float is `inf`, as it is for an array.
+    The domain of each argument follows from its name. Integer arrays become float64, since powers
+    of them would wrap around. A result too large for a float is `inf`, as it is for an array.
+
+    Args:
+        equation: number of its equation in `theory/`, such as "2.1".
+        page: the page that derives it, such as "02-latency".
     """
-    signature = inspect.signature(function)
 
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> Operand:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        values = bound.arguments
-        for name, value in values.items():
-            if not (name == "depth" and value is None):
-                array = value.to_numpy() if hasattr(value, "to_numpy") else value  # pandas
-                check(name, array)
-                values[name] = as_real(array)
-        check_kinds(values)
-        if "exit_layer" in values:
-            check_order(values["exit_layer"], values["layers"])
-        if "autocorrelation" in values:
-            check_autocorrelation(values["autocorrelation"], values["p_correct"])
-        if "depth" in values:
-            values["depth"] = _settled_depth(**{n: values[n] for n in _SCHEDULE})
-        try:
-            with _quiet(values):
-                return function(**values)  # type: ignore[call-arg]
-        except OverflowError:
-            return math.inf
+    def decorate(function: Callable[P, Operand]) -> Callable[P, Operand]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> Operand:
+            bound = _signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            values = _checked(bound.arguments)
+            try:
+                with _quiet(values):
+                    return function(**values)  # type: ignore[call-arg]
+            except OverflowError:
+                return math.inf
 
-    return checked
+        return register(checked, equation=equation, page=page, is_recursion=False)
+
+    return decorate
 
 
+#: reading a signature takes as long as some formulas: once each, and not when they are imported
+_signature = functools.cache(inspect.signature)
 _SCHEDULE = ("layers", "exit_layer", "depth")
+
+
+def _checked(values: dict[str, Operand]) -> dict[str, Operand]:
+    """The arguments of a closed form, each in its domain and all of one kind, `depth` settled."""
+    for name, value in values.items():
+        if not (name == "depth" and value is None):
+            array = value.to_numpy() if hasattr(value, "to_numpy") else value  # pandas
+            check(name, array)
+            values[name] = as_real(array)
+    check_kinds(values)
+    if "exit_layer" in values:
+        check_order(values["exit_layer"], values["layers"])
+    if "autocorrelation" in values:
+        check_autocorrelation(values["autocorrelation"], values["p_correct"])
+    if "depth" in values:
+        values["depth"] = _settled_depth(**{name: values[name] for name in _SCHEDULE})
+    return values
 
 
 def check(name: str, value: Operand, shown: str = "") -> None:

@@ -11,7 +11,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="5.2", page="05-correlation")
 def correlated_latency(
     p_correct: Operand,
     layers: Operand,
@@ -50,7 +50,7 @@ def correlated_latency(
     return layers - p_correct * (layers - exit_layer) + wait * p_correct * again**depth / run
 
 
-@closed_form
+@closed_form(equation="5.3", page="05-correlation")
 def correlated_compute(
     p_correct: Operand,
     layers: Operand,
@@ -99,7 +99,7 @@ def correlated_compute(
     return layers + ops.sum(generation, 1, depth)
 
 
-@closed_form
+@closed_form(equation="5.4", page="05-correlation")
 def correlated_total_latency(
     p_correct: Operand,
     layers: Operand,
@@ -146,7 +146,7 @@ def correlated_total_latency(
     return layers * tokens - saved + wait * p_correct * groups
 
 
-@closed_form
+@closed_form(equation="5.5", page="05-correlation")
 def total_latency_variance(
     p_correct: Operand,
     layers: Operand,

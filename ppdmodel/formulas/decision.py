@@ -7,7 +7,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="7.1", page="07-decisions")
 def exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
     r"""Extra layer executions per layer time saved, at depth 1: $k/p - 1$.
 
@@ -33,7 +33,7 @@ def exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
     return ops.divide(k, p_correct) - 1
 
 
-@closed_form
+@closed_form(equation="7.2", page="07-decisions")
 def break_even(layers: Operand, exit_layer: Operand, overhead: Operand) -> Operand:
     r"""Match rate above which PPD saves time although every token pays an overhead: $o / (d - e)$.
 
@@ -59,7 +59,7 @@ def break_even(layers: Operand, exit_layer: Operand, overhead: Operand) -> Opera
     return ops.divide(overhead, layers - exit_layer)
 
 
-@closed_form
+@closed_form(equation="7.4", page="07-decisions")
 def best_relative_exit(exponent: Operand) -> Operand:
     r"""Relative depth e/d of the exit with the lowest latency: $x^* = a/(a+1)$.
 
@@ -84,7 +84,7 @@ def best_relative_exit(exponent: Operand) -> Operand:
     return exponent / (exponent + 1)
 
 
-@closed_form
+@closed_form(equation="7.5", page="07-decisions")
 def best_exit(exponent: Operand, layers: Operand) -> Operand:
     r"""Exit layer with the lowest latency, for a match rate that is a power of the depth.
 
@@ -115,7 +115,7 @@ def best_exit(exponent: Operand, layers: Operand) -> Operand:
     return ops.maximum(upper - ops.step(lead), 1)
 
 
-@closed_form
+@closed_form(equation="7.6", page="07-decisions")
 def threshold(price: Operand) -> Operand:
     r"""Probability from which a guess is worth starting, at a given price: $1/(1+\pi)$.
 
@@ -140,7 +140,7 @@ def threshold(price: Operand) -> Operand:
     return 1 / (1 + price)
 
 
-@closed_form
+@closed_form(equation="7.7", page="07-decisions")
 def start_worth(
     p_correct: Operand, layers: Operand, exit_layer: Operand, price: Operand
 ) -> Operand:

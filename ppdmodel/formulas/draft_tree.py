@@ -9,6 +9,7 @@ from typing import Any
 from ..checks import positive_integer
 from ..errors import InvalidInputError
 from .contract import check, is_unknown, listed, require
+from .registry import recursion
 
 #: nodes beyond which the dynamic program would take minutes
 MOST_NODES = 1000
@@ -45,6 +46,7 @@ class DraftTree:
         return len(set(self.parents[1:]))
 
 
+@recursion(equation="8.14", page="08-other-methods")
 def draft_tree(rank_acceptance: Sequence[float], nodes: int, depth: int | None = None) -> DraftTree:
     r"""The tree of at most so many nodes and levels whose round yields the most tokens.
 

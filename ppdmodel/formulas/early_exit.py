@@ -8,11 +8,13 @@ from typing import Any
 from ..errors import InvalidInputError
 from .contract import check, check_order, is_unknown
 from .ops import Operand
+from .registry import recursion
 
 #: matches in a row after which a run is taken to repeat its last two steps
 _LONGEST_RUN = 200_000
 
 
+@recursion(equation="10.7", page="10-seconds")
 def calibrated_early_latency(
     p_correct: Operand,
     layers: float,

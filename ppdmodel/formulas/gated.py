@@ -7,7 +7,7 @@ from .ops import Operand
 from .ppd import _dropped_family, _latency
 
 
-@closed_form
+@closed_form(equation="6.4", page="06-exits-and-gates")
 def gated_latency(
     p_correct: Operand,
     layers: Operand,
@@ -44,7 +44,7 @@ def gated_latency(
     return _latency(share * p_correct, layers, exit_layer, depth)
 
 
-@closed_form
+@closed_form(equation="6.5", page="06-exits-and-gates")
 def gated_compute(
     p_correct: Operand,
     layers: Operand,

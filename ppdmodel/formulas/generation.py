@@ -7,7 +7,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="4.1", page="04-finite-generations")
 def expected_total_latency(
     p_correct: Operand,
     layers: Operand,
@@ -49,7 +49,7 @@ def expected_total_latency(
     return layers * tokens - (tokens - 1) * p_correct * (layers - exit_layer) + wait * groups
 
 
-@closed_form
+@closed_form(equation="4.2", page="04-finite-generations")
 def generation_time(
     layers: Operand,
     exit_layer: Operand,

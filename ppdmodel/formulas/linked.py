@@ -12,7 +12,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="11.1", page="11-when-ppd-pays")
 def tensor_parallel_linked_latency(
     layers: Operand,
     units: Operand,
@@ -52,7 +52,7 @@ def tensor_parallel_linked_latency(
     return split + (2 * layers + 1) * all_reduce_time
 
 
-@closed_form
+@closed_form(equation="11.2", page="11-when-ppd-pays")
 def ppd_linked_latency(
     p_correct: Operand,
     layers: Operand,
@@ -95,7 +95,7 @@ def ppd_linked_latency(
     return layers * layer_time + head_time - p_correct * saved
 
 
-@closed_form
+@closed_form(equation="11.3", page="11-when-ppd-pays")
 def link_break_even(
     p_correct: Operand,
     layers: Operand,

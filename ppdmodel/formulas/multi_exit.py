@@ -18,11 +18,13 @@ from ..errors import InvalidInputError
 from . import ops
 from .contract import check, check_kinds, check_order, is_unknown, listed, require
 from .ops import Operand
+from .registry import recursion
 
 #: one operand per exit: a list, or an array or tensor of shape [exits, ...]
 Operands: TypeAlias = Any
 
 
+@recursion(equation="6.1", page="06-exits-and-gates")
 def multi_exit_latency(first_match: Operands, layers: Operand, exit_layers: Operands) -> Operand:
     r"""Mean time between tokens with several exits and unlimited depth, in layer times.
 
@@ -53,6 +55,7 @@ def multi_exit_latency(first_match: Operands, layers: Operand, exit_layers: Oper
     return layers - saved
 
 
+@recursion(equation="6.2", page="06-exits-and-gates")
 def multi_exit_compute(
     first_match: Operands,
     layers: Operand,

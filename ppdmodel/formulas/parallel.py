@@ -10,7 +10,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="8.6", page="08-other-methods")
 def parallel_draft_latency(
     acceptance_rate: Operand, layers: Operand, block_tokens: Operand, draft_time: Operand = 0
 ) -> Operand:
@@ -47,7 +47,7 @@ def parallel_draft_latency(
     return layers * cycle * (1 + acceptance_rate - acceptance_rate**block_tokens) / full
 
 
-@closed_form
+@closed_form(equation="8.7", page="08-other-methods")
 def parallel_draft_compute(
     acceptance_rate: Operand, layers: Operand, block_tokens: Operand, draft_compute: Operand = 0
 ) -> Operand:
@@ -81,7 +81,7 @@ def parallel_draft_compute(
     return layers * (target + draft) / full
 
 
-@closed_form
+@closed_form(equation="8.8", page="08-other-methods")
 def pipelined_latency(
     acceptance_rate: Operand, layers: Operand, stages: Operand, draft_layers: Operand = 0
 ) -> Operand:
@@ -116,7 +116,7 @@ def pipelined_latency(
     return cycle * (acceptance_rate + stages * (1 - acceptance_rate))
 
 
-@closed_form
+@closed_form(equation="8.9", page="08-other-methods")
 def pipelined_compute(
     acceptance_rate: Operand, layers: Operand, stages: Operand, draft_layers: Operand = 0
 ) -> Operand:
@@ -146,7 +146,7 @@ def pipelined_compute(
     return layers + flushed * layers / 2 + draft_layers * (1 + flushed)
 
 
-@closed_form
+@closed_form(equation="8.10", page="08-other-methods")
 def tensor_parallel_latency(layers: Operand, units: Operand, efficiency: Operand = 1) -> Operand:
     r"""Time per token when every layer is split over N devices, in layer times: $d / (N \eta)$.
 
@@ -170,7 +170,7 @@ def tensor_parallel_latency(layers: Operand, units: Operand, efficiency: Operand
     return layers / (units * efficiency)
 
 
-@closed_form
+@closed_form(equation="8.11", page="08-other-methods")
 def tensor_parallel_compute(layers: Operand, units: Operand) -> Operand:
     r"""Layer executions per token when every layer is split over N devices: $N\,(d/N) = d$.
 

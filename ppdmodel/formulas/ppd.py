@@ -11,7 +11,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="2.1", page="02-latency")
 def latency_per_token(
     p_correct: Operand, layers: Operand, exit_layer: Operand, depth: Operand = 1
 ) -> Operand:
@@ -51,7 +51,7 @@ def _latency(p: Operand, layers: Operand, exit_layer: Operand, depth: Operand) -
     return layers - p * (layers - exit_layer) + wait * p ** (depth + 1) / run
 
 
-@closed_form
+@closed_form(equation="2.3", page="02-latency")
 def normalized_latency(
     p_correct: Operand, layers: Operand, exit_layer: Operand, depth: Operand = 1
 ) -> Operand:
@@ -71,7 +71,7 @@ def normalized_latency(
     return latency_per_token(p_correct, layers, exit_layer, depth) / layers
 
 
-@closed_form
+@closed_form(equation="2.4", page="02-latency")
 def speedup(
     p_correct: Operand, layers: Operand, exit_layer: Operand, depth: Operand = 1
 ) -> Operand:
@@ -91,7 +91,7 @@ def speedup(
     return layers / latency_per_token(p_correct, layers, exit_layer, depth)
 
 
-@closed_form
+@closed_form(equation="3.1", page="03-compute")
 def compute_per_token(
     p_correct: Operand, layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Operand = 1
 ) -> Operand:
@@ -138,7 +138,7 @@ def _dropped_family(
     return ops.sum(generation, 1, depth)
 
 
-@closed_form
+@closed_form(equation="3.4", page="03-compute")
 def normalized_compute(
     p_correct: Operand, layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Operand = 1
 ) -> Operand:
@@ -158,7 +158,7 @@ def normalized_compute(
     return compute_per_token(p_correct, layers, exit_layer, k, depth) / layers
 
 
-@closed_form
+@closed_form(equation="3.5", page="03-compute")
 def mean_units(
     p_correct: Operand, layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Operand = 1
 ) -> Operand:
@@ -179,7 +179,7 @@ def mean_units(
     return work / latency_per_token(p_correct, layers, exit_layer, depth)
 
 
-@closed_form
+@closed_form(equation="3.6", page="03-compute")
 def peak_units(layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Operand = 1) -> Operand:
     r"""Most processes at the same time: $\sum_{j=0}^{\min(D, \lceil d/e \rceil - 1)} k^j$.
 
@@ -198,7 +198,7 @@ def peak_units(layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Oper
     return ops.sum(lambda j: k**j, 0, generations)
 
 
-@closed_form
+@closed_form(equation="3.7", page="03-compute")
 def reserved_units(
     p_correct: Operand, layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Operand = 1
 ) -> Operand:

@@ -7,7 +7,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="12.1", page="12-ideal-times")
 def roofline_time(
     weights: Operand,
     rows: Operand,

@@ -10,7 +10,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="10.1", page="10-seconds")
 def calibrated_latency(
     p_correct: Operand,
     layers: Operand,
@@ -101,7 +101,7 @@ def _in_time(ahead: Operand) -> Operand:
     return ops.ceil(ops.minimum(ahead, 1))
 
 
-@closed_form
+@closed_form(equation="10.2", page="10-seconds")
 def calibrated_plain_latency(
     layers: Operand, layer_time: Operand, plain_head_time: Operand = 0, token_time: Operand = 0
 ) -> Operand:
@@ -128,7 +128,7 @@ def calibrated_plain_latency(
     return token_time + layers * layer_time + plain_head_time
 
 
-@closed_form
+@closed_form(equation="10.3", page="10-seconds")
 def calibrated_speedup(
     p_correct: Operand,
     layers: Operand,
@@ -180,7 +180,7 @@ def calibrated_speedup(
     )  # fmt: skip
 
 
-@closed_form
+@closed_form(equation="10.4", page="10-seconds")
 def calibrated_break_even(
     layers: Operand,
     exit_layer: Operand,
@@ -235,7 +235,7 @@ def calibrated_break_even(
     return ops.divide(slower, ops.maximum(saved, 0))
 
 
-@closed_form
+@closed_form(equation="10.5", page="10-seconds")
 def calibrated_compute(
     p_correct: Operand,
     layers: Operand,
@@ -286,7 +286,7 @@ def calibrated_compute(
     return layers + heads + (k - p_correct) * _in_time(ahead) * (ahead + unfinished)
 
 
-@closed_form
+@closed_form(equation="10.6", page="10-seconds")
 def calibrated_busy_time(
     p_correct: Operand,
     layers: Operand,
@@ -341,7 +341,7 @@ def calibrated_busy_time(
     return missed + exit_time + _in_time(ahead) * (begun * batch_layer_time - kept)
 
 
-@closed_form
+@closed_form(equation="10.10", page="10-seconds")
 def calibrated_head_start(
     layers: Operand,
     exit_layer: Operand,
@@ -380,7 +380,7 @@ def calibrated_head_start(
     return _ahead(rest, start_delay, exit_time, batch_layer_time)
 
 
-@closed_form
+@closed_form(equation="10.8", page="10-seconds")
 def calibrated_unfinished(
     layers: Operand,
     exit_layer: Operand,
@@ -420,7 +420,7 @@ def calibrated_unfinished(
     return ops.ceil(ahead) - ahead
 
 
-@closed_form
+@closed_form(equation="10.9", page="10-seconds")
 def calibrated_plain_compute(
     layers: Operand, layer_time: Operand, plain_head_time: Operand = 0
 ) -> Operand:

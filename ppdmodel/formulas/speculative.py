@@ -12,7 +12,7 @@ from .contract import closed_form
 from .ops import Operand
 
 
-@closed_form
+@closed_form(equation="8.1", page="08-other-methods")
 def speculative_tokens_per_round(acceptance_rate: Operand, draft_tokens: Operand) -> Operand:
     r"""Mean tokens that one round yields: $\sum_{j=0}^{\gamma} \alpha^j$.
 
@@ -36,7 +36,7 @@ def speculative_tokens_per_round(acceptance_rate: Operand, draft_tokens: Operand
     return ops.sum(lambda j: acceptance_rate**j, 0, draft_tokens)
 
 
-@closed_form
+@closed_form(equation="8.2", page="08-other-methods")
 def speculative_latency(
     acceptance_rate: Operand, layers: Operand, draft_tokens: Operand, draft_time: Operand = 0
 ) -> Operand:
@@ -66,7 +66,7 @@ def speculative_latency(
     return layers * (draft_tokens * draft_time + 1) / tokens
 
 
-@closed_form
+@closed_form(equation="8.3", page="08-other-methods")
 def speculative_compute(
     acceptance_rate: Operand, layers: Operand, draft_tokens: Operand, draft_compute: Operand = 0
 ) -> Operand:
@@ -97,7 +97,7 @@ def speculative_compute(
     return layers * (draft_tokens * draft_compute + draft_tokens + 1) / tokens
 
 
-@closed_form
+@closed_form(equation="8.4", page="08-other-methods")
 def self_speculative_latency(
     acceptance_rate: Operand, layers: Operand, exit_layer: Operand, draft_tokens: Operand
 ) -> Operand:
@@ -129,7 +129,7 @@ def self_speculative_latency(
     return (draft_tokens * exit_layer + layers) / tokens
 
 
-@closed_form
+@closed_form(equation="8.5", page="08-other-methods")
 def self_speculative_compute(
     acceptance_rate: Operand,
     layers: Operand,
@@ -165,7 +165,7 @@ def self_speculative_compute(
     return ((1 - reuse) * draft_tokens * exit_layer + (draft_tokens + 1) * layers) / tokens
 
 
-@closed_form
+@closed_form(equation="8.12", page="08-other-methods")
 def tree_speculative_latency(
     tokens_per_round: Operand, layers: Operand, tree_depth: Operand, draft_time: Operand = 0
 ) -> Operand:
@@ -194,7 +194,7 @@ def tree_speculative_latency(
     return layers * (1 + draft_time * tree_depth) / tokens_per_round
 
 
-@closed_form
+@closed_form(equation="8.13", page="08-other-methods")
 def tree_speculative_compute(
     tokens_per_round: Operand,
     layers: Operand,

@@ -7,6 +7,7 @@ matched. Layers and exits are numbers; the match rate, k and the autocorrelation
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sympy
@@ -15,6 +16,7 @@ from sympy.polys.matrices import DomainMatrix
 State = tuple[tuple[int, ...], bool]
 
 p, k, rho = sympy.symbols("p k rho", positive=True)
+POLYNOMIALS = sympy.QQ[p, rho]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def follow(schedule: Schedule, state: State, match: bool) -> State:
     return (schedule.next_lag(lags, match), *lags[:-1]), match
 
 
+@cache
 def steady_state(schedule: Schedule, autocorrelation: Any = 0) -> dict[State, Any]:
     """The long-run probability of each state."""
     start: State = ((schedule.d,) * schedule.depth, False)
@@ -60,23 +63,24 @@ def steady_state(schedule: Schedule, autocorrelation: Any = 0) -> dict[State, An
                 states.append(after)
                 pending.append(after)
     number = {state: i for i, state in enumerate(states)}
-    matrix = sympy.zeros(len(states), len(states))
+    balance = -sympy.eye(len(states))
     for state in states:
         rate = match_rate(state, autocorrelation)
         for match, probability in ((True, rate), (False, 1 - rate)):
-            matrix[number[follow(schedule, state, match)], number[state]] += probability
-    balance = matrix - sympy.eye(len(states))
-    balance[0, :] = sympy.ones(1, len(states))
-    right = sympy.zeros(len(states), 1)
-    right[0] = 1
-    solved = DomainMatrix.from_Matrix(balance).to_field().lu_solve(_over_same_field(balance, right))
-    solution = solved.to_Matrix()
+            balance[number[follow(schedule, state, match)], number[state]] += probability
+    balance[0, :] = sympy.ones(1, len(states))  # the probabilities add up to 1
+    right = sympy.Matrix([1] + [0] * (len(states) - 1))
+    matrix, column = (DomainMatrix.from_Matrix(x).convert_to(POLYNOMIALS) for x in (balance, right))
+    above, below = matrix.solve_den(column, method="rref")
+    solution = above.to_Matrix() / POLYNOMIALS.to_sympy(below)
     return {state: solution[i] for state, i in number.items()}
 
 
-def _over_same_field(matrix: Any, column: Any) -> Any:
-    field = DomainMatrix.from_Matrix(matrix).to_field().domain
-    return DomainMatrix.from_Matrix(column).convert_to(field)
+def equal(one: Any, other: Any) -> bool:
+    """Whether two fractions of polynomials are the same, exactly."""
+    symbols = {p, k, rho} | one.free_symbols | other.free_symbols
+    field = sympy.QQ.frac_field(*sorted(symbols, key=str))
+    return not field.from_sympy(one) - field.from_sympy(other)
 
 
 def match_rate(state: State, autocorrelation: Any) -> Any:

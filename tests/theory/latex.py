@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def resolved(latex: str, own_name: str) -> Any:
     definitions = dict(rest)
     for letter, name in LETTERS.items():
         if name != own_name and first != letter:
-            definitions[letter] = letters_of(symbolic.expr(name))
+            definitions[letter] = computed(name)
     known = {sympy.Symbol(letter): value for letter, value in definitions.items()}
     for _ in known:  # definitions may use each other
         expression = expression.xreplace(known)
@@ -79,6 +80,12 @@ def equations(latex: str) -> dict[str, Any]:
         if sign:
             found[re.sub(r"[{}\\\s]", "", left)] = parsed(right)
     return found
+
+
+@cache
+def computed(name: str) -> Any:
+    """What a closed form gives for symbols, without assumptions on them."""
+    return letters_of(symbolic.expr(name))
 
 
 def letters_of(expression: Any) -> Any:

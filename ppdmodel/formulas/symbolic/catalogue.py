@@ -1,19 +1,19 @@
-"""What formulas there are: names, symbols, equations and proofs, read off the docstrings."""
+"""The registered formulas with their symbols, equations and proofs."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import sympy
 
-from ... import formulas
 from ...errors import InvalidInputError
+from ..registry import FORMULAS
 
 Expr = Any  # SymPy has no types
 
@@ -87,6 +87,7 @@ class Formula:
     """
 
     name: str
+    function: Callable[..., Any]
     parameters: tuple[str, ...]
     summary: str
     page: str
@@ -108,7 +109,7 @@ def names() -> tuple[str, ...]:
 @cache
 def catalogue() -> tuple[Formula, ...]:
     """All formulas, recursions too, in the order of their equations."""
-    found = [_entry(name) for name in formulas.__all__ if name != "DraftTree"]
+    found = [_entry(name) for name in FORMULAS]
     return tuple(sorted(found, key=lambda f: tuple(int(n) for n in f.equation.split("."))))
 
 
@@ -132,21 +133,23 @@ def formula(name: str) -> Formula:
 
 
 def _entry(name: str) -> Formula:
-    function = getattr(formulas, name)
+    function, equation, page, is_recursion = FORMULAS[name]
     text = inspect.getdoc(function) or ""
-    place = re.search(r"theory/(\d\d)-([\w-]+)\.md,\s+equations?\s+\((\d+\.\d+)\)", text)
-    assert place is not None, f"{name} says no equation"
-    opening = text.split("Args")[0]
     return Formula(
         name=name,
+        function=function,
         parameters=tuple(inspect.signature(function).parameters),
         summary=re.split(r"[:,]? \$|\.\s", text)[0],
-        page=f"theory/{place[1]}-{place[2]}.md",
-        equation=place[3],
-        test=f"tests/theory/test_{place[1]}_{place[2].replace('-', '_')}.py",
-        written=tuple(re.sub(r"\s+", " ", part) for part in re.findall(r"\$([^$]+)\$", opening)),
-        is_recursion=not hasattr(function, "__wrapped__"),
+        page=f"theory/{page}.md",
+        equation=equation,
+        test=f"tests/theory/test_{page.replace('-', '_')}.py",
+        written=tuple(" ".join(x.split()) for x in _EQUATION.findall(text.partition("Args")[0])),
+        is_recursion=is_recursion,
     )
+
+
+#: LaTeX between dollars, as a docstring has it before its arguments
+_EQUATION = re.compile(r"\$([^$]+)\$")
 
 
 def check_parameters(entry: Formula, given: Mapping[str, Any]) -> None:

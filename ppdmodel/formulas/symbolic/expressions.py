@@ -7,7 +7,6 @@ from typing import Any
 
 import sympy
 
-from ... import formulas
 from ...errors import InvalidInputError
 from ..contract import DOMAINS, check
 from .catalogue import SYMBOLS, WHOLE, Expr, check_parameters, formula
@@ -46,7 +45,7 @@ def expr(name: str, **fixed: Any) -> Expr:
     # sums over more than a few terms stay sums
     large = {p: n for p, n in fixed.items() if p in WHOLE and isinstance(n, int) and n > _FEW}
     arguments = given | {p: SYMBOLS[p] for p in large}
-    result = sympy.sympify(getattr(formulas, name)(**arguments))
+    result = sympy.sympify(entry.function(**arguments))
     result = result.subs({SYMBOLS[p]: sympy.Integer(n) for p, n in large.items()})
     return _tidy(_plain_indices(result), given)
 

@@ -7,7 +7,6 @@ import inspect
 import sympy
 from sympy.printing.jscode import JavascriptCodePrinter
 
-from ... import formulas
 from .catalogue import SYMBOLS, Expr, formula
 from .expressions import expr
 
@@ -44,7 +43,7 @@ def _function(name: str) -> str:
     named = {SYMBOLS[p]: sympy.Symbol(p) for p in entry.parameters}
     defaults = {
         p: "" if q.default is q.empty else f" = {q.default}"
-        for p, q in inspect.signature(getattr(formulas, name)).parameters.items()
+        for p, q in inspect.signature(entry.function).parameters.items()
     }
     lines = [f"function {name}({', '.join(p + defaults[p] for p in entry.parameters)}) {{"]
     if "depth" in entry.parameters:

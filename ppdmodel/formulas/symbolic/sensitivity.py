@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ... import formulas
 from ...errors import InvalidInputError
 from .. import ops, symbolic
 from ..contract import is_unknown
@@ -43,15 +42,14 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
     entry = symbolic.formula(name)
     symbolic.derivative(name, parameter, **({"depth": 1} if "depth" in entry.parameters else {}))
     check_parameters(entry, values)
-    function = getattr(formulas, name)
-    bound = inspect.signature(function).bind_partial(**values)
+    bound = inspect.signature(entry.function).bind_partial(**values)
     bound.apply_defaults()
     missing = [p for p in entry.parameters if p not in bound.arguments]
     if missing:
         raise InvalidInputError(
             f"{name} must be given {missing[0]}; got none; give a number or an array"
         )
-    function(**bound.arguments)  # raises on what is outside its domain
+    entry.function(**bound.arguments)  # raises on what is outside its domain
     given = list(bound.arguments.values())
     for argument, value in bound.arguments.items():
         if is_unknown(value) or ops.is_tensor(value):
