@@ -10,7 +10,7 @@ OF_SITE := tests/docs/test_site.py
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types ci bench data data-validation data-gemma notebooks docs figures clean
+.PHONY: help setup demo test lint types ci bench mutants coverage data data-validation data-gemma notebooks docs figures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{n[NR] = $$1; t[NR] = $$2; if (length($$1) > w) w = length($$1)} END {for (i = 1; i <= NR; i++) printf "  make %-*s  %s\n", w, n[i], t[i]}'
@@ -56,6 +56,18 @@ docs: $(STAMP) ## make the documentation site, build/docs; warnings are errors
 	@echo "open build/docs/index.html"
 
 ci: lint types test notebooks docs ## the gate: lint, types, tests, notebooks, documentation
+
+mutants: $(STAMP) ## try the tests on a sample of small changes (an hour); ROOM=fitting SAMPLE=20 SEED=1 MINUTES=10
+	$(BIN)/ppdmodel models install smollm2-135m
+	$(BIN)/python -m quality.mutants $(ROOM:%=--room %) $(SAMPLE:%=--sample %) $(SEED:%=--seed %) $(MINUTES:%=--minutes %)
+
+coverage: $(STAMP) ## run the tests and say which branches of the package they never took
+	$(BIN)/ppdmodel models install smollm2-135m
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -q $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
+	$(BIN)/coverage run -m pytest -q $(ALONE)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 bench: $(STAMP) ## time and memory of the main job, start-up, and the closed forms
 	$(BIN)/python -m benchmarks
