@@ -5,17 +5,25 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from ..checks import positive_integer
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
+from ..results.compatibility import check_agree
 from ..results.hit_counts import HitCounts
 from ..results.timing import Timing
 from .calibrate import MOST_K, fit_counts
 
+if TYPE_CHECKING:
+    from .._types import Ints
+
+#: hits of each prompt, by exit layer and k
+Cells: TypeAlias = dict[tuple[int, int], dict[str, int]]
 COLUMNS = ("exit_layer", "k", "hits", "n", "prompt_id")
 
 
@@ -50,60 +58,63 @@ def fit_table(
     positive_integer("layers", layers)
     path = Path(path)
     cells, totals = _read(path, layers)
-    if timing is not None and timing.layers != layers:
-        raise InvalidInputError(
-            f"the timing must be of the table's model; got one of {timing.layers} layers, not "
-            f"{layers}; time this model"
+    if timing is not None:
+        check_agree(
+            {"layers": timing.layers},
+            {"layers": layers},
+            ["layers"],
+            rule="the timing must be of the table's model",
+            what="a timing",
+            fix="time this model",
         )
-    prompts = tuple(totals)
     exits = sorted({exit_layer for exit_layer, _ in cells})
+    counts = HitCounts(
+        model=model,
+        layers=layers,
+        prompt_ids=tuple(totals),
+        tokens=np.array(list(totals.values())),
+        hits=_hits(path, cells, totals, layers),
+        provenance={
+            "model": model,
+            "table": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        },
+        exit_layers=tuple(e for e in exits if e < layers),
+        ks=tuple(sorted({k for _, k in cells})),
+        resamples=resamples,
+        seed=seed,
+    )
+    return fit_counts(counts, timing=timing, family=family)
+
+
+def _hits(path: Path, cells: Cells, totals: Mapping[str, int], layers: int) -> Ints:
+    """Hits [prompts, layers, k_max]; a k that was not counted has those of the next smaller one."""
     ks = sorted({k for _, k in cells})
-    hits = np.zeros((len(prompts), layers, ks[-1]), dtype=np.int64)
-    tokens = np.array([totals[prompt] for prompt in prompts])
-    for e in exits:
-        before = None
+    hits = np.zeros((len(totals), layers, ks[-1]), dtype=np.int64)
+    for e in sorted({exit_layer for exit_layer, _ in cells}):
+        before: Ints = np.zeros(len(totals), dtype=np.int64)
         for k in ks:
             by_prompt = cells.get((e, k), {})
-            missing = [prompt for prompt in prompts if prompt not in by_prompt]
-            if missing:
+            missing = next((prompt for prompt in totals if prompt not in by_prompt), None)
+            if missing is not None:
                 raise InvalidInputError(
                     f"{path} must have a row for each exit layer, k and prompt; got none for exit "
-                    f"layer {e}, k = {k}, prompt {missing[0]!r}"
+                    f"layer {e}, k = {k}, prompt {missing!r}"
                 )
-            row = np.array([by_prompt[prompt] for prompt in prompts])
-            if before is not None and (row < before).any():
+            row = np.array([by_prompt[prompt] for prompt in totals])
+            if (row < before).any():
                 raise InvalidInputError(
                     f"hits must not fall with k; got fewer at exit layer {e}, k = {k} in {path}"
                 )
             hits[:, e - 1, k - 1 :] = row[:, None]
             before = row
-    hits[:, -1] = tokens[:, None]  # the last layer makes the token itself
-    text = path.read_bytes()
-    return fit_counts(
-        HitCounts(
-            model=model,
-            layers=layers,
-            prompt_ids=prompts,
-            tokens=tokens,
-            hits=hits,
-            exit_layers=tuple(e for e in exits if e < layers),
-            ks=tuple(ks),
-            provenance={
-                "model": model,
-                "table": path.name,
-                "sha256": hashlib.sha256(text).hexdigest(),
-            },
-            resamples=resamples,
-            seed=seed,
-        ),
-        timing=timing,
-        family=family,
-    )
+    hits[:, -1] = np.array(list(totals.values()))[:, None]  # the last layer makes the token itself
+    return hits
 
 
-def _read(path: Path, layers: int) -> tuple[dict[tuple[int, int], dict[str, int]], dict[str, int]]:
+def _read(path: Path, layers: int) -> tuple[Cells, dict[str, int]]:
     """Hits by exit layer, k and prompt, and tokens by prompt."""
-    cells: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    cells: Cells = defaultdict(dict)
     totals: dict[str, int] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

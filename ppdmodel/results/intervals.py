@@ -85,7 +85,7 @@ def percentiles(draws: Floats) -> tuple[Floats, Floats]:
     return low, high
 
 
-def interval_of(value: float, draws: Floats, tokens: Ints) -> Interval:
+def interval_of(value: float, draws: Floats, tokens: Ints | Floats) -> Interval:
     """An estimate with the percentile interval of its draws [resamples], of `tokens` [prompts]."""
     low, high = percentiles(draws)
     n = (int(tokens.sum()), len(tokens))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +14,10 @@ from ppdmodel import estimate_from, fit, fit_table, load, optimize, save
 from ppdmodel.cli import run
 from ppdmodel.decide.prediction import predicted_match_rate
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.fitting.counts_file import _read
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
+from tests.pipeline.test_prediction_error import a_timing
 
 HEADER = "exit_layer,k,hits,n,prompt_id\n"
 
@@ -40,7 +45,7 @@ def test_a_whole_table_is_the_measurement(measurement: Measurement, tmp_path: Pa
 
 def test_decisions_are_among_what_was_counted(measurement: Measurement, tmp_path: Path) -> None:
     path = table_of(measurement, tmp_path / "t.csv", [3, 5], [1, 4])
-    calibration = fit_table(path, 6, model="mine", resamples=50)
+    calibration = fit_table(path, 6, model="mine", family="rank tail", resamples=50)
     assert (calibration.exit_layers, calibration.ks) == ((3, 5), (1, 4))
     save(calibration, tmp_path / "cal.json")
     again = load(tmp_path / "cal.json")
@@ -49,7 +54,7 @@ def test_decisions_are_among_what_was_counted(measurement: Measurement, tmp_path
     decision = optimize(again, max_compute=9)
     assert decision.settings == 4
     assert {(s.exit_layer, s.k) for s in decision.frontier} <= {(3, 1), (3, 4), (5, 1), (5, 4)}
-    whole = fit(measurement, k_max=4, resamples=40)
+    whole = fit(measurement, k_max=4, family="rank tail", resamples=40)
     assert predicted_match_rate(again, 5, 4) == whole.p_correct[4, 3]
     for e, k in ((4, 1), (5, 2)):
         with pytest.raises(InvalidInputError, match="the calibration must hold the setting"):
@@ -113,3 +118,69 @@ def test_the_command_takes_a_table(
     ):
         assert run(wrong) == 2
         assert message in capsys.readouterr().err
+
+
+def test_cells_between_those_of_the_table_are_filled(tmp_path: Path) -> None:
+    """A k between two of the table has the hits of the smaller; the last layer is always right."""
+    path = tmp_path / "t.csv"
+    rows = [f"{e},{k},{k + e + n},{20 + n},p{n}" for e in (2, 3) for k in (2, 4) for n in range(3)]
+    path.write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+    found = fit_table(path, 4, model="mine", family="rank tail", resamples=40)
+    assert found.tokens.tolist() == [20, 21, 22]
+    assert found.hits.shape == (3, 4, 4)
+    assert found.hits[1].tolist() == [[0] * 4, [0, 5, 5, 7], [0, 6, 6, 8], [21] * 4]
+    assert (found.exit_layers, found.ks, found.model) == ((2, 3), (2, 4), "mine")
+    about = found.provenance["measurement"]
+    assert about["table"] == "t.csv"
+    assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("row", "taken"),
+    [
+        ("3,1,0,1,a", True),
+        ("3,1,9,9,a", True),
+        ("5,1,2,9,a", True),
+        ("6,1,9,9,a", True),
+        ("1,1000,2,9,a", True),
+        ("0,1,2,9,a", False),
+        ("3,0,2,9,a", False),
+        ("3,1001,2,9,a", False),
+        ("3,1,0,0,a", False),
+        (f"3,1,2,{2**53 - 1},a", True),
+        (f"3,1,2,{2**53},a", False),
+        ("3,1,-1,9,a", False),
+    ],
+)
+def test_numbers_at_the_ends_of_what_a_table_may_hold(
+    tmp_path: Path, row: str, taken: bool
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(HEADER + "1,1,1,9,z\n" + row + "\n", encoding="utf-8")
+    if taken:
+        cells, totals = _read(path, 6)
+        e, k, hits, n, prompt = row.split(",")
+        assert cells[int(e), int(k)][prompt] == int(hits)
+        assert totals[prompt] == int(n)
+        return
+    with pytest.raises(InvalidInputError, match="line 3 of"):
+        _read(path, 6)
+
+
+def test_a_timing_of_other_layers_is_refused(measurement: Measurement, tmp_path: Path) -> None:
+    path = table_of(measurement, tmp_path / "t.csv", [2, 4], [1])
+    with pytest.raises(
+        InvalidInputError, match="got a timing with layers 30 instead of 6; time this"
+    ):
+        fit_table(path, 6, timing=a_timing())
+    timing = replace(a_timing(), layers=6)
+    options: dict[str, Any] = {"family": "rank tail", "resamples": 40}
+    assert fit_table(path, 6, timing=timing, **options).timing is timing
+
+
+def test_what_is_no_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="a table must be readable CSV; got"):
+        fit_table(tmp_path / "nothing.csv", 6)
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInputError, match="a table must be readable CSV; got"):
+        fit_table(tmp_path / "bytes.csv", 6)

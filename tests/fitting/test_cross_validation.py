@@ -126,5 +126,5 @@ def test_latency_and_compute_have_intervals() -> None:
         assert found is not None
         low, high = np.percentile(draws[:, column], [2.5, 97.5])
         assert found.value == pytest.approx(costs[:, column].mean())
-        assert (found.ci_low, found.ci_high) == (pytest.approx(low), pytest.approx(high))
+        assert (found.ci_low, found.ci_high) == pytest.approx((low, high))
         assert (found.n_tokens, found.n_prompts, found.method) == (60, 12, METHOD)

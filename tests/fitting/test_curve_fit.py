@@ -54,7 +54,7 @@ def test_recovers_a_known_surface() -> None:
 
 def surface_of(curve: MatchCurve, layers: int, k_max: int) -> np.ndarray:
     x = np.arange(1, layers + 1)[:, None] / layers
-    return curve_values(curve, x, np.arange(1, k_max + 1))
+    return curve_values(curve, x, np.arange(1.0, k_max + 1))
 
 
 def test_the_surface_rises_with_depth_and_k_and_ends_at_one(measurement: Measurement) -> None:

@@ -150,7 +150,7 @@ def test_groups_of_few_prompts_need_a_larger_difference() -> None:
         return [found[0], replace(found[1], prompt_ids=names)]
 
     def standard_errors(off: float, prompts: int) -> float:
-        return off / (2 * 2 / 3 * 0.1**2 / prompts) ** 0.5
+        return float(off / (2 * 2 / 3 * 0.1**2 / prompts) ** 0.5)
 
     many, few = 0.075, 0.275
     assert standard_errors(many, 39) == pytest.approx(4.06, abs=0.1)

@@ -9,24 +9,36 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from ppdmodel import fit, load, save, threshold_report
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.guess_reliability import reliability_of
-from ppdmodel.results.calibration import Calibration
+from ppdmodel.fitting.cross_validation import folds
+from ppdmodel.fitting.guess_reliability import BINS, Guessed, _bin_error, reliability_of
+from ppdmodel.results.calibration import Calibration, Reliability
 from ppdmodel.results.measurement import Guesses, Measurement
 from tests.decide.test_threshold_rule import made_up
 
 
 def quick(*args: object, **options: object) -> Calibration:
-    return fit(*args, **options, family="rank tail", resamples=100)  # type: ignore[arg-type]
+    return fit(*args, **options, family="rank tail", resamples=40)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def even() -> tuple[Measurement, Guesses]:
+    """Probabilities of temperature 2, which are too even."""
+    return made_up(2.0)
+
+
+@pytest.fixture(scope="module")
+def whole(even: tuple[Measurement, Guesses]) -> tuple[Reliability, ...]:
+    return reliability_of([even])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_a_temperature_is_found(temperature: float) -> None:
     """Probabilities that were made too even or too sharp are made true again, exit by exit."""
-    measurement, guesses = made_up(temperature)
-    found = quick(measurement, guesses=guesses).reliability
+    found = reliability_of([made_up(temperature)])
     assert [one.exit_layer for one in found] == [3, 4, 5]
     for one in found:
         assert one.scale == pytest.approx(temperature, rel=0.1)
@@ -34,10 +46,10 @@ def test_a_temperature_is_found(temperature: float) -> None:
         assert one.error < 0.02
 
 
-def test_it_is_what_the_threshold_rule_uses() -> None:
-    measurement, guesses = made_up(2.0)
-    report = threshold_report(measurement, guesses, [2.0])
-    assert quick(measurement, guesses=guesses).reliability == report.reliability
+def test_it_is_what_the_threshold_rule_uses(
+    even: tuple[Measurement, Guesses], whole: tuple[Reliability, ...]
+) -> None:
+    assert threshold_report(*even, [2.0]).reliability == whole
 
 
 def some(measurement: Measurement, guesses: Guesses, prompts: range) -> tuple[Measurement, Guesses]:
@@ -58,25 +70,26 @@ def some(measurement: Measurement, guesses: Guesses, prompts: range) -> tuple[Me
     return replace(measurement, **both, **mine, categories=categories), theirs
 
 
-def test_several_measurements_are_taken_together() -> None:
-    measurement, guesses = made_up(2.0)
+def test_several_measurements_are_taken_together(
+    even: tuple[Measurement, Guesses], whole: tuple[Reliability, ...]
+) -> None:
+    measurement, guesses = even
     middle, end = 15, len(measurement.prompt_ids)
     halves = [some(measurement, guesses, r) for r in (range(middle), range(middle, end))]
     parts, theirs = ([half[n] for half in halves] for n in (0, 1))
-    whole = quick(measurement, guesses=guesses).reliability
     assert quick(parts, guesses=theirs).reliability == whole
     assert quick(parts, guesses=[theirs[0], None]).reliability == ()
     assert quick(measurement).reliability == ()
 
 
-def test_too_few_prompts_hold_none_out() -> None:
-    measurement, guesses = made_up(2.0)
+def test_too_few_prompts_hold_none_out(even: tuple[Measurement, Guesses]) -> None:
+    measurement, guesses = even
     assert reliability_of([some(measurement, guesses, range(9))]) == ()
     assert reliability_of([some(measurement, guesses, range(10))]) != ()
 
 
-def test_it_is_kept_in_the_file(tmp_path: Path) -> None:
-    calibration = quick(*made_up(2.0)[:1], guesses=made_up(2.0)[1])
+def test_it_is_kept_in_the_file(even: tuple[Measurement, Guesses], tmp_path: Path) -> None:
+    calibration = quick(even[0], guesses=even[1])
     path = tmp_path / "calibration.json"
     save(calibration, path)
     again = load(path)
@@ -94,3 +107,79 @@ def test_it_is_kept_in_the_file(tmp_path: Path) -> None:
     assert isinstance(older, Calibration)
     assert older.reliability == ()
     assert np.array_equal(older.hits, calibration.hits)
+
+
+# ---------------------------------------------------------------- the pieces alone
+
+
+def test_logits_and_ranks_are_those_of_the_recorded(even: tuple[Measurement, Guesses]) -> None:
+    """Probabilities of 0 and 1, as two bytes may round them, have finite logits."""
+    measurement, guesses = even
+    probs = guesses.probs.copy()
+    probs[0, 2, :2] = 1, 0
+    table = Guessed([(measurement, replace(guesses, probs=probs))], [3, 5])
+    p = probs[:, 2, :].astype(float)
+    assert table.logits[3][1:] == pytest.approx(np.log(p[1:] / (1 - p[1:])), abs=1e-5)
+    assert table.logits[3][0, :2] == pytest.approx([13.8155, -13.8155], abs=1e-3)
+    assert np.array_equal(table.rank[5], measurement.rank[:, 4])
+    assert table.tokens.tolist() == [150] * 20
+
+
+def test_two_parts_number_their_prompts_on(even: tuple[Measurement, Guesses]) -> None:
+    measurement, guesses = even
+    parts = [some(measurement, guesses, r) for r in (range(3), range(3, 20))]
+    table = Guessed(parts, [4])
+    assert np.array_equal(table.owner, measurement.prompt_index)
+    fewer = replace(parts[1][1], ids=parts[1][1].ids[..., :5], probs=parts[1][1].probs[..., :5])
+    assert Guessed([parts[0], (parts[1][0], fewer)], [4]).logits[4].shape == (3000, 5)
+
+
+def test_scaling_is_of_the_greatest_likelihood_on_the_given_prompts(
+    even: tuple[Measurement, Guesses],
+) -> None:
+    """Against a search without gradients over the Bernoulli likelihood."""
+    table = Guessed([even], [3, 4])
+    prompts = np.arange(20) < 7
+    rows = prompts[even[0].prompt_index]
+    for e, (scale, shift) in table.calibrated(prompts).items():
+        x = table.logits[e][rows]
+        true = np.arange(1, 9) == even[0].rank[rows, e - 1][:, None]
+
+        def loss(theta: np.ndarray, x: np.ndarray = x, true: np.ndarray = true) -> float:
+            q = 1 / (1 + np.exp(-(theta[0] * x + theta[1])))
+            return float(-np.where(true, np.log(q), np.log1p(-q)).mean())
+
+        best = minimize(loss, [1.5, 0.5], method="Nelder-Mead", options={"xatol": 1e-6})
+        assert (scale, shift) == pytest.approx(best.x.tolist(), abs=2e-3)
+
+
+def test_each_fold_is_scaled_by_the_others(even: tuple[Measurement, Guesses]) -> None:
+    """The error is that of what the other folds made of the fold's logits."""
+    table = Guessed([even], [4])
+    fold = folds(20, 0)
+    fits = {n: {4: (1.0 + n, 0.1 * n)} for n in range(5)}
+    (found,) = table.reliability(fold, fits, {4: (9.0, 8.0)})
+    assert (found.exit_layer, found.scale, found.shift) == (4, 9.0, 8.0)
+    rows = fold[even[0].prompt_index]
+    z = (1.0 + rows)[:, None] * table.logits[4] + 0.1 * rows[:, None]
+    true = np.arange(1, 9) == even[0].rank[:, 3][:, None]
+    assert found.error == pytest.approx(calibration_error(1 / (1 + np.exp(-z)), true))
+    raw = 1 / (1 + np.exp(-table.logits[4]))
+    assert found.error_raw == pytest.approx(calibration_error(raw, true))
+
+
+def calibration_error(q: np.ndarray, true: np.ndarray) -> float:
+    """Expected calibration error over equal-mass bins, by sorting pairs."""
+    pairs = sorted(zip(q.ravel().tolist(), true.ravel().tolist(), strict=True), key=lambda p: p[0])
+    size = len(pairs) // BINS
+    assert size * BINS == len(pairs)
+    bins = [pairs[n * size : (n + 1) * size] for n in range(BINS)]
+    return float(np.mean([abs(sum(q - t for q, t in part)) / size for part in bins]))
+
+
+def test_the_error_of_probabilities_that_are_right_or_wrong_by_so_much() -> None:
+    q = np.repeat([0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95], 100)
+    true = np.concatenate([np.arange(100) < 100 * p - 0.5 for p in q[::100]])
+    assert _bin_error(q, true) == pytest.approx(0, abs=1e-9)
+    assert _bin_error(q[::-1] * 0 + 0.5, true) == pytest.approx(0.25)
+    assert _bin_error(np.clip(q + 0.02, 0, 1), true) == pytest.approx(0.02)

@@ -62,7 +62,7 @@ def test_the_likelihood_is_the_binomial_one(family: CurveFamily) -> None:
     hits = drawn(cells, some_parameters(family, 1))
     thetas = [some_parameters(family, seed) for seed in (2, 3)]
     mine = [cells.log_likelihood(theta, hits, TOKENS) for theta in thetas]
-    its = [binom.logpmf(hits, TOKENS, cells.rates(theta)).sum() for theta in thetas]
+    its = [np.sum(binom.logpmf(hits, TOKENS, cells.rates(theta))) for theta in thetas]
     assert mine[0] - mine[1] == pytest.approx(its[0] - its[1], rel=1e-6)
     value, _, _ = cells.gradient_and_information(thetas[0], hits, TOKENS)
     assert value == pytest.approx(mine[0] / TOKENS)
@@ -79,7 +79,10 @@ def test_the_gradient_and_the_information_are_the_derivatives(family: CurveFamil
         found: np.ndarray = cells.gradient_and_information(theta, hits, TOKENS)[1]
         return found
 
-    numeric = approx_fprime(other, lambda t: cells.log_likelihood(t, hits, TOKENS) / TOKENS, 1e-7)
+    def value(theta: np.ndarray) -> float:
+        return cells.log_likelihood(theta, hits, TOKENS) / TOKENS
+
+    numeric = approx_fprime(other, value, 1e-7)
     assert gradient(other) == pytest.approx(numeric, rel=1e-3, abs=1e-4)
     assert gradient(truth) == pytest.approx(np.zeros(len(truth)), abs=1e-9)
     hessian = -approx_fprime(truth, gradient, 1e-6)

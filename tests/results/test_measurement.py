@@ -46,6 +46,7 @@ def test_a_prompt_without_hits_or_tokens_has_zeros() -> None:
 
 def test_coupled_ranks_take_the_place_of_the_plain_ones(made: Measurement) -> None:
     coupled = made.coupled()
+    assert made.coupled_rank is not None
     assert np.array_equal(coupled.rank, made.coupled_rank)
     assert coupled.coupled_rank is None
     assert coupled.provenance["ranks"] == "coupled"
