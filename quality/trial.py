@@ -19,16 +19,10 @@ from quality.mutations import Mutant
 # a changed module may be slower without being endless
 SLOWER, MARGIN_S = 3.0, 20.0
 LONGEST_S = 1800.0
-OPTIONS = [
-    "-x",
-    "-q",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:xdist",
-    "--no-header",
-    "--hypothesis-seed=0",
-]
+# plugins that the tests of a module do not need take seconds to load
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+OPTIONS += ["--no-header", "--hypothesis-seed=0"]
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 @dataclass
@@ -75,15 +69,11 @@ class Checkout:
         """Whether the tests end in time and pass."""
         scratch = self.root.parent / f"{self.root.name}-tmp"
         scratch.mkdir(exist_ok=True)
-        environment = os.environ | {
-            "PYTHONPATH": str(self.root),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": str(scratch),
-        }
+        own = {"PYTHONPATH": str(self.root), "TMPDIR": str(scratch)}
         self.running = subprocess.Popen(
             [sys.executable, "-m", "pytest", *OPTIONS, *tests],
             cwd=self.root,
-            env=environment,
+            env=os.environ | ENVIRONMENT | own,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
