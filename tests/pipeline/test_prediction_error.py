@@ -21,9 +21,9 @@ from ppdmodel.decide.prediction import (
     schedule_times,
 )
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.prediction_error import (
     CORRECTED,
-    PpdSetting,
     SettingRuns,
     Corrections,
     binomial_interval,
@@ -220,7 +220,7 @@ def test_prediction_intervals_hold_as_often_as_they_say() -> None:
         for prediction in predict(
             known, timing, CELLS[:4:3], 8, correction, seed=seed, resamples=200
         ):
-            runs = runs_of(drawn, new, prediction.cell, correction.factors, 0.005, seed)
+            runs = runs_of(drawn, new, prediction.setting, correction.factors, 0.005, seed)
             # PPD's seconds over those of plain decoding on the same day
             within += prediction.ci_low <= runs.ratio <= prediction.ci_high
             n += 1
@@ -261,7 +261,7 @@ def test_the_scatter_of_texts_is_found() -> None:
     # of a mean over eight cells, and of a run
     assert found.text_scatter == pytest.approx(np.hypot(0.05, 0.04 / np.sqrt(8)), rel=0.1)
     assert found.run_scatter == pytest.approx(np.hypot(0.05, 0.04), rel=0.1)
-    one = fit_corrections(timing, [run.of([0]) for run in runs])  # says nothing of others
+    one = fit_corrections(timing, [run.select([0]) for run in runs])  # says nothing of others
     assert one.n_texts == 1
     assert (one.text_scatter, one.run_scatter) == pytest.approx((0.03, 0.06))
 
