@@ -13,12 +13,14 @@ import pytest
 from ppdmodel.measure import load_model, locate
 from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
-from ppdmodel.pipeline import worker_pool
+from ppdmodel.pipeline import time_model, worker_pool
+from ppdmodel.pipeline import timing as timing_module
 from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.options import Capacity
 from ppdmodel.pipeline.pipeline import Pipeline
 from ppdmodel.pipeline.unit import Task
 from ppdmodel.pipeline.worker_pool import Placement, WorkerPool
+from ppdmodel.results.timing import Timing
 from tests.conftest import TEXT, make_tiny_llama
 from tests.support.far_device import FarPlacement
 
@@ -93,3 +95,10 @@ def on_devices(engine: SharedEngine) -> Iterator[WorkerPool]:
 @pytest.fixture(scope="package")
 def plain(on_cpus: WorkerPool, texts: Texts) -> Texts:
     return [on_cpus.run(Task(ids, TOKENS)).token_ids for ids in texts]
+
+
+@pytest.fixture(scope="package")
+def deep_timing(deep: LoadedModel) -> Timing:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing_module, "MAX_SPREAD", 10.0)  # other tests may share this machine
+        return time_model(deep, ks=(1, 2), rounds=4)

@@ -71,9 +71,7 @@ def test_logits_of_every_layer_and_batch(
         if index < 2:  # Transformers' last hidden state is normed
             wanted = reference.hidden_states[index + 1][:, -1]
             torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        engine.logits(x), reference.logits[:, -1], rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(engine.logits(x), reference.logits[:, -1], rtol=1e-4, atol=1e-4)
     for index in range(3):
         kept = reference.past_key_values.layers[index]
         for n, wanted in enumerate((kept.keys, kept.values)):

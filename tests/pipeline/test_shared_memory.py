@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppdmodel.pipeline.shared_memory import ALIGNMENT, Layout, SharedTensors, shared_copy, shared_zeros
+from ppdmodel.pipeline.shared_memory import (
+    ALIGNMENT,
+    Layout,
+    SharedTensors,
+    shared_copy,
+    shared_zeros,
+)
 
 
 def held() -> int:

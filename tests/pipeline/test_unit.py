@@ -16,7 +16,7 @@ from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task, TextEndedError, Unit
 from ppdmodel.pipeline.worker_pool import WorkerPool, placements
-from tests.pipeline.conftest import CAPACITY, FAR, K, LAYERS, TOKENS, Texts, pool_of
+from tests.pipeline.conftest import CAPACITY, FAR, LAYERS, TOKENS, K, Texts, pool_of
 
 
 def a_unit(engine: SharedEngine, number: int = 0, units: int = 1) -> Unit:

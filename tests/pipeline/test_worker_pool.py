@@ -55,9 +55,7 @@ def test_guesses_spread_over_several_units(
         for k in (1, 2, 3):
             made = units.run(Task(texts[1], TOKENS, setting=PpdSetting(2, k)))
             assert made.token_ids == plain[1]
-            rows = max(
-                int(u[u[:, 2] == EventKind.LAYER][:, 5].max(initial=0)) for u in made.events
-            )
+            rows = max(int(u[u[:, 2] == EventKind.LAYER][:, 5].max(initial=0)) for u in made.events)
             assert rows == 1, "one guess on each"
 
 
