@@ -1,8 +1,8 @@
 """Whether real PPD makes the tokens of plain decoding and of Transformers' `generate`.
 
 `python -m experiments.exactness EXITS`, a folder of trained exits of SmolLM2; writes
-data/smollm2-135m-exactness.json. `--prompts` and `--tokens` with `--out`
-make a shorter run; `--exit-layer` and `--k` another setting.
+data/smollm2-135m-exactness.json. `--prompts` and `--tokens` with `--out` make a shorter run;
+`--exit-layer` and `--k` another setting.
 """
 
 from __future__ import annotations

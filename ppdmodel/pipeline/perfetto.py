@@ -79,9 +79,8 @@ def _title(kind: EventKind, layer: int) -> str:
 def _category(kind: EventKind, rows: int) -> str:
     if kind in WAITS:
         return "wait"
-    return (
-        "guesses" if kind in (EventKind.EXIT, EventKind.DROP) or rows > 1 else "verified or single"
-    )
+    guesses = kind in (EventKind.EXIT, EventKind.DROP) or (kind == EventKind.LAYER and rows > 1)
+    return "guesses" if guesses else "verified or single"
 
 
 def _name(kind: str, unit: int, name: str) -> dict[str, Any]:

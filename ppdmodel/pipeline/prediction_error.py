@@ -25,7 +25,8 @@ PRIOR_SD, RESIDUAL_SD = 0.05, 0.02
 #: prior standard deviations of log ratios, of texts' means and of single runs; the priors weigh as
 #: much as `PRIOR_RUNS` observations
 TEXT_SD, RUN_SD, PRIOR_RUNS = 0.03, 0.06, 3
-RESAMPLES = 1000
+#: draws of an interval, and of the timing among them
+RESAMPLES, TIMING_DRAWS = 1000, 50
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def predict(
     own = prompt_weights(len(calibration.prompt_ids), resamples, rng)
     chance = np.full(len(calibration.prompt_ids), 1 / len(calibration.prompt_ids))
     new = rng.multinomial(n_prompts, chance, size=resamples)
-    draws = [resampled_timing(timing, rng) for _ in range(50)]
+    draws = [resampled_timing(timing, rng) for _ in range(min(TIMING_DRAWS, resamples))]
     of_draw = np.arange(resamples) % len(draws)
     noise = corrections.noise(rng, n_prompts, resamples)
     found = []
@@ -232,9 +233,9 @@ def predict(
         spread += resampled_rates(hits, calibration.tokens, new) - p
         rates = np.clip(p + spread, 0, 1)
         ratios = np.empty(resamples)
-        for n in range(min(len(draws), resamples)):
+        for n, drawn in enumerate(draws):
             mine = of_draw == n
-            ratios[mine] = predicted_ratio(draws[n], rates[mine], setting, corrections.factors)
+            ratios[mine] = predicted_ratio(drawn, rates[mine], setting, corrections.factors)
         low, high = percentiles(ratios * noise)
         ratio = float(predicted_ratio(timing, p, setting, corrections.factors))
         found.append(Prediction(setting, p, ratio, float(low), float(high)))

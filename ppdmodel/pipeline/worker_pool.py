@@ -33,6 +33,8 @@ from .unit import EVENT, Task, Unit
 FIRST_TIMED = 2
 #: seconds between two polls of a text while it is made, and until a unit that is to end is killed
 POLL_S, SHUTDOWN_TIMEOUT_S = 0.05, 5.0
+#: of processes: forking one that has run torch is not safe
+START_METHOD = "spawn"
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -136,7 +138,7 @@ class WorkerPool:
         self._store: Any = None  # of the process group
 
     def __enter__(self) -> WorkerPool:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         try:
             rendezvous = self._new_rendezvous() if self.tensor_parallel else None
             for number, place in enumerate(self.where):

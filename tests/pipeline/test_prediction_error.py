@@ -21,10 +21,11 @@ from ppdmodel.decide.prediction import (
     schedule_times,
 )
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.pipeline import prediction_error
+from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.prediction_error import (
     CORRECTED,
     Corrections,
-    PpdSetting,
     SettingRuns,
     binomial_interval,
     coverage_over_splits,
@@ -220,7 +221,7 @@ def test_prediction_intervals_hold_as_often_as_they_say() -> None:
         for prediction in predict(
             known, timing, CELLS[:4:3], 8, correction, seed=seed, resamples=200
         ):
-            runs = runs_of(drawn, new, prediction.cell, correction.factors, 0.005, seed)
+            runs = runs_of(drawn, new, prediction.setting, correction.factors, 0.005, seed)
             # PPD's seconds over those of plain decoding on the same day
             within += prediction.ci_low <= runs.ratio <= prediction.ci_high
             n += 1
@@ -229,8 +230,13 @@ def test_prediction_intervals_hold_as_often_as_they_say() -> None:
 
 
 @pytest.mark.parametrize("fitted_on", [3, 6])
-def test_intervals_know_that_texts_scatter(fitted_on: int) -> None:
-    """Real runs of a text lie 2 to 8% from others in common, and some 5% from each other."""
+def test_intervals_know_that_texts_scatter(fitted_on: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real runs of a text lie 2 to 8% from others in common, and some 5% from each other.
+
+    The times are exact in these worlds, and so are not resampled.
+    """
+    monkeypatch.setattr(prediction_error, "resampled_timing", lambda timing, rng: timing)
+    monkeypatch.setattr(prediction_error, "TIMING_DRAWS", 1)
     timing, counts = a_timing(), {"all": 0, "as if texts were alike": 0}
     worlds, cells = 40, [CELLS[0], CELLS[3], CELLS[6]]
     for seed in range(worlds):
@@ -261,7 +267,7 @@ def test_the_scatter_of_texts_is_found() -> None:
     # of a mean over eight cells, and of a run
     assert found.text_scatter == pytest.approx(np.hypot(0.05, 0.04 / np.sqrt(8)), rel=0.1)
     assert found.run_scatter == pytest.approx(np.hypot(0.05, 0.04), rel=0.1)
-    one = fit_corrections(timing, [run.of([0]) for run in runs])  # says nothing of others
+    one = fit_corrections(timing, [run.select([0]) for run in runs])  # says nothing of others
     assert one.n_texts == 1
     assert (one.text_scatter, one.run_scatter) == pytest.approx((0.03, 0.06))
 
@@ -354,3 +360,107 @@ def test_a_timing_file_whose_samples_are_not_those_of_its_terms(
     path.write_text(json.dumps(document))
     with pytest.raises(InvalidInputError, match=f"must be whole; got {words}"):
         ppd.load(path)
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def by_hand(seconds: list[list[float]], timing: Timing) -> list[SettingRuns]:
+    """Runs of two settings at a match rate of 1/2, at multiples of what is predicted, [texts]."""
+    found = []
+    for setting, multiples in zip((PpdSetting(16, 1), PpdSetting(22, 3)), seconds, strict=True):
+        n = np.full(len(multiples), 10)
+        ratio = predicted_ratio(timing, 0.5, setting, NO_CORRECTIONS.factors)
+        found.append(SettingRuns(setting, ratio * np.array(multiples) * 10, n * 1.0, n, n // 2))
+    return found
+
+
+def test_the_scatter_of_texts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log ratios of [0.2, -0.2, 0.3] and [0.1, 0, 0]; less their means, with three prior texts."""
+    timing = a_timing()
+    logs = np.array([[0.2, -0.2, 0.3], [0.1, 0.0, 0.0]])
+    runs = by_hand(np.exp(logs).tolist(), timing)
+    n, between, single = prediction_error._scatter_of_texts(timing, runs, NO_CORRECTIONS.factors)
+    left = logs - logs.mean(1, keepdims=True)
+    means = left.mean(0)
+    assert n == 3
+    assert between == pytest.approx(np.sqrt((np.sum(means**2) + 3 * 0.03**2) / (2 + 3)))
+    assert single == pytest.approx(np.sqrt((np.sum(left**2) + 3 * 0.06**2) / (4 + 3)))
+
+
+def test_the_fit_minimizes_the_posterior() -> None:
+    """No factors near those found have a higher density; residuals are weighed with their prior."""
+    timing = a_timing()
+    runs = by_hand([[1.06, 1.06], [0.97, 0.97]], timing)
+    found = fit_corrections(timing, runs)
+
+    def residuals(factors: Any) -> np.ndarray:
+        named = dict(zip(CORRECTED, factors, strict=True))
+        made = [predicted_ratio(timing, 0.5, r.setting, named) / r.ratio for r in runs]
+        return np.log(np.array(made))
+
+    def badness(factors: Any) -> float:
+        prior = (np.array(factors) - 1) / 0.05
+        return float(np.sum((residuals(factors) / 0.02) ** 2) + np.sum(prior**2))
+
+    best = [found.factors[name] for name in CORRECTED]
+    assert badness(best) < badness([1, 1, 1])
+    for n in range(3):
+        for step in (-0.01, 0.01):
+            moved = [factor + step * (m == n) for m, factor in enumerate(best)]
+            assert badness(moved) > badness(best)
+    left = residuals(best)
+    assert found.deviation == pytest.approx(np.sqrt((np.sum(left**2) + 3 * 0.02**2) / 3))
+    several = runs * 3
+    more = fit_corrections(timing, several)
+    factors = [more.factors[name] for name in CORRECTED]
+    left = np.tile(residuals(factors), 3)
+    expected = np.sqrt((np.sum(left**2) + 3 * 0.02**2) / (6 - 3 + 3))
+    assert more.deviation == pytest.approx(expected)
+
+
+def test_the_noise_of_a_prediction_by_hand() -> None:
+    """Standard deviations of logarithms: of a residual, of new texts, and of the fitted factors."""
+    size = 200_000
+
+    def spread(corrections: Corrections, n_texts: int) -> float:
+        logs = np.log(corrections.noise(np.random.default_rng(0), n_texts, size))
+        assert abs(logs.mean()) < 0.002
+        return float(logs.std())
+
+    factors = NO_CORRECTIONS.factors
+    assert spread(Corrections(factors, 0.05), 4) == pytest.approx(0.05, rel=0.02)
+    scattered = Corrections(factors, 0.0, 0, 0.1, 0.2)
+    assert spread(scattered, 4) == pytest.approx(0.2 / np.sqrt(4), rel=0.02)
+    assert spread(scattered, 16) == pytest.approx(0.2 / np.sqrt(16), rel=0.02)
+    for n_texts in (2, 9):
+        fitted = Corrections(factors, 0.0, n_texts, 0.1, 0.0)
+        freedom = n_texts - 1 + 3
+        student = np.sqrt(freedom / (freedom - 2))
+        expected = 0.1 / np.sqrt(n_texts) * student
+        assert spread(fitted, 4) == pytest.approx(expected, rel=0.03)
+
+
+def test_rows_without_tokens_do_not_count() -> None:
+    row = {"n_tokens": 4, "ppd_s": 3.0, "plain_per_token_s": 0.5, "n_matched": 1}
+    rows = [row, row | {"n_tokens": 0, "plain_per_token_s": None}, row | {"ppd_s": 5.0}]
+    runs = SettingRuns.of_rows(PpdSetting(3, 2), rows)
+    assert runs.plain_s.tolist() == [2.0, 2.0]
+    assert runs.ratio == 8 / 4
+    assert runs.match_rate == 2 / 8
+    assert runs.select([1]).ratio == 5 / 2
+
+
+def test_a_prediction_is_of_the_rate_and_the_times() -> None:
+    timing, calibration = a_timing(), a_calibration(6)
+    factors = {"exit_time": 1.2}
+    asked = predict(calibration, timing, CELLS[:2], 5, Corrections(factors, 0.0), resamples=100)
+    for prediction, setting in zip(asked, CELLS[:2], strict=True):
+        p = calibration.p_correct[setting.exit_layer - 1, setting.k - 1]
+        assert prediction.setting == setting
+        assert prediction.p_correct == p
+        assert prediction.ratio == predicted_ratio(timing, p, setting, factors)
+        assert prediction.ci_low < prediction.ratio < prediction.ci_high
+    wide = predict(calibration, timing, CELLS[:1], 1, Corrections(factors, 0.0), resamples=400)[0]
+    narrow = predict(calibration, timing, CELLS[:1], 500, Corrections(factors, 0.0), resamples=400)
+    assert wide.ci_high - wide.ci_low > 1.2 * (narrow[0].ci_high - narrow[0].ci_low)

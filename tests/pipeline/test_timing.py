@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ppdmodel.errors import RunFailedError
-from ppdmodel.pipeline.timing import _filled, ppd_terms, timed_exit_layers
+import ppdmodel as ppd
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import Workers, time_model
+from ppdmodel.pipeline import pipeline as pipeline_module
+from ppdmodel.pipeline import timing as timing_module
+from ppdmodel.pipeline.timing import (
+    _filled,
+    plain_terms,
+    ppd_terms,
+    spread,
+    timed,
+    timed_exit_layers,
+)
 from ppdmodel.pipeline.unit import EventKind
 from ppdmodel.pipeline.worker_pool import Run
+from ppdmodel.results.timing import Timing
+from tests.pipeline.conftest import FAR, TWO_CPUS
 
 LAYER, HEAD, EXIT = EventKind.LAYER, EventKind.HEAD, EventKind.EXIT
 
@@ -91,3 +106,79 @@ def test_what_never_happened_is_taken_from_the_nearest_exit() -> None:
 )
 def test_ppd_is_timed_at_several_depths(layers: int, expected: tuple[int, ...]) -> None:
     assert timed_exit_layers(layers) == expected
+
+
+def test_the_spread_of_repetitions() -> None:
+    samples = [{"layer_time_s": t} for t in (4.0, 1.0, 2.0, 3.0, 5.0)]
+    assert spread(samples) == pytest.approx((4 - 2) / 3)
+
+
+def test_the_terms_of_a_plain_run() -> None:
+    """Two layers: 2 and 3 s, 4 and 3 s; heads of 1 and 3 s; tokens of 7 and 13 s."""
+    unit = [
+        (0, 9, EventKind.PROMPT, 0, 0, 3),
+        (9, 10, HEAD, 0, 0, 1),
+        (10, 12, LAYER, 1, 1, 1),
+        (12, 15, LAYER, 1, 2, 1),
+        (15, 16, HEAD, 1, 0, 1),
+        (17, 21, LAYER, 2, 1, 1),
+        (21, 24, LAYER, 2, 2, 1),
+        (24, 27, HEAD, 2, 0, 1),
+    ]
+    run = a_run([unit], [10, 16, 27, 38], [False] * 4)
+    assert plain_terms(run, 2) == {
+        "layer_time_s": 3.0,
+        "head_time_s": 2.0,
+        "token_time_s": 3.0,  # 11 s a token, less two layers and a head
+        "plain_latency_s": 11.0,
+        "layers_s": [3.0, 3.0],
+    }
+
+
+def test_the_median_of_repetitions_and_its_interval() -> None:
+    found = timed([1.0, 2.0, 3.0, 10.0, 2.5])
+    assert (found.value, found.n) == (2.5, 5)
+    assert 1.0 <= found.ci_low < 2.5 < found.ci_high <= 10.0
+    assert timed([3.0] * 4).ci_low == timed([3.0] * 4).ci_high == 3.0
+
+
+@TWO_CPUS
+def test_a_timing_of_the_tiny_model(deep: LoadedModel, deep_timing: Timing, tmp_path: Path) -> None:
+    assert deep_timing.layers == len(deep_timing.layer_profile_s) == 12
+    assert set(deep_timing.by_k) == {1, 2}
+    assert deep_timing.exit_layers == (3, 6, 9, 11)
+    of_ppd = [term for each in deep_timing.by_k[2].values() for term in each]
+    assert len(of_ppd) == 8 * 4
+    for term in (*deep_timing.terms.values(), *of_ppd):
+        assert 0 <= term.ci_low <= term.value <= term.ci_high < 1
+        assert term.n == 4
+    ppd.save(deep_timing, tmp_path / "t.json")
+    assert ppd.load(tmp_path / "t.json") == deep_timing
+
+
+@TWO_CPUS
+def test_an_unsteady_machine_is_refused(deep: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 0.0)
+    with pytest.raises(RunFailedError, match=r"must spread by at most 0% .* stop other work"):
+        time_model(deep, ks=(1,), rounds=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"ks": ()}, "k must have values"), ({"rounds": 3}, "at least 4"), ({"ks": (0,)}, "positive")],
+)
+def test_a_timing_of_nothing(deep: LoadedModel, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        time_model(deep, **options)
+
+
+def test_timing_on_devices(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "placements", lambda units, device: FAR)
+    monkeypatch.setattr(timing_module, "machine", " and ".join)
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
+    monkeypatch.setattr(timing_module, "TOKENS", 8)
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.5,))
+    timing = time_model(loaded, ks=(2,), rounds=4, workers=Workers(device="cuda"))
+    assert timing.provenance["machine"] == "far:0 and far:1"
+    assert timing.provenance["devices"] == ["far:0", "far:1"]
+    assert timing.terms["layer_time_s"].value > 0

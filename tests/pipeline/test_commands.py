@@ -1,0 +1,186 @@
+"""`time`, `validate` and `decode` as users type them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import ppdmodel as ppd
+from ppdmodel.cli import run as run_command
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import timing as timing_module
+from ppdmodel.pipeline import worker_pool
+from ppdmodel.results.io import load_timing
+from ppdmodel.results.timing import Timing
+from tests.pipeline.conftest import TWO_CPUS
+from tests.pipeline.test_prediction_error import a_timing
+
+pytestmark = TWO_CPUS
+DATA = Path(__file__).parents[2] / "data"
+CALIBRATION = DATA / "smollm2-135m.calibration.json"
+#: commands as far as their last option, a file
+RUNS = {
+    "decode": ["--exit-layer", "2", "--prompt", "x", "--trace"],
+    "time": ["--out"],
+    "validate": ["--calibration", "data/smollm2-135m.json", "--out"],
+}
+
+
+def test_the_default_model_from_time_to_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prompts, four settings, by the commands that users type, on processes that they spawn."""
+    monkeypatch.setattr(worker_pool, "START_METHOD", "spawn")
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.5, 0.9))
+    monkeypatch.setattr(timing_module, "TOKENS", 12)
+    monkeypatch.setattr(timing_module, "CONTEXT", 16)
+    timing, out = tmp_path / "timing.json", tmp_path / "v"
+    assert run_command(["time", "--k", "1,3", "--rounds", "4", "--out", str(timing)]) == 0
+    assert "guesses' layer" in capsys.readouterr().out
+    terms = load_timing(timing).terms
+    assert 2 < terms["head_time_s"].value / terms["layer_time_s"].value < 20
+    parts = 30 * terms["layer_time_s"].value + terms["head_time_s"].value
+    assert parts + terms["token_time_s"].value == pytest.approx(
+        terms["plain_latency_s"].value, rel=0.3
+    )
+    command = [
+        "validate", "--calibration", str(CALIBRATION), "--timing", str(timing), "--limit", "2",
+        "--fit-prompts", "1", "--max-new-tokens", "16", "--exit-layers", "20,25", "--k", "1,3",
+        "--out", str(out),
+    ]  # fmt: skip
+    assert run_command([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["cells"]) == 4
+    assert report["held_out"]["n_cells"] == 2
+    assert report["n_other_text"] == 0, "the same tokens as plain decoding"
+    for row in report["cells"]:
+        assert 0.2 < row["measured"] < 5
+        assert row["predicted"] == pytest.approx(row["measured"] * (1 + row["error"]))
+    runs = (out / "runs.jsonl").read_text()
+    written = (out / "predictions.json").read_bytes()
+    assert run_command(command) == 0, "all is done: nothing is run again"
+    assert "settings not fitted" in capsys.readouterr().out
+    assert (out / "runs.jsonl").read_text() == runs
+    assert (out / "predictions.json").read_bytes() == written
+    figure = tmp_path / "f.png"
+    assert run_command(["plot", str(out), "--kind", "predicted", "--out", str(figure)]) == 0
+    assert figure.stat().st_size > 10_000
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file" / "x.json")
+    for command in (
+        ["time", "--out", place],
+        ["decode", "--exit-layer", "2", "--prompt", "x", "--trace", place],
+    ):
+        assert run_command([*command, "--model", "no such model"]) == 1
+        assert "x.json must be writable" in capsys.readouterr().err
+    new = tmp_path / "new" / "x.json"
+    assert run_command(["time", "--out", str(new), "--model", "no such model"]) != 0
+    assert not new.parent.exists(), "nothing is left of the trial"
+
+
+def test_results_of_something_else_are_refused(
+    deep: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ppd.save(a_timing(), tmp_path / "other.json")
+    common = ["decode", "--model", str(deep.source.folder), "--prompt", "x", "--exit-layer", "3"]
+    for option, words in (
+        (["--calibration", str(CALIBRATION)], "the calibration must be of the same model"),
+        (["--timing", str(tmp_path / "other.json")], "the timing must be of the same model"),
+        (["--timing", str(CALIBRATION)], "the file must be a ppdmodel/timing"),
+    ):
+        assert run_command([*common, *option]) == 2
+        assert words in capsys.readouterr().err
+    trained = CALIBRATION.with_name("smollm2-135m-trained.calibration.json")
+    command = ["decode", "--prompt", "x", "--exit-layer", "20", "--calibration", str(trained)]
+    assert run_command(command) == 2
+    words = "the calibration must be of the same exits; got trained; make one with the same exits"
+    assert words in capsys.readouterr().err
+
+
+def test_a_timing_of_another_machine_is_used_with_a_warning(
+    deep: LoadedModel, deep_timing: Timing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {**deep_timing.provenance, "machine": "an abacus, 10 CPUs"}
+    ppd.save(replace(deep_timing, provenance=about), tmp_path / "t.json")
+    command = ["decode", "--model", str(deep.source.folder), "--prompt", "a fox", "--raw"]
+    command += ["--exit-layer", "8", "--k", "2", "--max-new-tokens", "8", "--json"]
+    assert run_command([*command, "--timing", str(tmp_path / "t.json")]) == 0
+    said = capsys.readouterr()
+    assert "WARNING: the timing is of another machine (an abacus, 10 CPUs)" in said.err
+    assert json.loads(said.out)["match_rate"] is not None
+
+
+def test_decode_by_command(
+    deep: LoadedModel, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = str(deep.source.folder)
+    common = ["decode", "--model", folder, "--prompt", "the fox", "--max-new-tokens", "12"]
+    assert run_command([*common, "--exit-layer", "3", "--k", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = (
+        "token_ids text match_rate latency_per_token_s predicted_match_rate "
+        "predicted_latency_per_token_s greedy_latency_per_token_s "
+        "greedy_same_units_latency_per_token_s"
+    )
+    assert set(names.split()) <= set(found)
+    assert len(found["token_ids"]) == 12
+    assert run_command([*common, "--exit-layer", "3", "--trace", str(tmp_path / "t.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "plain, split over the same units" in shown
+    assert "12 tokens, the same as plain decoding's" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--exit-layer", "12"], "that is plain greedy decoding"),
+        (["--exit-layer", "13"], "exit_layer must not exceed layers"),
+        (["--exit-layer", "2", "--units", "4096"], "units must not exceed the CPUs"),
+        (["--exit-layer", "2", "--units", "1"], "units must be at least 2"),
+        (["--exit-layer", "2", "--max-new-tokens", "99999999"], "must fit the model's context"),
+        (["--exit-layer", "2", "--calibration", "nowhere.json"], "the result must exist"),
+        (["--exit-layer", "2", "--prompt", " "], "the prompt must have text"),
+        (["--exit-layer", "2", "--k", "0"], "k must be a positive integer"),
+        (["--exit-layer", "2", "--k", "5000"], "k must not exceed the vocabulary"),
+    ],
+)
+def test_bad_commands(
+    deep: LoadedModel,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    command = ["decode", "--model", str(deep.source.folder), "--prompt", "x", *arguments]
+    assert run_command(command) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line != "loading ..."]
+    assert words in error[-1]
+
+
+@pytest.mark.parametrize("command", ["decode", "time", "validate"])
+def test_more_units_than_there_could_be(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for device in ("cpu", "cuda"):
+        words = [*RUNS[command], str(tmp_path / "x"), "--units", str(10**12), "--device", device]
+        assert run_command([command, *words]) == 2
+        assert "units must not exceed the CPUs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["decode", "time", "validate"])
+def test_a_device_that_is_not_there(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [*RUNS[command], str(tmp_path / "x"), "--device", "cuda:0,cuda:99"]
+    assert run_command([command, *words]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert "units must not exceed the CUDA devices; got cuda:0, cuda:99" in error[0]

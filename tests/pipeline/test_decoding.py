@@ -1,0 +1,129 @@
+"""`decode`: a text, its latencies, its prediction, and where it differs from plain decoding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppdmodel.decide.prediction import predicted_latency_s
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import PpdSetting, Workers, decode
+from ppdmodel.pipeline import pipeline as pipeline_module
+from ppdmodel.pipeline.decoding import _prediction, first_difference, match_rate, speed
+from ppdmodel.pipeline.worker_pool import Run
+from tests.conftest import TEXT
+from tests.pipeline.conftest import FAR, TOKENS, TWO_CPUS
+from tests.pipeline.test_prediction_error import a_calibration, a_timing
+
+
+def generated(loaded: LoadedModel, ids: list[int], tokens: int) -> tuple[int, ...]:
+    """What Transformers makes of it."""
+    given = torch.tensor([ids])
+    made = loaded.model.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return tuple(made[0, len(ids) :].tolist())
+
+
+def test_speeds_and_rates_of_a_run() -> None:
+    times = np.cumsum([9, 9, 1, 2, 3, 10]) * 10**9
+    matched = np.array([False, False, True, True, False, True])
+    run = Run((1, 2, 3, 4, 5, 6), times, matched, ())
+    found = speed(run)
+    assert found is not None
+    assert (found.mean_s, found.median_s) == (4.0, 2.5)
+    assert found.p95_s == pytest.approx(8.95)  # 0.85 of the way from 3 to 10
+    assert match_rate(run) == 0.75
+    short = Run((1, 2), times[:2], matched[:2], ())
+    assert speed(short) is None
+    assert match_rate(short) is None
+
+
+def test_what_is_predicted() -> None:
+    calibration, timing = a_calibration(4), a_timing()
+    setting, two = PpdSetting(20, 3), Workers()
+    rate = float(calibration.p_correct[19, 2])
+    seconds = predicted_latency_s(timing, rate, 20, 3)
+    assert _prediction(setting, two, calibration, timing) == (rate, seconds)
+    assert _prediction(setting, two, None, timing) == (None, None)
+    assert _prediction(setting, two, calibration, None) == (rate, None)
+    assert _prediction(setting, Workers(3), calibration, timing) == (rate, None)
+    one_by_one = replace(setting, row_by_row=True)
+    assert _prediction(one_by_one, two, calibration, timing) == (rate, None)
+
+
+def test_a_difference_is_named_with_its_margin(deep: LoadedModel) -> None:
+    ids = deep.encode([TEXT[:4]], chat=False)
+    plain = generated(deep, ids, 24)
+    assert first_difference(deep, ids, plain, plain) is None
+    logits = deep.model(torch.tensor([[*ids, *plain[:3]]])).logits[0, -1]
+    other = int(logits.topk(2).indices[1])
+    found = first_difference(deep, ids, [*plain[:3], other], plain)
+    assert found is not None
+    assert (found.position, found.token_id, found.plain_token_id) == (3, other, plain[3])
+    assert found.dtype == "float32"
+    expected = float(logits[plain[3]] - logits[other])
+    assert found.margin == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    with pytest.raises(RunFailedError, match="must end alike"):
+        first_difference(deep, ids, plain[:3], plain)
+
+
+@TWO_CPUS
+def test_decode(deep: LoadedModel, tmp_path: Path) -> None:
+    trace, said = tmp_path / "trace.json", list[int]()
+    result = decode(
+        deep,
+        "the quick",
+        PpdSetting(3, 2),
+        max_new_tokens=16,
+        trace=trace,
+        on_token=said.append,
+    )
+    plain = generated(deep, deep.encode(["the quick"]), 16)
+    assert result.token_ids == plain == tuple(said)
+    assert result.difference is None
+    assert result.text == deep.decode(plain)
+    assert result.predicted_match_rate is None
+    assert result.n_trials == 14
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+@TWO_CPUS
+def test_a_text_shorter_than_the_probe(deep: LoadedModel) -> None:
+    result = decode(deep, "a", PpdSetting(2), raw=True, max_new_tokens=2)
+    assert result.token_ids == generated(deep, deep.encode(["a"], False), 2)
+    assert result.latency is None
+
+
+def test_a_setting_that_the_model_has_not_is_refused_first(deep: LoadedModel) -> None:
+    with pytest.raises(InvalidInputError, match="that is plain greedy decoding"):
+        decode(deep, "a", PpdSetting(12))
+
+
+def test_decode_on_devices(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline_module, "placements", lambda units, device: FAR)
+    trace = tmp_path / "trace.json"
+    found = decode(
+        loaded,
+        "the fox",
+        PpdSetting(2, 3),
+        max_new_tokens=TOKENS,
+        workers=Workers(device="cuda"),
+        trace=trace,
+    )
+    assert found.difference is None
+    assert found.greedy is not None
+    assert found.greedy_same_units is not None
+    assert json.loads(trace.read_text())["traceEvents"]

@@ -1,0 +1,140 @@
+"""An engine gives its model's logits, in every part; what it cannot run is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.decoder.exit import AffineMap, logit_exit
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline.engine import Engine, SharedEngine, shared_engine
+from tests.support.far_device import register
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+MODELS = [
+    (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    (Qwen2Config, {}),
+    (Qwen3Config, {"head_dim": 8}),
+    (MistralConfig, {"sliding_window": None, "tie_word_embeddings": True}),
+]
+
+
+def model_of(config: Callable[..., Any], **changes: Any) -> Any:
+    """A random model whose biases and norms do something."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config(**SIZES, **changes)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.1, 0.2)
+    return model
+
+
+@pytest.mark.parametrize(("config", "changes"), MODELS)
+@torch.inference_mode()
+def test_logits_of_every_layer_and_batch(
+    loaded: LoadedModel, config: Callable[..., Any], changes: dict[str, Any]
+) -> None:
+    """Three guesses for one position: each as the model reads the text that ends in it."""
+    model = model_of(config, **changes)
+    shared = shared_engine(replace(loaded, model=model), logit_exit(model), 32)
+    engine = shared.open()
+    assert engine.shape.layers == 3
+    prompt, guesses = torch.tensor([5, 17, 3, 80, 41]), torch.tensor([9, 17, 60])
+    cache = torch.zeros(engine.shape.cache(8))
+    x = engine.read_prompt(prompt, cache)
+    expected = model(prompt[None]).logits[0, -1:]
+    torch.testing.assert_close(engine.logits(x), expected, rtol=1e-4, atol=1e-5)
+    own = torch.zeros(engine.shape.guesses(3))
+    texts = torch.cat([prompt.expand(3, -1), guesses[:, None]], 1)
+    reference = model(texts, output_hidden_states=True, use_cache=True)
+    x = engine.embed(guesses)
+    for index in range(3):
+        x = engine.layer(index, x, 5, cache[index, :, :, :5], own)
+        exit_logits = model.lm_head(model.model.norm(x))
+        torch.testing.assert_close(engine.logits(x, index + 1), exit_logits, rtol=1e-4, atol=1e-5)
+        if index < 2:  # Transformers' last hidden state is normed
+            wanted = reference.hidden_states[index + 1][:, -1]
+            torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(engine.logits(x), reference.logits[:, -1], rtol=1e-4, atol=1e-4)
+    for index in range(3):
+        kept = reference.past_key_values.layers[index]
+        for n, wanted in enumerate((kept.keys, kept.values)):
+            torch.testing.assert_close(own[index, n], wanted[:, :, 5], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                cache[index, n, :, :5], wanted[0, :, :5], rtol=1e-4, atol=1e-4
+            )
+
+
+@torch.inference_mode()
+def test_trained_exits(loaded: LoadedModel) -> None:
+    model = model_of(LlamaConfig)
+    trained = AffineMap(torch.randn(32, 32), torch.randn(32))
+    exit_ = logit_exit(model)
+    exit_ = replace(exit_, maps={2: trained})
+    engine = shared_engine(replace(loaded, model=model), exit_, 32).open()
+    x = torch.randn(2, 32)
+    normed = model.model.norm(x)
+    wanted = model.lm_head(normed + x @ trained.weight + trained.bias)
+    other = model.lm_head(normed + x @ trained.weight.T + trained.bias)
+    found = engine.logits(x, 2)
+    assert torch.allclose(found, wanted, atol=1e-4) or torch.allclose(found, other, atol=1e-4)
+    torch.testing.assert_close(engine.logits(x, 1), model.lm_head(normed), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(engine.logits(x), model.lm_head(normed), rtol=1e-4, atol=1e-4)
+
+
+def test_another_build_is_refused_in_one_line(loaded: LoadedModel) -> None:
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64)
+    ).eval()
+    with pytest.raises(InvalidInputError, match=r"decoders of Llama's build .*; got GPT2LMHead"):
+        shared_engine(replace(loaded, model=model), logit_exit(model), 32)
+
+
+def test_weights_that_the_engine_reads_wrongly_are_noticed(loaded: LoadedModel) -> None:
+    model = AutoModelForCausalLM.from_pretrained(loaded.source.folder).eval()
+    exit_ = logit_exit(model)
+    wrong = replace(loaded, model=model)
+    shared_engine(wrong, exit_, 32)
+    model.model.layers[1].self_attn.scaling *= 2  # the engine has one scale for all layers
+    with pytest.raises(InvalidInputError, match="of the largest one away"):
+        shared_engine(wrong, exit_, 32)
+
+
+def test_a_window_that_the_engine_does_not_know(loaded: LoadedModel) -> None:
+    model = AutoModelForCausalLM.from_config(MistralConfig(**SIZES, sliding_window=16)).eval()
+    shared_engine(replace(loaded, model=model), logit_exit(model), 16)
+    with pytest.raises(InvalidInputError, match="a sliding window of 16 tokens"):
+        shared_engine(replace(loaded, model=model), logit_exit(model), 17)
+
+
+def test_an_engine_on_a_device_has_its_weights_there(engine: SharedEngine) -> None:
+    register()
+    opened = engine.open("far:1")
+    assert opened.device == torch.device("far:1")
+    for weight in (opened.head_weight, opened.final_norm, *opened.layers[0].values()):
+        assert weight.device == torch.device("far:1")
+    assert engine.open().head_weight.data_ptr() == engine.weights.tensor("head").data_ptr()
+
+
+def test_logits_that_differ_are_refused(engine: SharedEngine) -> None:
+    register()
+    wrong = replace(engine, probed=engine.probed * 1.01)
+    with pytest.raises(RunFailedError, match=r"far:0 must give the CPU's logits; got 0\.0099"):
+        wrong.open("far:0")
+    assert isinstance(wrong.open(), Engine), "on the CPU it is what was compared"

@@ -1,0 +1,137 @@
+"""Processes that are started, fail, die and end; nothing is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import worker_pool
+from ppdmodel.pipeline.engine import SharedEngine
+from ppdmodel.pipeline.options import Capacity, PpdSetting
+from ppdmodel.pipeline.unit import EventKind, Task
+from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
+from tests.pipeline.conftest import FAR, TOKENS, TWO_CPUS, Texts, pool_of
+from tests.support.far_device import FarPlacement
+
+
+def test_a_run_is_timed_from_its_third_token() -> None:
+    run = Run(
+        (5, 6, 7, 8), np.array([1, 2, 4, 9]) * 10**9, np.array([False, False, True, False]), ()
+    )
+    assert run.times_s.tolist() == [2.0, 5.0]
+    assert run.matches.tolist() == [True, False]
+
+
+def test_placements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 3, 5, 4, 6})
+    assert placements(2) == [Placement(1, (3,)), Placement(1, (4,))]
+    assert placements(2, threads=2) == [Placement(2, (3, 4)), Placement(2, (5, 6))]
+    assert len(placements(5)) == 5
+    with pytest.raises(InvalidInputError, match=r"units must not exceed the CPUs .* there are 5"):
+        placements(6)
+    with pytest.raises(InvalidInputError, match=r"got 3 of 2 threads each; there are 5"):
+        placements(3, threads=2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    on_gpus = placements(2, device="cuda")
+    assert [place.device for place in on_gpus] == ["cuda:0", "cuda:1"]
+    assert {place.cpus for place in on_gpus} == {None}
+
+
+def test_guesses_spread_over_several_units(
+    engine: SharedEngine, texts: Texts, plain: Texts
+) -> None:
+    anywhere = [Placement(1, None)] * 4  # more units than CPUs: slower, and right all the same
+    with pool_of(engine, anywhere) as units:
+        for k in (1, 2, 3):
+            made = units.run(Task(texts[1], TOKENS, setting=PpdSetting(2, k)))
+            assert made.token_ids == plain[1]
+            rows = max(int(u[u[:, 2] == EventKind.LAYER][:, 5].max(initial=0)) for u in made.events)
+            assert rows == 1, "one guess on each"
+
+
+def test_a_task_must_fit(on_cpus: WorkerPool) -> None:
+    for task in (
+        Task((1,), 4, setting=PpdSetting(2, 4)),
+        Task((1,), 41),
+        Task((1,) * 41, 40),
+    ):
+        with pytest.raises(InvalidInputError, match="must fit the units' room"):
+            on_cpus.run(task)
+    assert len(on_cpus.run(Task((1,) * 40, 40)).token_ids) == 40
+
+
+def test_a_device_that_computes_wrongly_is_refused(engine: SharedEngine) -> None:
+    wrong = FarPlacement(1, None, "far:1", wrong=True)
+    with (
+        pytest.raises(RunFailedError, match=r"unit 1: .*far:1 must give the CPU's logits; got 0"),
+        pool_of(engine, [FAR[0], wrong]),
+    ):
+        pass
+
+
+@TWO_CPUS
+def test_a_unit_that_dies_is_named(engine: SharedEngine) -> None:
+    with pool_of(engine, placements(2)) as units:
+        os.kill(units._processes[1].pid, signal.SIGKILL)
+        with pytest.raises(RunFailedError, match=r"unit 1 ended with exit code -9"):
+            units.run(Task((1, 2, 3), TOKENS, setting=PpdSetting(2, 2)))
+    assert not units._processes
+
+
+def test_closing_takes_no_time(engine: SharedEngine) -> None:
+    units = WorkerPool(engine, [Placement(1, None)], Capacity(40, 4))
+    with units:
+        begin = time.monotonic()
+    assert time.monotonic() - begin < worker_pool.SHUTDOWN_TIMEOUT_S
+
+
+@TWO_CPUS
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_stopped_program(
+    deep: LoadedModel, how: signal.Signals, tmp_path: Path
+) -> None:
+    """A program of its own, whose units are spawned."""
+    script = tmp_path / "endless.py"
+    script.write_text(
+        "from ppdmodel.measure import load_model, locate\n"
+        "from ppdmodel.pipeline import Pipeline, PpdSetting\n"
+        "from ppdmodel.pipeline.options import RunOptions\n"
+        "if __name__ == '__main__':\n"
+        f"    loaded = load_model(locate({str(deep.source.folder)!r}))\n"
+        "    with Pipeline(loaded, prompt_tokens=8, tokens=64, k=2) as pipeline:\n"
+        "        units = pipeline.pool._processes + pipeline.tensor_parallel._processes\n"
+        "        print(*[unit.pid for unit in units], flush=True)\n"
+        "        while True:\n"
+        "            pipeline.ppd([1, 2, 3], 64, PpdSetting(2, 2), RunOptions(stops=False))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    units = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(units) == 3
+    time.sleep(0.5)
+    process.send_signal(how)
+    process.communicate(timeout=30)
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in units) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in units if _alive(pid)], "no unit outlives the program"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
