@@ -8,11 +8,8 @@ from typing import Annotated
 import typer
 
 from ..decide.outcomes import Comparison, Method
-from ..results.intervals import Interval
-from ..results.measurement import Measurement
-from .options import Json, guesses_beside, note, refuse, whole_or_none
-
-ROW = "{:<21}{:<21} {:>8} {:>8} {:>6}  {:<8}"
+from .format import interval, number, print_table, say
+from .options import Json, TimingFile, guesses_beside, rates_in, refuse, whole_or_none
 
 
 def compare_command(
@@ -48,10 +45,7 @@ def compare_command(
             "--link-time", metavar="L", help="A small message between units, in layer times."
         ),
     ] = 0.0,
-    timing: Annotated[
-        Path | None,
-        typer.Option("--timing", metavar="FILE", help="Times of the same model: adds seconds."),
-    ] = None,
+    timing: TimingFile = None,
     as_json: Json = False,
 ) -> None:
     """Compare the best PPD with the other ways to use the same compute and units.
@@ -64,17 +58,11 @@ def compare_command(
     if acceptance_rate is None:
         refuse("--acceptance-rate", draft_time=draft_time)
     from ..decide.compare import compare
-    from ..results.io import load_rates, load_timing
+    from ..results.io import load_timing
 
-    found = load_rates(source)
-    guesses = None
-    if isinstance(found, Measurement):
-        if not found.complete:
-            note(f"{source} is unfinished: {len(found.prompt_ids)} prompts of it are used")
-        guesses = guesses_beside(source)
     result = compare(
-        found,
-        guesses=guesses,
+        rates_in(source),
+        guesses=guesses_beside(source),
         timing=load_timing(timing) if timing else None,
         max_compute=max_compute,
         max_units=units,
@@ -91,44 +79,43 @@ def compare_command(
 
 def render(result: Comparison) -> None:
     """Print the methods, fastest first, and the answer in words."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
     limit = "" if result.max_units is None else f" and {result.max_units} units"
-    console.print(
+    say(
         f"{result.title}: {result.layers} layers, within {result.max_compute:g}× compute{limit}",
-        style="bold",
+        bold=True,
     )
-    console.print(f"({result.n_tokens} tokens, {result.n_prompts} prompts)\n")
-    head = ("method", "latency", "held out", "compute", "units", "basis")
-    console.print(ROW.format(*head), style="bold")
-    for method in sorted(result.methods, key=latency):
-        held_out = "–" if method.held_out is None else f"{method.held_out.value:.3f}"
-        compute = f"{method.compute.value:.2f}×"
-        numbers = (_interval(method.latency), held_out, compute, method.units, method.basis)
-        console.print(ROW.format(method.name, *numbers))
-        if method.setting:
-            console.print(f"  {method.setting}", style="dim")
-    console.print(
+    say(f"({result.n_tokens} tokens, {result.n_prompts} prompts)\n")
+    methods = sorted(result.methods, key=latency)
+    print_table(
+        ("method", "latency", "held out", "compute", "units", "basis"),
+        [
+            (
+                method.name,
+                interval(method.latency),
+                number(method.held_out.value if method.held_out else None),
+                f"{method.compute.value:.2f}×",
+                method.units,
+                method.basis,
+            )
+            for method in methods
+        ],
+        left=(0, 1, 5),
+        below=[method.setting for method in methods],
+    )
+    say(
         "\nLatency is a ratio to plain decoding on one unit, in layer times: heads and overheads "
         "are left out, but in the timed rows. Intervals are 95%, by resampling prompts. Held out: "
         "settings chosen on four fifths of the prompts, on the rest. Measured: counted on recorded "
         "tokens, or timed; fitted: the calibrated times; ideal: assumed."
     )
     for line in result.left_out:
-        console.print(f"Left out: {line}.")
-    console.print(sentence(result))
+        say(f"Left out: {line}.")
+    say(sentence(result))
 
 
 def latency(method: Method) -> float:
     """What methods are ordered by: on prompts that did not choose, where there are some."""
     return (method.held_out or method.latency).value
-
-
-def _interval(value: Interval) -> str:
-    if value.ci_low == value.ci_high:
-        return f"{value.value:.3f}"
-    return f"{value.value:.3f} [{value.ci_low:.3f}, {value.ci_high:.3f}]"
 
 
 def sentence(result: Comparison) -> str:

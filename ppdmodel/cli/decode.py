@@ -9,20 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .measure import (
+from .format import note, print_json, print_table, say
+from .options import (
     DECODING,
     MACHINE,
     Dtype,
+    Exits,
+    Json,
     MaxNewTokens,
     Model,
     Raw,
-    Seed,
+    SampleSeed,
     Temperature,
     TopP,
+    Units,
+    UnitsDevice,
+    model_with_exits,
     sampled,
+    wholes,
 )
-from .options import Json, note, print_json, whole
-from .time import Exits, UnitsDevice, UnitsOption
 
 if TYPE_CHECKING:
     from ..pipeline.decoding import Decoded, Speed
@@ -61,7 +66,7 @@ def decode_command(
     max_new_tokens: MaxNewTokens = "128",
     temperature: Temperature = None,
     top_p: TopP = None,
-    seed: Seed = None,
+    seed: SampleSeed = None,
     row_by_row: Annotated[
         bool,
         typer.Option(
@@ -72,7 +77,7 @@ def decode_command(
     ] = False,
     calibration: CalibrationFile = None,
     timing: TimingFile = None,
-    units: UnitsOption = "2",
+    units: Units = "2",
     device: UnitsDevice = "cpu",
     trace: Annotated[
         Path | None,
@@ -89,16 +94,11 @@ def decode_command(
 
     Example: ppdmodel decode --exit-layer 24 --k 3 --prompt "Why is the sky blue?"
     """
-    numbers = {
-        "exit_layer": whole("exit_layer", exit_layer),
-        "k": whole("k", k),
-        "max_new_tokens": whole("max_new_tokens", max_new_tokens),
-        "units": whole("units", units),
-    }
+    numbers = wholes(exit_layer=exit_layer, k=k, max_new_tokens=max_new_tokens, units=units)
     drawn = sampled(temperature, top_p, seed)
     if not prompt.strip():
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
-    from ..measure import Sampling, load_exits, load_model, locate
+    from ..measure import Sampling, load_model
     from ..pipeline import PpdSetting, Workers, decode
     from ..pipeline.devices import machine
     from ..pipeline.timing import model_provenance
@@ -114,8 +114,7 @@ def decode_command(
         check_writable(trace)
     if times and not rates:
         note("a predicted time needs match rates too: add --calibration FILE")
-    source = locate(model)
-    trained = load_exits(exits, source) if exits else None
+    source, trained = model_with_exits(model, exits)
     running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
     for warning in check_runs(running, rates, times):
         note(warning)
@@ -178,14 +177,8 @@ def overview(result: Decoded) -> dict[str, Any]:
 
 def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
     """Print the numbers below the text."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.print("\n")
-    table = Table(box=None, pad_edge=False)
-    for name in ("ms per token", "mean", "median", "95th"):
-        table.add_column(name, justify="left" if name.startswith("ms") else "right")
+    say("\n")
+    rows = []
     for label, speed in (
         ("PPD", result.latency),
         ("plain, on one unit", result.greedy),
@@ -193,27 +186,28 @@ def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
     ):
         if speed:
             times = (speed.mean_s, speed.median_s, speed.p95_s)
-            table.add_row(label, *(f"{1e3 * seconds:.1f}" for seconds in times))
+            rows.append((label, *(f"{1e3 * seconds:.1f}" for seconds in times)))
     if result.predicted_latency_per_token_s is not None:
-        table.add_row("PPD, as predicted", f"{1e3 * result.predicted_latency_per_token_s:.1f}")
-    console.print(table)
+        predicted_ms = f"{1e3 * result.predicted_latency_per_token_s:.1f}"
+        rows.append(("PPD, as predicted", predicted_ms, "", ""))
+    print_table(("ms per token", "mean", "median", "95th"), rows, left=(0,))
     if result.match_rate is not None:
         predicted = result.predicted_match_rate
         beside = "" if predicted is None else f"; predicted {predicted:.3f}"
-        console.print(f"match rate {result.match_rate:.3f} of {result.n_trials} tokens{beside}")
+        say(f"match rate {result.match_rate:.3f} of {result.n_trials} tokens{beside}")
     if result.difference is None:
-        console.print(f"{len(result.token_ids)} tokens, the same as plain decoding's")
+        say(f"{len(result.token_ids)} tokens, the same as plain decoding's")
     else:
         found = result.difference
-        console.print(
+        say(
             f"the token at {found.position} differs from plain decoding's, which had a margin of "
             f"{found.margin:.2g} in {found.dtype}"
             + ("" if row_by_row else "; --row-by-row rules that out")
         )
     if trace is not None:
-        console.print(f"trace, for ui.perfetto.dev: {trace}")
+        say(f"trace, for ui.perfetto.dev: {trace}")
     if result.latency and result.greedy and result.greedy_same_units:
-        console.print(_verdict(result.latency, result.greedy, result.greedy_same_units))
+        say(_verdict(result.latency, result.greedy, result.greedy_same_units))
 
 
 def _verdict(ppd: Speed, greedy: Speed, split: Speed) -> str:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InvalidInputError
-from ..results.measurement import Measurement
-from .options import Json, note, whole_list
+from .format import interval, number, print_table, say
+from .options import Json, check_seed, measurement_in, whole_list
 
 if TYPE_CHECKING:
     from ..fitting.group_differences import Differences
-
-WIDTH = 80
 
 
 def differ_command(
@@ -40,24 +36,11 @@ def differ_command(
     Example: ppdmodel differ results/full results/trained
     """
     ks = whole_list("k", k)
-    if seed < 0:
-        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
+    check_seed(seed)
     from ..fitting.group_differences import DEFAULT_DEPTHS, differences
-    from ..results.io import load_rates
 
-    found = []
-    for folder in measurements:
-        source = load_rates(folder)
-        if not isinstance(source, Measurement):
-            raise InvalidInputError(
-                f"differ must be given measurement folders; got {folder}; give the folder of "
-                "ppdmodel measure"
-            )
-        if not source.complete:
-            note(f"{folder} is unfinished: {len(source.prompt_ids)} prompts of it are used")
-        found.append(source)
     result = differences(
-        found,
+        [measurement_in(folder, "differ") for folder in measurements],
         by_category=by_category,
         relative_depths=relative_depths or DEFAULT_DEPTHS,
         ks=ks,
@@ -69,22 +52,23 @@ def differ_command(
 
 def render(result: Differences) -> None:
     """Print a row per group, depth and k, and which differ."""
-    line = "{:<20} {:>5} {:>3} {:>6} {:>6}  {:<24} {:<7}"
-    typer.echo(f"Match rates beside those of {result.first}\n")
-    typer.echo(line.format("", "depth", "k", "p", "first", "difference", "").rstrip())
-    for row in result.rows:
-        value = row.difference
-        typer.echo(
-            line.format(
+    say(f"Match rates beside those of {result.first}\n")
+    print_table(
+        ("", "depth", "k", "p", "first", "difference", ""),
+        [
+            (
                 row.name[:20],
-                f"{row.relative_depth:.2f}",
+                number(row.relative_depth, 2),
                 row.k,
-                f"{row.p_correct:.3f}",
-                f"{row.p_first:.3f}",
-                f"{value.value:+.3f} [{value.ci_low:+.3f}, {value.ci_high:+.3f}]",
+                number(row.p_correct),
+                number(row.p_first),
+                interval(row.difference, signed=True),
                 "differs" if row.differs else "",
-            ).rstrip()
-        )
+            )
+            for row in result.rows
+        ],
+        left=(0, 5, 6),
+    )
     different = [
         name for name in result.groups if any(r.differs for r in result.rows if r.name == name)
     ]
@@ -95,5 +79,5 @@ def render(result: Differences) -> None:
         + ". 'Differs' holds for all rows at once: were all rates equal, 95% of such tables would "
         "say so nowhere."
     )
-    typer.echo("\n" + fill(words, WIDTH))
-    typer.echo(fill(f"Different: {', '.join(different)}." if different else "None differs.", WIDTH))
+    say("\n" + words)
+    say(f"Different: {', '.join(different)}." if different else "None differs.")

@@ -10,6 +10,7 @@ import typer
 
 from ..decide.estimate import estimate, estimate_from
 from ..errors import InvalidInputError
+from .format import bounds, number, print_json, print_table, say
 from .options import (
     Depth,
     ExitLayer,
@@ -17,7 +18,7 @@ from .options import (
     K,
     Layers,
     depth_value,
-    print_json,
+    rates_in,
     whole,
     whole_or_none,
 )
@@ -85,9 +86,7 @@ def estimate_command(
             raise InvalidInputError(
                 "--from must stand alone; got --p-correct or --layers too; give one or the other"
             )
-        from ..results.io import load_rates
-
-        results = [estimate_from(load_rates(source), **settings)]
+        results = [estimate_from(rates_in(source), **settings)]
     else:
         if not p_correct or layers is None:
             raise InvalidInputError(
@@ -104,27 +103,23 @@ def estimate_command(
 
 def render(results: Sequence[Mapping[str, Any]]) -> None:
     """Print the table and what it comes to in words."""
-    from rich.console import Console
-    from rich.table import Table
-
     first = results[0]
     depth = "unlimited" if first["depth"] is None else first["depth"]
-    title = (
+    say(
         f"PPD: {first['layers']} layers, exit after layer {first['exit_layer']}, "
-        f"k = {first['k']}, depth {depth}"
+        f"k = {first['k']}, depth {depth}",
+        bold=True,
     )
-    console = Console(highlight=False)
-    console.print(title, style="bold")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("match rate p_correct", no_wrap=True)
+    print_table(
+        ("match rate p_correct", *(_cell(result["p_correct"], 3) for result in results), ""),
+        [
+            (label, *(_cell(_get(result, key), digits) for result in results), unit)
+            for key, label, unit, digits in (*ROWS, *_extra_rows(first))
+        ],
+        left=(0, len(results) + 1),
+    )
     for result in results:
-        table.add_column(_number(result["p_correct"], 3), justify="right")
-    table.add_column("", style="dim")
-    for key, label, unit, digits in (*ROWS, *_extra_rows(first)):
-        table.add_row(label, *(_number(_get(r, key), digits) for r in results), unit)
-    console.print(table)
-    for result in results:
-        console.print(_sentence(result), soft_wrap=False)
+        say(_sentence(result))
 
 
 def _extra_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, int]]:
@@ -151,11 +146,12 @@ def _get(result: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _number(value: Any, digits: int) -> str:
+def _cell(value: Any, digits: int) -> str:
+    """A number, or one with its interval."""
     if isinstance(value, Mapping):
-        middle, low, high = (_number(value[n], digits) for n in ("value", "ci_low", "ci_high"))
-        return f"{middle} [{low}, {high}]"
-    return "–" if value is None else f"{value:.{digits}f}"
+        middle, low, high = (value[name] for name in ("value", "ci_low", "ci_high"))
+        return f"{number(middle, digits)} {bounds(low, high, digits)}"
+    return number(value, digits)
 
 
 def _value(number: Any) -> Any:
@@ -163,7 +159,7 @@ def _value(number: Any) -> Any:
 
 
 def _sentence(result: Mapping[str, Any]) -> str:
-    p = _number(_value(result["p_correct"]), 3)
+    p = number(_value(result["p_correct"]), 3)
     saved = 1 - _value(result["normalized_latency"])
     compute = _value(result["normalized_compute"])
     extra = "more compute than can be counted"

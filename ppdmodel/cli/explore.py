@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .options import Json, print_json
+from .format import print_json
+from .options import Json, rates_in
 
 
 def explore_command(
@@ -29,7 +30,6 @@ def explore_command(
     Example: ppdmodel explore results/full.json -o explorer.html
     """
     from ..results.files import atomic, check_writable
-    from ..results.io import load_rates
 
     check_writable(out)
     for path in results or []:
@@ -37,7 +37,7 @@ def explore_command(
             raise InvalidInputError(
                 f"the page must not be written over a RESULT; got {out}; choose another name"
             )
-    sources = [load_rates(path) for path in results or []]
+    sources = [rates_in(path) for path in results or []]
     from ..show.explorer import explore
 
     page = explore(*sources)

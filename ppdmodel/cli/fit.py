@@ -11,8 +11,18 @@ import typer
 
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
-from ..results.measurement import Measurement
-from .options import Json, Layers, guesses_beside, note, print_json, refuse, whole, whole_or_none
+from ..results.intervals import Interval
+from .format import number, print_json, print_table, say
+from .options import (
+    Json,
+    Layers,
+    TimingFile,
+    guesses_beside,
+    measurement_in,
+    refuse,
+    whole_or_none,
+    wholes,
+)
 
 
 def fit_command(
@@ -39,10 +49,7 @@ def fit_command(
         str, typer.Option("--resamples", metavar="N", help="Bootstrap resamples of the prompts.")
     ] = "1000",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
-    timing: Annotated[
-        Path | None,
-        typer.Option("--timing", metavar="FILE", help="Times of the same model: adds seconds."),
-    ] = None,
+    timing: TimingFile = None,
     family: Annotated[
         str | None,
         typer.Option("--family", metavar="NAME", help="Surface; by default the best of three."),
@@ -56,7 +63,7 @@ def fit_command(
 
     Example: ppdmodel fit results/full --out results/full.json
     """
-    numbers = {"k_max": whole("k_max", k_max or "32"), "resamples": whole("resamples", resamples)}
+    numbers = wholes(k_max=k_max or "32", resamples=resamples)
     d = whole_or_none("layers", layers)
     from ..fitting.calibrate import fit
     from ..fitting.counts_file import fit_table
@@ -76,7 +83,9 @@ def fit_command(
             raise InvalidInputError(
                 f"layers must be left out for a measurement; got {d}; it has its own"
             )
-        found = [_measurement(folder, coupled) for folder in folders]
+        found = [measurement_in(folder, "fit") for folder in folders]
+        if coupled:
+            found = [measurement.coupled() for measurement in found]
         # noise that is coupled to the text changes which guesses are made
         guesses = None if coupled else [guesses_beside(folder) for folder in folders]
         result = fit(found, guesses=guesses, timing=times, family=family, seed=seed, **numbers)
@@ -95,57 +104,31 @@ def fit_command(
         render(result, out)
 
 
-def _measurement(folder: Path, coupled: bool) -> Measurement:
-    from ..results.io import load_rates
-
-    source = load_rates(folder)
-    if not isinstance(source, Measurement):
-        raise InvalidInputError(
-            f"fit must be given a measurement folder; got {folder}; make one with: ppdmodel measure"
-        )
-    if not source.complete:
-        note(f"{folder} is unfinished: {len(source.prompt_ids)} prompts of it are used")
-    return source.coupled() if coupled else source
-
-
 def render(result: Calibration, out: Path) -> None:
     """Print the parameters and where the surface fits worst."""
-    from rich.console import Console
-    from rich.table import Table
-
     curve = result.curve
-    console = Console(highlight=False, markup=False)
-    console.print(
+    say(
         f"{result.title}: {curve.family} over relative depth and k "
         f"({int(result.tokens.sum())} tokens, {len(result.tokens)} prompts)",
-        style="bold",
+        bold=True,
     )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("parameter")
-    table.add_column("estimate", justify="right")
-    table.add_column("std. error", justify="right")
-    table.add_column("95% interval", justify="right")
-    for name, value in curve.parameters.items():
-        if math.isnan(value.ci_low):
-            table.add_row(name, f"{value.value:.3f}", "–", "not determined")
-            continue
-        error = curve.standard_errors.get(name)
-        table.add_row(
-            name,
-            f"{value.value:.3f}",
-            "–" if error is None else f"{error:.3f}",
-            f"{value.ci_low:.3f} … {value.ci_high:.3f}",
-        )
-    console.print(table)
+    print_table(
+        ("parameter", "estimate", "std. error", "95% interval"),
+        [
+            _parameter(name, value, curve.standard_errors.get(name))
+            for name, value in curve.parameters.items()
+        ],
+        left=(0,),
+    )
     for candidate in curve.candidates[1:]:
-        console.print(
+        say(
             f"{candidate.family}: behind by {candidate.behind:.4f} (standard error "
             f"{candidate.behind_se:.4f}) in log-likelihood per token and cell, on prompts that "
             "were not fitted"
         )
     if not curve.converged:
-        console.print("The search for the best parameters did not converge.")
-    console.print(
+        say("The search for the best parameters did not converge.")
+    say(
         f"It misses the measured rates by {curve.rms_residual:.3f} (root mean square), at worst by "
         f"{curve.largest_residual:+.3f} at layer {curve.largest_residual_layer}, "
         f"k = {curve.largest_residual_k}. Decisions use the measured rates, not this surface."
@@ -156,9 +139,16 @@ def render(result: Calibration, out: Path) -> None:
             100 * max(getattr(one, name) for one in result.reliability)
             for name in ("error_raw", "error")
         )
-        console.print(
+        say(
             f"The guesses' probabilities at exit layers {first} to {last} are off by up to "
             f"{raw:.1f}%, calibrated by up to {held_out:.1f}% (held-out prompts); each exit's "
             "scale and shift are in the file."
         )
-    console.print(f"Written: {out}", soft_wrap=True)
+    typer.echo(f"Written: {out}")
+
+
+def _parameter(name: str, value: Interval, error: float | None) -> tuple[str, str, str, str]:
+    if math.isnan(value.ci_low):
+        return name, number(value.value), number(None), "not determined"
+    ends = f"{number(value.ci_low)} … {number(value.ci_high)}"
+    return name, number(value.value), number(error), ends

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import Json, depth_value, print_json
-
-WIDTH = 80
+from .format import WIDTH, print_json
+from .options import Json, depth_value
 
 
 def formulas_command(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .format import note, print_json
 from .measure import overview, render
-from .options import Json, note, print_json
+from .options import Json
 
 
 def merge_command(

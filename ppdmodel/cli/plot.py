@@ -13,6 +13,7 @@ from ..decide.outcomes import Comparison
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.measurement import Measurement
+from .format import note, print_json
 from .options import (
     Depth,
     ExitLayer,
@@ -20,8 +21,6 @@ from .options import (
     K,
     depth_value,
     guesses_beside,
-    note,
-    print_json,
     refuse,
     whole,
 )

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InvalidInputError
-from ..results.intervals import Interval
-from ..results.measurement import Measurement
 from ..simulation.policy import Policy
-from .options import Json, depth_value, note, refuse, whole_list
+from .format import ABSENT, interval, number, print_table, say
+from .options import Json, check_seed, depth_value, measurement_in, refuse, whole_list
 
 if TYPE_CHECKING:
     from ..decide.replay_report import ReplayReport
-    from ..decide.threshold_rule import ThresholdReport
+    from ..decide.threshold_rule import Priced, ThresholdReport
+    from ..results.intervals import Interval
 
-WIDTH = 80
 READING = (
     "Reading an exit counts as {:.1f} layer executions and delays its guesses as much; the "
     "model's head as {:.1f}. An exit without a threshold is not read."
@@ -77,8 +75,7 @@ def replay_command(
 
     Example: ppdmodel replay results/full --exit-layer 24 --k 5
     """
-    if seed < 0:
-        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
+    check_seed(seed)
     if (exit_layer is None) == (not price):
         raise InvalidInputError(
             "replay needs a policy; got "
@@ -91,16 +88,9 @@ def replay_command(
     policy = None if exit_layer is None else _policy(exit_layer, k or "1", depth or "1", gate)
     from ..decide.replay_report import replay_report
     from ..decide.threshold_rule import threshold_report
-    from ..results.io import load_guesses, load_rates, load_timing
+    from ..results.io import load_guesses, load_timing
 
-    source = load_rates(measurement)
-    if not isinstance(source, Measurement):
-        raise InvalidInputError(
-            f"replay must be given a measurement folder; got {measurement}, which has no tokens; "
-            "give the folder of ppdmodel measure"
-        )
-    if not source.complete:
-        note(f"{measurement} is unfinished: {len(source.prompt_ids)} prompts of it are used")
+    source = measurement_in(measurement, "replay")
     if policy is not None:
         report = replay_report(source, policy, seed=seed)
         typer.echo(report.to_json()) if as_json else render(report)
@@ -134,34 +124,22 @@ def render(report: ReplayReport) -> None:
     guesses = ", ".join(map(str, policy.guesses))
     gate = "" if policy.gate is None else f", gate {policy.gate:g}"
     depth = "unlimited" if policy.depth is None else policy.depth
-    typer.echo(f"Replay: {d} layers, exit {exits}, k = {guesses}, depth {depth}{gate}")
-    typer.echo(f"({report.n_tokens} tokens, {report.n_texts} texts, {report.n_prompts} prompts)")
+    say(f"Replay: {d} layers, exit {exits}, k = {guesses}, depth {depth}{gate}")
+    say(f"({report.n_tokens} tokens, {report.n_texts} texts, {report.n_prompts} prompts)")
     rows = [
-        ("match rate", _number(report.match_rate, 3)),
-        ("autocorrelation of matches", _number(report.autocorrelation, 3)),
-        ("latency per token", f"{_interval(report.latency, 2)}  layers"),
-        ("  against plain decoding", f"{_interval(report.normalized_latency, 3)}  ×"),
-        ("  independent matches", _number(report.closed_form, 2)),
-        ("  simulated, independent", _number(report.simulated, 2)),
-        ("compute per token", f"{_interval(report.compute, 2)}  layers"),
-        ("  against plain decoding", f"{_interval(report.normalized_compute, 3)}  ×"),
-        ("  independent matches", _number(report.closed_form_compute, 2)),
+        ("match rate", number(report.match_rate, 3)),
+        ("autocorrelation of matches", number(report.autocorrelation, 3)),
+        ("latency per token", f"{interval(report.latency, 2)}  layers"),
+        ("  against plain decoding", f"{interval(report.normalized_latency, 3)}  ×"),
+        ("  independent matches", number(report.closed_form, 2)),
+        ("  simulated, independent", number(report.simulated, 2)),
+        ("compute per token", f"{interval(report.compute, 2)}  layers"),
+        ("  against plain decoding", f"{interval(report.normalized_compute, 3)}  ×"),
+        ("  independent matches", number(report.closed_form_compute, 2)),
         ("processes, peak", str(report.peak_units)),
     ]
-    for label, value in rows:
-        typer.echo(f"{label:28}{value}")
-    typer.echo(fill(sentence(report), WIDTH))
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(value: Interval, digits: int) -> str:
-    if math.isnan(value.ci_low):
-        return f"{value.value:.{digits}f}"
-    low, high = (f"{x:.{digits}f}" for x in (value.ci_low, value.ci_high))
-    return f"{value.value:.{digits}f} [{low}, {high}]"
+    print_table((), rows, left=(0, 1))
+    say(sentence(report))
 
 
 def sentence(report: ReplayReport) -> str:
@@ -183,61 +161,92 @@ def sentence(report: ReplayReport) -> str:
 
 def render_prices(report: ThresholdReport) -> None:
     """Print the threshold rule beside the best fixed setting at each price."""
-    typer.echo(f"{report.title}: {report.layers} layers, the threshold rule at a price")
-    typer.echo(f"({report.n_tokens} tokens, {report.n_prompts} prompts)\n")
-    line = "{:>5} {:>5} {:>5} {:>13} {:>8} {:>13} {:>22}"
-    heads = ("price", "q >=", "exit", "time, compute", "fixed", "time, compute", "gain")
-    typer.echo(line.format(*heads))
-    for row in report.prices:
-        fixed = "plain"
-        if row.fixed_exit_layer is not None:
-            fixed = f"{row.fixed_exit_layer}, k={row.fixed_k}"
-        typer.echo(
-            line.format(
+    say(f"{report.title}: {report.layers} layers, the threshold rule at a price")
+    say(f"({report.n_tokens} tokens, {report.n_prompts} prompts)\n")
+    print_table(
+        ("price", "q >=", "exit", "time, compute", "fixed", "time, compute", "gain"),
+        [
+            (
                 f"{row.price:g}",
-                f"{row.threshold:.2f}",
-                "–" if row.exit_layer is None else row.exit_layer,
-                f"{row.latency.value:.3f}, {row.compute.value:.3f}",
-                fixed,
-                f"{row.fixed_latency.value:.3f}, {row.fixed_compute.value:.3f}",
-                _interval(row.gain, 3),
+                number(row.threshold, 2),
+                ABSENT if row.exit_layer is None else row.exit_layer,
+                _pair(row.latency, row.compute),
+                _fixed(row),
+                _pair(row.fixed_latency, row.fixed_compute),
+                interval(row.gain),
             )
-        )
+            for row in report.prices
+        ],
+    )
     exits = ", ".join(map(str, report.prices[0].several_exits))
-    typer.echo(f"\nOver exits {exits}, a guess starts at the first that lets it:")
-    line = "{:>5} {:>13} {:>22}  {}"
-    typer.echo(line.format("price", "time, compute", "gain over one exit", "q >="))
-    for row in report.prices:
-        least = ", ".join("–" if q == math.inf else f"{q:.2f}" for q in row.several_thresholds)
-        numbers = f"{row.several_latency.value:.3f}, {row.several_compute.value:.3f}"
-        typer.echo(line.format(f"{row.price:g}", numbers, _interval(row.several_gain, 3), least))
-    typer.echo("\nThe best two exits, each with a fixed k:")
-    line = "{:>5} {:>13} {:>22}  {}"
-    typer.echo(line.format("price", "time, compute", "gain over one exit", "exits, k"))
-    for row in report.prices:
-        fixed = "plain"
-        if row.two_exits is not None and row.two_k is not None:
-            fixed = "exits {}, {}, k = {}, {}".format(*row.two_exits, *row.two_k)
-        numbers = f"{row.two_latency.value:.3f}, {row.two_compute.value:.3f}"
-        typer.echo(line.format(f"{row.price:g}", numbers, _interval(row.two_gain, 3), fixed))
+    say(f"\nOver exits {exits}, a guess starts at the first that lets it:")
+    print_table(
+        ("price", "time, compute", "gain over one exit", "q >="),
+        [
+            (
+                f"{row.price:g}",
+                _pair(row.several_latency, row.several_compute),
+                interval(row.several_gain),
+                ", ".join(number(None if q == math.inf else q, 2) for q in row.several_thresholds),
+            )
+            for row in report.prices
+        ],
+        left=(3,),
+    )
+    say("\nThe best two exits, each with a fixed k:")
+    print_table(
+        ("price", "time, compute", "gain over one exit", "exits, k"),
+        [
+            (
+                f"{row.price:g}",
+                _pair(row.two_latency, row.two_compute),
+                interval(row.two_gain),
+                _two(row),
+            )
+            for row in report.prices
+        ],
+        left=(3,),
+    )
+    say("\n" + _reading(report))
+    say(prices_sentence(report))
+
+
+def _pair(latency: Interval, compute: Interval) -> str:
+    return f"{number(latency.value)}, {number(compute.value)}"
+
+
+def _fixed(row: Priced) -> str:
+    return "plain" if row.fixed_exit_layer is None else f"{row.fixed_exit_layer}, k={row.fixed_k}"
+
+
+def _two(row: Priced) -> str:
+    if row.two_exits is None or row.two_k is None:
+        return "plain"
+    return "exits {}, {}, k = {}, {}".format(*row.two_exits, *row.two_k)
+
+
+def _reading(report: ThresholdReport) -> str:
+    """How the tables are to be read."""
     before, after = (
         100 * max(getattr(exit_, name) for exit_ in report.reliability)
         for name in ("error_raw", "error")
     )
-    words = (
+    return (
         "Latency and compute are ratios to plain decoding, on prompts that neither calibrated nor "
         "chose. Gain: what the rule takes off price x latency + compute, against the best fixed "
         "exit and k, 95% by resampling prompts. Averaged over bins of an exit's candidates, "
         f"probabilities are off by at most {before:.1f}% before calibration, {after:.1f}% after. "
         + (READING.format(report.exit_cost, report.head_cost) if report.exit_cost else FREE)
     )
-    typer.echo("\n" + fill(words, WIDTH))
+
+
+def prices_sentence(report: ThresholdReport) -> str:
+    """At how many prices the threshold rule is better."""
     better = [row for row in report.prices if row.gain.ci_low > 0]
     worse = [row for row in report.prices if row.gain.ci_high < 0]
     several = [row for row in report.prices if row.several_gain.ci_low > 0]
     total = len(report.prices)
-    words = (
+    return (
         f"The rule beats the best fixed setting at {len(better)} of {total} prices, and loses at "
         f"{len(worse)}; over several exits it beats that at one at {len(several)}."
     )
-    typer.echo(fill(words, WIDTH))

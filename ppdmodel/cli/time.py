@@ -8,25 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from ..results.timing import Timed, Timing
-from .measure import MACHINE, MODEL, Dtype, Model
-from .options import Json, note, print_json, whole, whole_list
+from .format import bounds, note, number, print_json, print_table, say
+from .options import (
+    Dtype,
+    Exits,
+    Json,
+    Model,
+    Units,
+    UnitsDevice,
+    model_with_exits,
+    whole_list,
+    wholes,
+)
 
-Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="File for the timing.")]
-Exits = Annotated[
-    Path | None,
-    typer.Option("--exits", metavar="DIR", help="Trained exits to read.", rich_help_panel=MODEL),
-]
-UnitsOption = Annotated[
-    str, typer.Option("--units", metavar="U", help="Units, each with a CPU of its own.")
-]
-UnitsDevice = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        help="cpu; cuda, a GPU for each unit; or by name: cuda:0,cuda:1.",
-        rich_help_panel=MACHINE,
-    ),
-]
 TERMS = {
     "layer_time_s": "a layer",
     "head_time_s": "the head",
@@ -45,7 +39,7 @@ PPD_TERMS = {
 
 
 def time_command(
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File for the timing.")],
     model: Model = "smollm2-135m",
     dtype: Dtype = "float32",
     exits: Exits = None,
@@ -55,7 +49,7 @@ def time_command(
     rounds: Annotated[
         str, typer.Option("--rounds", metavar="N", help="Repetitions, at least 4.")
     ] = "8",
-    units: UnitsOption = "2",
+    units: Units = "2",
     device: UnitsDevice = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -64,23 +58,22 @@ def time_command(
     Example: ppdmodel time --model smollm2-135m --out results/timing.json
     """
     ks = whole_list("k", k)
-    repetitions, n_units = whole("rounds", rounds), whole("units", units)
-    from ..measure import load_exits, load_model, locate
+    numbers = wholes(rounds=rounds, units=units)
+    from ..measure import load_model
     from ..pipeline import Workers, time_model
     from ..pipeline.worker_pool import placements
     from ..results.files import check_writable
     from ..results.io import save
 
     check_writable(out)
-    placements(n_units, device=device)
-    source = locate(model)
-    trained = load_exits(exits, source) if exits else None
+    placements(numbers["units"], device=device)
+    source, trained = model_with_exits(model, exits)
     note("loading the model ...")
     result = time_model(
         load_model(source, dtype),
         ks=ks,
-        rounds=repetitions,
-        workers=Workers(n_units, device),
+        rounds=numbers["rounds"],
+        workers=Workers(numbers["units"], device),
         exits=trained,
         on_progress=lambda share: note(f"{share:.0%} done"),
     )
@@ -103,35 +96,30 @@ def overview(result: Timing, out: Path) -> dict[str, Any]:
 
 def render(result: Timing, out: Path) -> None:
     """Print the terms in milliseconds."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.print(
+    say(
         f"{result.model} on {result.provenance['machine']}, {result.units} units of one thread",
-        style="bold",
+        bold=True,
     )
-    table = Table(box=None, pad_edge=False)
-    for name in ("in milliseconds", "median", "95% interval"):
-        table.add_column(name, justify="left" if name.startswith("in") else "right")
-    for name, label in TERMS.items():
-        table.add_row(label, *_cells(result.terms[name]))
-    console.print(table)
-    console.print(
+    print_table(
+        ("in milliseconds", "median", "95% interval"),
+        [(label, *_cells(result.terms[name])) for name, label in TERMS.items()],
+        left=(0,),
+    )
+    say(
         "\nPPD, medians in milliseconds: a layer before and after the exit, the head, reading the "
-        "exit, a layer of the guesses, and a match's pause",
+        "exit, a layer of the guesses, and a match's pause"
     )
-    table = Table(box=None, pad_edge=False)
-    for column in ("k", "exit layer", *PPD_TERMS.values()):
-        table.add_column(column, justify="right")
-    for k, terms in result.by_k.items():
-        for place, exit_layer in enumerate(result.exit_layers):
-            row = [f"{1e3 * terms[name][place].value:.3f}" for name in PPD_TERMS]
-            table.add_row(str(k), str(exit_layer), *row)
-    console.print(table)
+    print_table(
+        ("k", "exit layer", *PPD_TERMS.values()),
+        [
+            (k, exit_layer, *(number(1e3 * terms[name][place].value) for name in PPD_TERMS))
+            for k, terms in result.by_k.items()
+            for place, exit_layer in enumerate(result.exit_layers)
+        ],
+    )
     head, layer = result.terms["head_time_s"].value, result.terms["layer_time_s"].value
-    console.print(f"One head takes as long as {head / layer:.1f} layers. All samples: {out}")
+    typer.echo(f"One head takes as long as {head / layer:.1f} layers. All samples: {out}")
 
 
 def _cells(term: Timed) -> tuple[str, str]:
-    return f"{1e3 * term.value:.3f}", f"[{1e3 * term.ci_low:.3f}, {1e3 * term.ci_high:.3f}]"
+    return number(1e3 * term.value), bounds(1e3 * term.ci_low, 1e3 * term.ci_high)

@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InvalidInputError
-from .measure import (
+from .format import number, print_json, print_table, say
+from .options import (
     BatchSize,
     Device,
     Dtype,
+    Json,
     Limit,
     MaxNewTokens,
     Model,
     Prompts,
     Raw,
     Threads,
-    available_cpus,
     chosen_prompts,
-    progress_bar,
+    thread_count,
+    whole_list,
+    whole_or_none,
+    wholes,
 )
-from .options import Json, note, print_json, whole, whole_or_none
+from .progress import progress_bar, resumable
 
 if TYPE_CHECKING:
     from ..measure import TrainedExits
@@ -76,11 +79,11 @@ def train_exits_command(
 
     Example: ppdmodel train-exits --model smollm2-135m --out results/exits
     """
-    layers = _layers(exit_layers)
-    tokens, size = whole("max_new_tokens", max_new_tokens), whole("batch_size", batch_size)
-    passes, token_limit = whole("epochs", epochs), whole_or_none("max_tokens", max_tokens)
-    n_threads = whole_or_none("threads", threads) or available_cpus()
-    most = whole_or_none("limit", limit)
+    layers = None if exit_layers is None else whole_list("exit_layers", exit_layers)
+    numbers = wholes(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    passes = wholes(epochs=epochs)["epochs"]
+    token_limit = whole_or_none("max_tokens", max_tokens)
+    most, n_threads = whole_or_none("limit", limit), thread_count(threads)
     from ..measure import (
         GenerationOptions,
         HardwareOptions,
@@ -91,69 +94,49 @@ def train_exits_command(
     )
 
     chosen = chosen_prompts(prompts, most, training_prompts)
-    with progress_bar() as report:
-        try:
-            result = train_exits(
-                locate(model),
-                chosen,
-                out,
-                TrainingOptions(objective, layers, token_limit, passes),
-                GenerationOptions(tokens, size, raw),
-                HardwareOptions(dtype, device, n_threads=n_threads),
-                on_progress=report,
-            )
-        except KeyboardInterrupt:
-            note(f"what is done is kept in {out}; the same command goes on from there")
-            raise
-    if as_json:
-        print_json({"out": str(out), **_overview(result)})
-    else:
-        _render(result, out)
-
-
-def _layers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise InvalidInputError(
-            f"exit_layers must be layers separated by commas; got {text!r}; write 15,20,24"
+    with progress_bar() as report, resumable("what is done is", out):
+        result = train_exits(
+            locate(model),
+            chosen,
+            out,
+            TrainingOptions(objective, layers, token_limit, passes),
+            GenerationOptions(**numbers, raw=raw),
+            HardwareOptions(dtype, device, n_threads=n_threads),
+            on_progress=report,
         )
-    return [int(part) for part in parts]
+    if as_json:
+        print_json({"out": str(out), **overview(result)})
+    else:
+        render(result, out)
 
 
-def _overview(result: TrainedExits) -> dict[str, Any]:
+def overview(result: TrainedExits) -> dict[str, Any]:
+    """What a training came to, without where it was done."""
     keys = ("layers", "objective", "n_tokens", "n_prompts", "n_choosing", "by_layer", "sha256")
     return {key: result.document[key] for key in keys}
 
 
-def _render(result: TrainedExits, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def render(result: TrainedExits, out: Path) -> None:
+    """Print the match rates of a few layers, before and after."""
     document = result.document
-    console = Console(highlight=False, markup=False)
-    console.print(
+    say(
         f"{document['provenance']['model']}: exits trained on {document['n_tokens']} tokens of "
         f"{document['n_prompts']} prompts, {document['n_choosing']} of which chose the penalties",
-        style="bold",
+        bold=True,
     )
-    table = Table(box=None, pad_edge=False)
-    for label in ("exit layer", "penalty", "k = 1", "before", "k = 5", "before"):
-        table.add_column(label, justify="right")
     by_layer = document["by_layer"]
     step = max(1, len(by_layer) // 10)
-    for layer, about in list(by_layer.items())[step - 1 :: step]:
-        penalty = about["penalty"]
-        cells = [
-            f"{about[name][k - 1]:.3f}"
-            for k in (1, 5)
-            for name in ("validation_hits", "validation_hits_logit")
-        ]
-        table.add_row(layer, "none" if penalty is None else f"{penalty:g}", *cells)
-    console.print(table)
-    console.print(
-        "These rates chose the penalties; honest ones come from prompts that were not used: "
-        f"ppdmodel measure --exits {out}",
-        soft_wrap=True,
+    rates = ("validation_hits", "validation_hits_logit")
+    print_table(
+        ("exit layer", "penalty", "k = 1", "before", "k = 5", "before"),
+        [
+            (
+                layer,
+                "none" if about["penalty"] is None else f"{about['penalty']:g}",
+                *(number(about[name][k - 1]) for k in (1, 5) for name in rates),
+            )
+            for layer, about in list(by_layer.items())[step - 1 :: step]
+        ],
     )
+    say("In-sample: these prompts also chose the penalties. For unbiased rates, on other prompts:")
+    typer.echo(f"ppdmodel measure --exits {out}")

@@ -9,9 +9,28 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .measure import DATA, DECODING, MACHINE, Dtype, Limit, Model, Prompts, Raw, chosen_prompts
-from .options import Json, note, print_json, whole, whole_list, whole_or_none
-from .time import Exits, UnitsDevice, UnitsOption
+from .format import bounds, note, number, print_json, print_table, say
+from .options import (
+    DATA,
+    DECODING,
+    MACHINE,
+    Dtype,
+    Exits,
+    Json,
+    Limit,
+    Model,
+    Prompts,
+    Raw,
+    Units,
+    UnitsDevice,
+    check_seed,
+    chosen_prompts,
+    model_with_exits,
+    whole_list,
+    whole_or_none,
+    wholes,
+)
+from .progress import resumable
 
 #: prompts without --limit
 FEW = 11
@@ -61,7 +80,7 @@ def validate_command(
             "--max-new-tokens", metavar="N", help="Most tokens per text.", rich_help_panel=DECODING
         ),
     ] = "64",
-    units: UnitsOption = "2",
+    units: Units = "2",
     device: UnitsDevice = "cpu",
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", help="Of the order.", rich_help_panel=MACHINE)
@@ -74,19 +93,11 @@ def validate_command(
 
     Example: ppdmodel validate --calibration cal.json --timing timing.json --out results/validation
     """
-    numbers = {
-        name: whole(name, text)
-        for name, text in (
-            ("fit_prompts", fit_prompts),
-            ("max_new_tokens", max_new_tokens),
-            ("units", units),
-        )
-    }
+    numbers = wholes(fit_prompts=fit_prompts, max_new_tokens=max_new_tokens, units=units)
     ks, most = whole_list("k", k), whole_or_none("limit", limit)
     given = whole_list("exit_layers", exit_layers) if exit_layers else None
-    if seed < 0:
-        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
-    from ..measure import default_prompts, load_exits, load_model, locate
+    check_seed(seed)
+    from ..measure import default_prompts, load_model
     from ..pipeline import ValidationGrid, Workers, validate
     from ..pipeline.devices import machine
     from ..pipeline.timing import model_provenance
@@ -101,13 +112,12 @@ def validate_command(
         raise InvalidInputError(
             f"validate needs costs; got none, and {calibration} has none; give --timing FILE"
         )
-    source = locate(model)
-    trained = load_exits(exits, source) if exits else None
+    source, trained = model_with_exits(model, exits)
     running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
     for warning in check_runs(running, rates, times):
         note(warning)
     chosen = chosen_prompts(prompts, most, default_prompts)[: most or FEW]
-    try:
+    with resumable("finished runs are", out):
         report = validate(
             load_model(source, dtype),
             chosen,
@@ -126,9 +136,6 @@ def validate_command(
             workers=Workers(numbers["units"], device),
             on_progress=lambda stage, share: note(f"{stage}: {share:.0%}"),
         )
-    except KeyboardInterrupt:
-        note(f"finished runs are kept in {out}; the same command goes on from there")
-        raise
     if as_json:
         print_json(report)
     else:
@@ -143,43 +150,38 @@ def _from_the_middle(layers: int) -> list[int]:
 
 def render(report: Mapping[str, Any], out: Path) -> None:
     """Print every cell, and what it comes to."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.print(
+    say(
         f"{report['settings']['model']}: latency of PPD over plain decoding on one unit "
         f"({1e3 * report['plain_latency_s']:.1f} ms a token)",
-        style="bold",
+        bold=True,
     )
-    table = Table(box=None, pad_edge=False)
-    for name in ("exit", "k", "predicted", "95%", "measured", "error", "match", "time", ""):
-        table.add_column(name, justify="right")
-    for row in report["cells"]:
-        table.add_row(
-            str(row["exit_layer"]),
-            str(row["k"]),
-            f"{row['predicted']:.3f}",
-            f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
-            f"{row['measured']:.3f}",
-            f"{row['error']:+.1%}",
-            f"{row['match_part']:+.1%}",
-            f"{row['latency_part']:+.1%}",
-            "" if row["held_out"] else "fitted",
-        )
-    console.print(table)
+    print_table(
+        ("exit", "k", "predicted", "95%", "measured", "error", "match", "time", ""),
+        [
+            (
+                row["exit_layer"],
+                row["k"],
+                number(row["predicted"]),
+                bounds(row["ci_low"], row["ci_high"]),
+                number(row["measured"]),
+                *(f"{row[name]:+.1%}" for name in ("error", "match_part", "latency_part")),
+                "" if row["held_out"] else "fitted",
+            )
+            for row in report["cells"]
+        ],
+    )
     held = report["held_out"]
     if held["n_cells"]:
-        console.print(
+        say(
             f"{held['n_cells']} settings not fitted: error {held['median_error']:.1%} median, "
             f"{held['p90_error']:.1%} at the 90th percentile "
             f"(uncalibrated {held['median_error_uncalibrated']:.1%}); {held['within']} in their "
             "interval"
         )
     best = min(report["cells"], key=lambda row: row["measured"])
-    console.print(
+    say(
         f"fastest: exit {best['exit_layer']}, k = {best['k']}, {1 / best['measured']:.2f} times as "
         f"fast as plain decoding on one unit; {report['n_other_text']} of {report['n_runs']} texts "
         "differ from it"
     )
-    console.print(f"Every run: {out}", soft_wrap=True)
+    typer.echo(f"Every run: {out}")

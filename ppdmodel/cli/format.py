@@ -1,0 +1,122 @@
+"""What commands print: numbers, intervals, tables, paragraphs and JSON documents, in one place."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Collection, Sequence
+from textwrap import wrap
+from typing import Any, Protocol
+
+import typer
+
+#: text is wrapped here, or at the width of a narrower terminal
+WIDTH = 80
+ABSENT = "–"
+
+
+class Estimate(Protocol):
+    """A number with the ends of its interval, which are NaN where there is none."""
+
+    @property
+    def value(self) -> float: ...  # noqa: D102
+    @property
+    def ci_low(self) -> float: ...  # noqa: D102
+    @property
+    def ci_high(self) -> float: ...  # noqa: D102
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number with so many decimals, or a dash where there is none.
+
+    >>> number(0.25), number(None), number(2, 1, signed=True)
+    ('0.250', '–', '+2.0')
+    """
+    if value is None:
+        return ABSENT
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def bounds(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """The ends of an interval.
+
+    >>> bounds(0.2, 0.3, 2)
+    '[0.20, 0.30]'
+    """
+    return f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
+
+
+def interval(estimate: Estimate, digits: int = 3, *, signed: bool = False) -> str:
+    """A number and its interval; the number alone where no interval is known or it has no width."""
+    middle = number(estimate.value, digits, signed=signed)
+    low, high = estimate.ci_low, estimate.ci_high
+    if math.isnan(low) or low == high:
+        return middle
+    return f"{middle} {bounds(low, high, digits, signed=signed)}"
+
+
+def width() -> int:
+    """Columns to print in."""
+    return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+
+
+def say(text: str = "", *, bold: bool = False) -> None:
+    """Print text, each of its lines wrapped between words; bold where it is a terminal."""
+    for line in text.split("\n"):
+        parts = wrap(line, width(), break_long_words=False, break_on_hyphens=False)
+        for part in parts or [""]:
+            typer.secho(part, bold=bold or None)
+
+
+def print_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    left: Collection[int] = (),
+    below: Sequence[str] = (),
+) -> None:
+    """Print rows in columns as wide as what they hold, below bold heads.
+
+    Columns are two spaces apart, or one where the table would be too wide.
+
+    Args:
+        heads: of the columns; a head may have several lines; no heads, no line for them.
+        rows: cells, shape [rows][columns].
+        left: columns that are aligned on their left; the others are on their right.
+        below: for each row a remark that is printed under it, or an empty text.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    split = [head.split("\n") for head in heads]
+    height = max(map(len, split), default=0)
+    top = [
+        [lines[n - height + len(lines)] if n >= height - len(lines) else "" for lines in split]
+        for n in range(height)
+    ]
+    widths = [max(map(len, column)) for column in zip(*top, *cells, strict=True)]
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= width() else " "
+
+    def line(row: Sequence[str]) -> str:
+        sized = (
+            cell.ljust(size) if n in left else cell.rjust(size)
+            for n, (cell, size) in enumerate(zip(row, widths, strict=True))
+        )
+        return gap.join(sized).rstrip()
+
+    for row in top:
+        typer.secho(line(row), bold=True)
+    for n, row in enumerate(cells):
+        typer.echo(line(row))
+        if below and below[n]:
+            typer.secho(f"  {below[n]}", dim=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    import json
+
+    typer.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Print a remark beside the result, on standard error."""
+    typer.echo(text, err=True)
