@@ -1,1 +1,1 @@
-"""The schedule of PPD, event by event, on random or recorded matches; it knows no formula."""
+"""The schedule of PPD, event by event, on random or recorded matches, without any formula."""

@@ -72,7 +72,7 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Replay(Frame):
-    """TokenCounts matches run through a policy's schedule, one simulation per generation."""
+    """Recorded matches run through a policy's schedule, one simulation per generation."""
 
     policy: Policy
     layers: int

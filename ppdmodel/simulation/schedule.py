@@ -1,8 +1,8 @@
-"""Event simulator of PPD: the schedule of theory/01-setting.md word for word, and no formula.
+"""Event simulator of PPD: the schedule of theory/01-setting.md, without any formula.
 
-It knows none of the closed forms, so that it can contradict them. Sub-processes that do the same at
-the same time, because they were started together and are all wrong, are kept as one group with a
-count; time jumps from event to event. Both keep a million tokens, or 5**79 sub-processes, cheap.
+The formulas are tested against it, so it uses none of them. Sub-processes that do the same at the
+same time, because they were started together and are all wrong, are kept as one group with a count;
+time jumps from event to event. So a million tokens, or 5**79 sub-processes, can be simulated.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from itertools import accumulate, count
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,23 +19,33 @@ from ..errors import InvalidInputError
 from .policy import Policy
 from .runs import ProcessRecord, Simulation
 
-#: what comes first at one instant: a verification, then the starts
+#: kinds of event; of several at the same time a verification comes first, then exits, then starts
 _VERIFIED, _EXIT, _START = 0, 1, 2
 
 
-class Costs:
-    """When a process that runs without a break has finished each layer, and what waits cost."""
+class ScheduleTimes(NamedTuple):
+    """The times that a schedule needs.
 
-    __slots__ = ("after", "promotion", "start")
+    `after[n]` is when a process that runs without a pause has finished n layers; a sub-process
+    begins `start_delay` after its exit is read, and a promoted one pauses for `promotion_delay`.
+    """
 
-    def __init__(self, after: list[float], start: float, promotion: float) -> None:
-        self.after, self.start, self.promotion = after, start, promotion
+    after: list[float]
+    start_delay: float
+    promotion_delay: float
 
 
-def costs_of(
-    layers: int, layer_times: Sequence[float] | None, start: float, promotion: float
-) -> Costs:
-    """The costs of a model's layers, 1 each by default, and of starting and promoting."""
+def schedule_times(
+    layers: int,
+    layer_times: Sequence[float] | None,
+    start_delay: float,
+    promotion_delay: float,
+) -> ScheduleTimes:
+    """The times of a model whose layers take `layer_times`, 1 each by default.
+
+    Raises:
+        InvalidInputError: not one positive time per layer, or a negative delay.
+    """
     layers = positive_integer("layers", layers)
     times = [1] * layers if layer_times is None else layer_times
     if not hasattr(times, "__len__") or len(times) != layers:
@@ -47,9 +58,9 @@ def costs_of(
             raise InvalidInputError(
                 f"layer_times must be positive; got 0 at index {index}; give the time of each layer"
             )
-    for name, delay in (("start_delay", start), ("promotion_delay", promotion)):
+    for name, delay in (("start_delay", start_delay), ("promotion_delay", promotion_delay)):
         real_number(name, delay, 0, "give it in layer times")
-    return Costs(list(accumulate(times, initial=0)), start, promotion)
+    return ScheduleTimes(list(accumulate(times, initial=0)), start_delay, promotion_delay)
 
 
 class _Group:
@@ -76,18 +87,18 @@ class Schedule:
     def __init__(
         self,
         policy: Policy,
-        costs: Costs,
+        times: ScheduleTimes,
         first_hit: list[int],
         passes: list[bool] | None,
         *,
         wrong_gate: Callable[[int], int] | None,
         record: bool,
     ) -> None:
-        check_schedule(len(costs.after) - 1, policy.exits[-1])
-        self.start_delay, self.promotion_delay = costs.start, costs.promotion
+        check_schedule(len(times.after) - 1, policy.exits[-1])
+        self.start_delay, self.promotion_delay = times.start_delay, times.promotion_delay
         self.guesses = policy.guesses
-        self.exit_times = [costs.after[e] for e in policy.exits]
-        self.whole = costs.after[-1]
+        self.exit_times = [times.after[e] for e in policy.exits]
+        self.whole = times.after[-1]
         self.first_hit = first_hit
         self.passes = passes
         self.wrong_gate = wrong_gate
@@ -110,7 +121,7 @@ class Schedule:
         """What happened."""
         return Simulation(
             first_hit=np.array(self.first_hit, dtype=np.int64),
-            finish_times=self.times,
+            finish_times=self.finished,
             work_done=self.work,
             peak_units=self.peak,
             processes=None if self.records is None else tuple(self.records),
@@ -135,7 +146,7 @@ class Schedule:
                 self._at_exit(now, group, exit_number)
             else:
                 self._start(now, group, exit_number)
-        self.times = np.array(self.finish_times, dtype=float)
+        self.finished = np.array(self.finish_times, dtype=float)
         self.work = np.array(self.work_done, dtype=float)
 
     def _enter(

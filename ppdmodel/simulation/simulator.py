@@ -19,7 +19,7 @@ from ..errors import InvalidInputError
 from ..results.measurement import Measurement
 from .policy import Policy
 from .runs import Replay, Simulation
-from .schedule import Schedule, costs_of
+from .schedule import Schedule, schedule_times
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
@@ -95,7 +95,7 @@ def simulate(
         passes |= rng.random(trials) < missed_open
     run = Schedule(
         policy,
-        costs_of(layers, layer_times, start_delay, promotion_delay),
+        schedule_times(layers, layer_times, start_delay, promotion_delay),
         first_hit.tolist(),
         passes.tolist() if share < 1 else None,
         wrong_gate=_binomial_gate(rng, share) if share < 1 else None,
@@ -161,12 +161,12 @@ def replay(
                 "sequence; give a measurement, or make closed gates misses"
             )
         traces = [(_checked_hits(trace, len(policy.exits)), None)]
-    costs = costs_of(layers, layer_times, start_delay, promotion_delay)
+    times = schedule_times(layers, layer_times, start_delay, promotion_delay)
     return Replay(
         policy=policy,
         layers=layers,
         generations=tuple(
-            Schedule(policy, costs, hits, passes, wrong_gate=None, record=record).result()
+            Schedule(policy, times, hits, passes, wrong_gate=None, record=record).result()
             for hits, passes in traces
         ),
     )

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import ast
+import math
+import re
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import sympy
+import torch
 
-import ppdmodel.formulas
+import ppdmodel
+from ppdmodel import formulas
+from ppdmodel.formulas.registry import FORMULAS
+from tests.support.backends import check_refused
 
-FOLDER = Path(ppdmodel.formulas.__file__).parent
-SUPPORT = ("__init__", "contract", "ops")
-RECURSIONS = ("distribution", "draft_tree", "early_exit", "multi_exit")
+#: the modules that hold closed forms hold nothing else
+MODULES = sorted({x.function.__module__ for x in FORMULAS.values() if not x.is_recursion})
 BRANCHES = (
     ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.BoolOp, ast.Compare, ast.ListComp,
     ast.GeneratorExp, ast.Match, ast.With, ast.Raise, ast.Assert,
 )  # fmt: skip
 
 
-def closed_forms() -> list[tuple[str, ast.FunctionDef]]:
-    found = []
-    for path in sorted(FOLDER.glob("*.py")):
-        if path.stem not in RECURSIONS + SUPPORT:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            found += [(path.stem, n) for n in tree.body if isinstance(n, ast.FunctionDef)]
-    return found
+def syntax(module: str) -> ast.Module:
+    return ast.parse(Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    ("module", "function"), closed_forms(), ids=lambda x: getattr(x, "name", x)
-)
-def test_closed_form_is_straight(module: str, function: ast.FunctionDef) -> None:
+def functions() -> list[ast.FunctionDef]:
+    return [n for m in MODULES for n in syntax(m).body if isinstance(n, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("function", functions(), ids=lambda x: x.name)
+def test_closed_form_is_straight(function: ast.FunctionDef) -> None:
     """So are the parts that several closed forms share, whose names begin with an underscore."""
-    decorators = [d.id for d in function.decorator_list if isinstance(d, ast.Name)]
-    assert decorators == ([] if function.name.startswith("_") else ["closed_form"])
+    assert len(function.decorator_list) == (not function.name.startswith("_"))
     *steps, last = function.body[1:]
     assert isinstance(last, ast.Return)
     assert all(isinstance(step, (ast.Assign, ast.FunctionDef)) for step in steps)
@@ -50,19 +58,152 @@ def test_closed_form_is_straight(module: str, function: ast.FunctionDef) -> None
 
 
 def test_there_are_closed_forms_to_check() -> None:
-    found = {f.name for _, f in closed_forms() if not f.name.startswith("_")}
-    recursions = {
-        "DraftTree", "calibrated_early_latency", "draft_tree",
-        "multi_exit_compute", "multi_exit_latency",
+    found = {f.name for f in functions() if not f.name.startswith("_")}
+    recursions = {name for name, registered in FORMULAS.items() if registered.is_recursion}
+    assert found == set(FORMULAS) - recursions
+    assert len(found) > 40
+    assert recursions == {
+        "calibrated_early_latency", "draft_tree", "multi_exit_compute", "multi_exit_latency",
     }  # fmt: skip
-    assert found | recursions == set(ppdmodel.formulas.__all__)
-    assert set(ppdmodel.formulas.__all__) < set(ppdmodel.__all__)
+    assert set(FORMULAS) < set(ppdmodel.__all__)
+    assert all(getattr(formulas, name) is x.function for name, x in FORMULAS.items())
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_the_docstring_names_the_equation_and_page_of_the_decorator(name: str) -> None:
+    registered = FORMULAS[name]
+    source = " ".join((registered.function.__doc__ or "").partition("Source:")[2].split())
+    page, number = f"theory/{registered.page}.md", re.escape(registered.equation)
+    assert re.match(rf"{re.escape(page)}, equations? \({number}\)", source)
 
 
 def test_formulas_import_nothing_but_ops_and_their_contract() -> None:
-    for module in sorted({name for name, _ in closed_forms()}):
-        tree = ast.parse((FOLDER / f"{module}.py").read_text(encoding="utf-8"))
-        imports = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    for module in MODULES:
+        found = ast.walk(syntax(module))
+        imports = [n for n in found if isinstance(n, (ast.Import, ast.ImportFrom))]
         names = {alias.name for node in imports for alias in node.names}
         shared = {"_latency", "_dropped_family"}  # from ppd.py
         assert names <= {"annotations", "ops", "Operand", "closed_form"} | shared
+
+
+def test_integer_arrays_do_not_wrap_around() -> None:
+    k = np.array([10], dtype=np.int64)
+    large = formulas.compute_per_token(0.5, 60, 1, k, None)
+    assert large[0] == pytest.approx(formulas.compute_per_token(0.5, 60, 1, 10, None), rel=1e-12)
+    assert large[0] > 1e50
+
+
+def test_too_many_processes_for_a_float_is_infinite() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert formulas.compute_per_token(0.5, 400, 1, 10.0, None) == math.inf
+        result = formulas.compute_per_token(0.5, 400, np.array([1, 200]), 10, None)
+    assert result[0] == math.inf
+    assert result[1] == pytest.approx(formulas.compute_per_token(0.5, 400, 200, 10, None))
+
+
+def test_a_column_of_a_table_is_an_array() -> None:
+    table = pd.DataFrame({"p": [0.1, 0.5], "e": [10, 20]})
+    found = formulas.latency_per_token(table["p"], 40, table["e"], None)
+    assert isinstance(found, np.ndarray)
+    assert found.tolist() == [37.0, 30.0]
+
+
+BAD: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: formulas.latency_per_token(np.float64(1.5), 40, 20),
+        "p_correct must lie in [0, 1]; got 1.5; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, np.int64(50)),
+        "exit_layer must not exceed layers; got 50.0; exit layers run from 1 to 40",
+    ),
+    (
+        lambda: formulas.latency_per_token([0.5, 0.6], 40, 20),
+        "p_correct must lie in [0, 1]; got [0.5, 0.6]; make an array of it: numpy.asarray",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.5 + 1j]), 40, 20),
+        "p_correct must lie in [0, 1]; got an array of complex128; give real numbers",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.1, 0.2, 0.3]), 40, np.array([10, 20])),
+        "the shapes of the arguments must broadcast; got p_correct (3,), exit_layer (2,); "
+        "give them equal lengths, or axes of their own",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.1, 0.2]), 40, torch.tensor([10.0, 20.0])),
+        "arguments must be of one kind beside plain numbers; got arrays and tensors; "
+        "make them the same",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([0.1, 0.2]), 40, sympy.Symbol("e")),
+        "arguments must be of one kind beside plain numbers; got arrays and symbols; "
+        "make them the same",
+    ),
+    (
+        lambda: formulas.latency_per_token(pd.Series([0.1, 1.2]), 40, 20),
+        "p_correct must lie in [0, 1]; got 1.2 at index 1; give a probability",
+    ),
+    (
+        lambda: formulas.compute_per_token(0.5, 10**6, 1, 2, None),
+        "the tokens in flight must not exceed 10000; got 999999; raise exit_layer or lower depth",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 10**400, 1),
+        f"layers must be a positive number; got {10**400}; give a layer count",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, np.array([[40], [10]]), np.array([3, 20])),
+        "exit_layer must not exceed layers; got 20.0 at index (1, 1); lower it",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 8, 4, np.array([1, math.inf])),
+        "depth must be a whole number of at least 1; got inf at index 1; use None for unlimited",
+    ),
+    (
+        lambda: formulas.latency_per_token(1.2, 40, 20),
+        "p_correct must lie in [0, 1]; got 1.2; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(math.nan, 40, 20),
+        "p_correct must lie in [0, 1]; got nan; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token("half", 40, 20),
+        "p_correct must lie in [0, 1]; got 'half'; give a probability",
+    ),
+    (
+        lambda: formulas.speedup(0.5, 40, 41),
+        "exit_layer must not exceed layers; got 41; exit layers run from 1 to 40",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, 0),
+        "exit_layer must be a positive number; got 0; count layers from 1",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, math.inf, 1),
+        "layers must be a positive number; got inf; give a layer count",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, 20, 1.5),
+        "depth must be a whole number of at least 1; got 1.5; use None for unlimited",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([[0.1, 0.2], [0.3, math.nan]]), 40, 20),
+        "p_correct must lie in [0, 1]; got nan at index (1, 1); give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(torch.tensor([0.5, -1.0]), 40, 20),
+        "p_correct must lie in [0, 1]; got -1.0 at index 1; give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, 40, np.array([3, 50])),
+        "exit_layer must not exceed layers; got 50.0 at index 1; exit layers run from 1 to 40",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
+    check_refused(call, message)

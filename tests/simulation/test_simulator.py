@@ -1,4 +1,4 @@
-"""The simulator by hand and against the tick-by-tick reference; the formulas against it."""
+"""Random and recorded matches through the schedule, and the formulas against the simulator."""
 
 from __future__ import annotations
 
@@ -12,79 +12,6 @@ import pytest
 from ppdmodel import Measurement, Policy, formulas, replay, simulate
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.simulation.runs import Simulation
-from tests.support.reference import tick_by_tick
-
-
-def run_of(matches: list[Any], policy: Policy, layers: int, **costs: Any) -> Simulation:
-    return replay(matches, policy, layers=layers, **costs).generations[0]
-
-
-def test_plain_decoding() -> None:
-    run = simulate(0.5, 7, 7, 3, tokens=4)
-    assert run.finish_times.tolist() == [7, 14, 21, 28]
-    assert run.work_done.tolist() == [7, 14, 21, 28]
-    assert run.peak_units == 1
-
-
-def test_one_match_and_one_miss_by_hand() -> None:
-    """d = 4, e = 2, k = 2: the second token starts at 2; the third, missed, at 6."""
-    run = run_of([True, False], Policy(2, 2), 4)
-    assert run.finish_times.tolist() == [4, 6, 10]
-    # by 4: the root ran 4, one wrong guess 2; by 6: a right one 4, two wrong ones 2 each; then 4
-    assert run.work_done.tolist() == [6, 14, 18]
-    assert run.peak_units == 3
-    assert run.tokens == 3
-
-
-def test_every_match_at_every_depth() -> None:
-    for depth, each in ((1, 6), (2, 4), (3, 3), (11, 1), (None, 1)):
-        run = simulate(1.0, 12, 1, 1, depth, tokens=60)
-        steady = (run.finish_times[-1] - run.finish_times[11]) / 48
-        assert steady == pytest.approx(max(each, 12 / ((depth or 99) + 1)), abs=0.2)
-
-
-def test_recorded_processes_are_those_of_the_example() -> None:
-    """The timeline of theory/01-setting.md."""
-    run = run_of([True, False], Policy(2, 2), 4, record=True)
-    assert run.processes is not None
-    found = sorted(
-        (p.token, p.started, p.ended, p.count, p.verified, p.generation) for p in run.processes
-    )
-    assert found == [
-        (0, 0, 4, 1, True, 0),
-        (1, 2, 4, 1, False, 1),
-        (1, 2, 6, 1, True, 0),
-        (2, 4, 6, 2, False, 1),
-        (2, 6, 10, 1, True, 0),
-    ]
-
-
-def test_it_does_what_the_tick_by_tick_reference_does() -> None:
-    """1500 random generations: several exits, gates, unequal layers, delays, every depth."""
-    rng = random.Random(1)
-    for _ in range(1500):
-        d = rng.randint(1, 10)
-        exits = sorted(rng.sample(range(1, d + 1), rng.randint(1, min(d, 3))))
-        k = [rng.randint(1, 2) for _ in exits]
-        depth = rng.choice([1, 2, 3, None] if d / exits[0] <= 4 else [1, 2])
-        hits = [rng.choice([0, *exits]) for _ in range(rng.randint(0, 9))]
-        hits = [exits.index(hit) + 1 if hit else 0 for hit in hits]
-        ticks = [rng.randint(1, 3) if rng.random() < 0.5 else 1 for _ in range(d)]
-        start, promotion = rng.choice([0, 0, 1, 2, 5]), rng.choice([0, 0, 1, 3, 30])
-        run = run_of(
-            hits,
-            Policy(exits, k, depth),
-            d,
-            layer_times=ticks,
-            start_delay=start,
-            promotion_delay=promotion,
-        )
-        same = tick_by_tick(hits, ticks, exits, k, depth, None, start, promotion)
-        case = (d, exits, k, depth, hits, ticks, start, promotion)
-        assert run.finish_times.tolist() == same.finish_times, case
-        assert run.work_done.tolist() == same.work_done, case
-        assert run.peak_units == same.peak_units, case
-
 
 #: p, d, e, k, D
 Point = tuple[float, int, int, int, int | None]
@@ -180,27 +107,6 @@ def test_unequal_layers_keep_the_form_of_the_closed_form() -> None:
     within_four_standard_errors(run, 5, 0.4 * 9 + 0.6 * 7, 9 + 0.4 * 2)
 
 
-def test_delays_are_paid_on_a_match_only() -> None:
-    """theory/09-limits.md: d - p (d - e - start - promotion), for D = 1 and e >= d/2."""
-    run = simulate(0.6, 40, 25, 2, tokens=30_000, start_delay=2, promotion_delay=1.5, seed=3)
-    steps = np.diff(run.finish_times)
-    assert sorted(set(steps)) == [25 + 3.5, 40]
-    assert steps.mean() == pytest.approx(40 - 0.6 * (15 - 3.5), abs=4 * 15 * 0.5 / 30_000**0.5)
-
-
-def test_the_peak_is_reached() -> None:
-    for d, e, k, depth in ((12, 6, 3, 1), (12, 4, 2, 2), (12, 3, 2, None), (12, 5, 3, 9)):
-        assert simulate(0.9, d, e, k, depth, tokens=100).peak_units == formulas.peak_units(
-            d, e, k, depth
-        )
-
-
-def test_a_short_generation_has_its_own_peak() -> None:
-    """Generation j needs token j: for few tokens the sum ends there (theory/03)."""
-    assert simulate(0.9, 12, 2, 2, None, tokens=3).peak_units == 1 + 2 + 4
-    assert simulate(0.9, 12, 2, 2, None, tokens=1).peak_units == 1
-
-
 def test_seeds_repeat_and_differ() -> None:
     first, again, other = (simulate(0.5, 9, 3, tokens=200, seed=s) for s in (1, 1, 2))
     assert first.finish_times.tolist() == again.finish_times.tolist()
@@ -241,15 +147,6 @@ def test_a_gate_starts_only_where_the_exit_is_confident(measurement: Measurement
     assert replay(measurement, Policy(4, 2, gate=0.6)).compute_per_token == 6.0
     everywhere = replay(measurement, Policy(4, 2, gate=0.5))
     assert everywhere.latency_per_token == replay(measurement, Policy(4, 2)).latency_per_token
-
-
-def test_autocorrelation_of_a_replay_is_that_of_its_matches() -> None:
-    run = simulate(0.5, 4, 2, tokens=50_000, autocorrelation=0.6, seed=1)
-    result = replay(run.first_hit.tolist(), Policy(2), layers=4)
-    assert result.autocorrelation == pytest.approx(0.6, abs=0.02)
-    assert result.generations[0].finish_times.tolist() == run.finish_times.tolist()
-    assert replay([], Policy(2), layers=4).match_rate is None
-    assert replay([True, True], Policy(2), layers=4).autocorrelation is None
 
 
 BAD_SIMULATIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
@@ -293,26 +190,6 @@ BAD_SIMULATIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
     ),
     (
         (0.5, 4, 2),
-        {"layer_times": [1, 2]},
-        "layer_times must have one value per layer; got 2 for 4 layers; give a time for each",
-    ),
-    (
-        (0.5, 4, 2),
-        {"layer_times": [1, 1, 0, 1]},
-        "layer_times must be positive; got 0 at index 2; give the time of each layer",
-    ),
-    (
-        (0.5, 4, 2),
-        {"layer_times": 1},
-        "layer_times must have one value per layer; got 1; give a time for each",
-    ),
-    (
-        (0.5, 4, 2),
-        {"layer_times": [1, 1, "a", 1]},
-        "layer_times[2] must be a number of at least 0; got 'a'; give the time of each layer",
-    ),
-    (
-        (0.5, 4, 2),
         {"seed": -1},
         "seed must be a whole number of at least 0; got -1; give another",
     ),
@@ -325,21 +202,6 @@ BAD_SIMULATIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
         (0.5, 4, "2"),
         {},
         "exit_layer must be a positive integer; got 2; give 1 or more",
-    ),
-    (
-        (0.5, 4, 2),
-        {"start_delay": -1},
-        "start_delay must be a number of at least 0; got -1; give it in layer times",
-    ),
-    (
-        (0.5, 400, 1, 9, None),
-        {},
-        "the layer executions must fit a float; got more than 1e308; lower k or depth",
-    ),
-    (
-        (0.5, 80, 1, 4, None),
-        {"share": 0.9},
-        "a gate must not draw from more than 4611686018427387904 processes at once; got ",
     ),
 ]
 
@@ -395,21 +257,7 @@ def test_bad_traces_are_named(measurement: Measurement) -> None:
             lambda: replay(None, Policy(2), layers=4),  # type: ignore[arg-type]
             "a trace must be a measurement or one sequence; got None; give a list",
         ),
-        (
-            lambda: Policy(2, gate="a"),  # type: ignore[arg-type]
-            "gate must be a number of at least 0; got 'a'; give a probability",
-        ),
-        (lambda: Policy(2, gate=1.5), "gate must lie in [0, 1]; got 1.5; give a probability"),
-        (lambda: Policy(()), "exit layers must increase; got none; give them in order"),
     ):
         with pytest.raises(InvalidInputError) as caught:
             call()
         assert str(caught.value) == message
-
-
-def test_a_replay_is_a_table_of_texts(measurement: Measurement) -> None:
-    result = replay(measurement, Policy(4, k=2))
-    frame = result.to_frame()
-    assert len(frame) == len(result.generations)
-    mean = (frame.tokens * frame.latency_per_token).sum() / frame.tokens.sum()
-    assert mean == pytest.approx(result.latency_per_token)

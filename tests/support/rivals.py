@@ -214,3 +214,11 @@ def pipelined_speculation(
         work = sum(process.work for process in ended)
         ledger.add(int(verified), layers / stages + draft_layers, work, int(flushed))
     return ledger
+
+
+def check_costs(ledger: Ledger, latency: float, compute: float) -> None:
+    """The simulated costs per token lie within 4 standard errors, of below 1 %."""
+    for name, value in (("time", latency), ("work", compute)):
+        mean, error = ledger.ratio(name)
+        assert error < 0.01 * mean, name
+        assert abs(mean - value) <= 4 * error + 1e-9 * value, (name, mean, value, error)

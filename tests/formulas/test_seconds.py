@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import sympy
 import torch
 
 from ppdmodel import formulas, simulate
-from ppdmodel.errors import InvalidInputError
+from tests.support.backends import check_refused
 from tests.support.calibrated_reference import Terms, run
 
 #: d = 10, e = 6, tau = 1, tau_b = 1.5, tau_k = 2: R = 4 * 1.5 + 4 = 10, n = (10 - 1 - 3) / 2 = 3
 TERMS = Terms(10, 6, 1.0, 1.5, 2.0, head_time=4, exit_time=3, token_time=0.5, start_delay=1,
               promotion_delay=0.25)  # fmt: skip
+
+
 MISS = 0.5 + 6 + 10
+
+
 SAVED = 0.5 - 0.25 + 3 * 1 - 0.5 * (2 - 1)
 
 
@@ -39,36 +43,50 @@ def test_by_hand() -> None:
     assert early == pytest.approx(latency)
 
 
-def test_an_early_exit_by_hand() -> None:
-    """d = 10, e = 2, all layers 1, a whole layer left never: n is 8, 2, 8, 2, ..."""
-    steps = [10, 2, 8, 2, 8, 2, 8]
-    mean = sum(0.5 * 0.5**r * step for r, step in enumerate(steps * 1)) + 0.5**7 * (2 + 8 / 2) / 1.5
-    found = formulas.calibrated_early_latency(0.5, 10, 2, 1, 1, 1, unfinished=0)
-    assert found == pytest.approx(mean)
+def test_the_rest_by_hand() -> None:
+    work = TERMS.named("layer_time", "token_time", "promotion_delay")
+    assert formulas.calibrated_head_start(**work) == 3
+    assert formulas.calibrated_unfinished(**work) == 0
+    later = work | {"exit_time": 2.5}
+    assert formulas.calibrated_head_start(**later) == 3.25
+    assert formulas.calibrated_unfinished(**later) == 0.75
+    assert formulas.calibrated_plain_compute(10, 2.0, 7) == 13.5
+    assert formulas.calibrated_plain_compute(10, 2.0) == 10
+    assert formulas.calibrated_plain_latency(10, 2.0) == 20
 
 
-@pytest.mark.parametrize("exit_layer", [2, 6])
-def test_many_match_rates_at_once(exit_layer: int) -> None:
-    terms = TERMS.named() | {"exit_layer": exit_layer}
-    rates = np.array([[0, 0.3], [0.9, 1]])
-    found = formulas.calibrated_early_latency(rates, **terms)
-    one_by_one = [formulas.calibrated_early_latency(float(p), **terms) for p in rates.flat]
-    assert found.flatten().tolist() == pytest.approx(one_by_one, rel=1e-14)
-    with pytest.raises(InvalidInputError, match="p_correct must"):
-        formulas.calibrated_early_latency(rates + 0.5, **terms)
+def test_guesses_just_in_time_and_too_late_by_hand() -> None:
+    """Reading takes 8.4 of the 9 that are left, n = 0.3; then 50, n = 0."""
+    for reading, layers, is_in_time in ((8.4, 0.3, 1), (50, 0, 0)):
+        terms = TERMS.named() | {"exit_time": reading}
+        saved = is_in_time * (0.5 - 0.25 + layers - 0.5)
+        latency = formulas.calibrated_latency(0.4, **terms)
+        assert latency == pytest.approx(MISS - 0.4 * saved, rel=1e-14)
+        work = TERMS.named("layer_time", "token_time", "promotion_delay") | {"exit_time": reading}
+        started = is_in_time * 2.6 * (layers + 0.5)
+        compute = formulas.calibrated_compute(0.4, **work, k=3)
+        assert compute == pytest.approx(10 + (4 + reading) / 1.5 + started)
+        busy = formulas.calibrated_busy_time(
+            0.4, **(TERMS.named("promotion_delay") | {"exit_time": reading})
+        )
+        both = is_in_time * ((layers + 0.5) * 2 - 0.4 * (0.5 + layers + 0.5))
+        assert busy == pytest.approx(MISS + reading + both)
+        least = formulas.calibrated_break_even(**terms, plain_head_time=3.5)
+        assert least == (pytest.approx(2.5 / saved) if is_in_time else math.inf)
 
 
-@pytest.mark.parametrize("exit_layer", [3, 6, 9])
-@pytest.mark.parametrize("p", [0.2, 0.7])
-def test_random_matches_within_four_standard_errors(exit_layer: int, p: float) -> None:
-    rng = random.Random(f"{exit_layer} {p}")
-    terms = TERMS.with_(exit_layer=exit_layer, batch_layer_time=1.2, exit_time=1)
-    steps = np.array(run(terms, [rng.random() < p for _ in range(20_000)]).steps, dtype=float)
-    batches = steps[: len(steps) // 50 * 50].reshape(50, -1).mean(axis=1)
-    error = batches.std(ddof=1) / 50**0.5
-    exact = formulas.calibrated_early_latency(p, **terms.named(), unfinished=None)
-    assert steps.mean() == pytest.approx(exact, abs=4 * error)
-    assert error < 0.01 * exact
+def test_what_is_not_given_takes_no_time_and_half_a_layer_is_left() -> None:
+    times = {"layer_time": 1, "busy_layer_time": 1.5, "batch_layer_time": 2}
+    assert formulas.calibrated_latency(0.4, 10, 6, **times) == pytest.approx(12 - 0.4 * 2.5)
+    work = {"busy_layer_time": 1.5, "batch_layer_time": 2}
+    assert formulas.calibrated_compute(0.4, 10, 6, 3, **work) == pytest.approx(10 + 2.6 * 3.5)
+    busy = formulas.calibrated_busy_time(0.4, 10, 6, **times)
+    assert busy == pytest.approx(12 + 7 - 0.4 * 3.5)
+    heads = {"plain_head_time": 1, "head_time": 2}
+    ratio = formulas.calibrated_speedup(0.4, 10, 6, **times, **heads)
+    assert ratio == pytest.approx(11 / (14 - 0.4 * 3.5))
+    least = formulas.calibrated_break_even(10, 6, **times, **heads)
+    assert least == pytest.approx(3 / 3.5)
 
 
 def test_layers_that_vary_leave_half_of_one() -> None:
@@ -109,12 +127,6 @@ def test_late_guesses_have_finite_gradients() -> None:
     assert reading.grad.tolist() == pytest.approx([0.4 / 2, 0, 0])
 
 
-def early(**changes: Any) -> Callable[[], Any]:
-    return lambda: formulas.calibrated_early_latency(
-        **(TERMS.named() | {"p_correct": 0.5} | changes)
-    )
-
-
 def closed(**changes: Any) -> Callable[[], Any]:
     return lambda: formulas.calibrated_latency(**(TERMS.named() | {"p_correct": 0.5} | changes))
 
@@ -134,27 +146,9 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "unfinished must lie in [0, 1]; got 1.5 at index 1; "
         "give the share of a batch layer that is left at a verdict",
     ),
-    (
-        early(exit_layer=11),
-        "exit_layer must not exceed layers; got 11; exit layers run from 1 to 10",
-    ),
-    (
-        early(p_correct=sympy.Symbol("p")),
-        "p_correct must be numbers; got p; a run of matches is followed for numbers",
-    ),
-    (
-        early(layer_time=np.array([1.0])),
-        "layer_time must be a number; got array([1.]); a run of matches is followed for numbers",
-    ),
-    (
-        early(start_delay=-1),
-        "start_delay must be a number of at least 0; got -1; give it in the unit of layer_time",
-    ),
 ]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(InvalidInputError) as caught:
-        call()
-    assert str(caught.value) == message
+    check_refused(call, message)

@@ -1,4 +1,4 @@
-"""Several exits on every backend, and what is not accepted. (Draft trees: test_other_methods.)"""
+"""Several exits on every backend, and what is not accepted."""
 
 from __future__ import annotations
 

@@ -1,0 +1,60 @@
+"""Closed forms as one writes them: abbreviations and LaTeX."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+
+from ppdmodel.formulas import symbolic
+
+NAMES = symbolic.names()
+
+
+p, d, e, k, D = (symbolic.SYMBOLS[n] for n in ("p_correct", "layers", "exit_layer", "k", "depth"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_statement_is_its_expression(name: str) -> None:
+    """Putting the abbreviations back gives the expression."""
+    said = symbolic.statement(name)
+    expression = said.expression
+    for symbol, meaning in reversed(list(said.where.items())):
+        value = symbolic.expr(meaning) if isinstance(meaning, str) else meaning
+        expression = expression.xreplace({symbol: value})
+    assert sympy.expand(expression - symbolic.expr(name)) == 0 or (
+        expression.doit() - symbolic.expr(name).doit()
+    ).equals(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_latex_has_no_python_in_it(name: str) -> None:
+    text = symbolic.latex(name)
+    for word in ("Max", "Min", "Sum", "**", "Dummy", "Heaviside"):
+        assert word not in text
+
+
+def test_what_is_fixed_is_said() -> None:
+    assert symbolic.statement("normalized_compute", depth=2).where == {
+        sympy.Symbol("C"): "compute_per_token(depth=2)"
+    }
+    assert symbolic.limit("break_even", "exit_layer", d) == sympy.oo
+
+
+def test_expressions_as_one_writes_them() -> None:
+    wait = sympy.Symbol("g")
+    said = symbolic.statement("latency_per_token")
+    assert said.where == {wait: sympy.Max(0, d - e * (D + 1))}
+    j = sympy.Symbol("j", integer=True)
+    assert said.expression == d - p * (d - e) + wait * p ** (D + 1) / sympy.Sum(p**j, (j, 0, D))
+    assert str(symbolic.expr("compute_per_token", depth=1)) == (
+        "d + (k - p)*(d - e + p*Min(e, d - e))/(p + 1)"
+    )
+    assert str(symbolic.statement("mean_units").expression) == "C/Lambda"
+    assert symbolic.statement("mean_units").where == {
+        sympy.Symbol("Lambda"): "latency_per_token",
+        sympy.Symbol("C"): "compute_per_token",
+    }
+    compute = symbolic.statement("compute_per_token")
+    assert str(compute.expression) == (
+        "d + (k - p)*Sum(k**(g - 1)*(Q_g*a_g + b_g*(1 - Q_g)), (g, 1, D))"
+    )
