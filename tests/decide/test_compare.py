@@ -1,152 +1,37 @@
-"""Each method counted token by token by hand, and the choices among settings."""
+"""The best of each method beside the others, within a budget and so many units."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ppdmodel as ppd
 from ppdmodel import compare, fit
-from ppdmodel.decide.methods import MethodSettings, gated, self_speculation, two_exits
+from ppdmodel.decide.methods import gated, self_speculation
 from ppdmodel.decide.outcomes import Comparison, Method
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.calibration import Calibration
-from ppdmodel.results.measurement import Guesses, Measurement
-from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
+from ppdmodel.results.measurement import Measurement
+from ppdmodel.results.token_counts import TokenCounts
 from tests.conftest import make_measurement
+from tests.decide.test_methods import all_of, made_guesses, pairs, with_turns
 from tests.pipeline.test_prediction_error import a_timing
+
+
+def quick_fit(measurement: Measurement, **options: Any) -> Calibration:
+    """A calibration with one family of curves: decisions use the measured rates alone."""
+    return fit(measurement, family="rank tail", **options)
 
 
 @pytest.fixture(scope="module")
 def measurement() -> Measurement:
     """Twelve prompts, eight layers, of which two texts are one prompt's turns."""
-    made = make_measurement(tokens=21, layers=8, seed=2)
-    rng = np.random.default_rng(5)
-    turn = np.where((made.prompt_index == 3) & (made.position >= 13), 1, 0)
-    position = np.where(turn == 1, made.position - 13, made.position)
-    top_prob = rng.random(made.rank.shape).astype(np.float32)
-    return replace(made, turn=turn.astype(np.int16), position=position, top_prob=top_prob)
-
-
-def made_guesses(measurement: Measurement) -> Guesses:
-    """Eight distinct ids per exit, of few tokens so that exits repeat each other."""
-    rng = np.random.default_rng(8)
-    n, layers = measurement.rank.shape
-    ids = np.argsort(rng.random((n, layers, 12)), axis=2)[:, :, :8] + 1000
-    for row in range(n):
-        for layer in range(layers):
-            rank = measurement.rank[row, layer]
-            if rank <= 8:
-                ids[row, layer, rank - 1] = measurement.token_id[row]
-    return Guesses(
-        prompt_ids=measurement.prompt_ids,
-        prompt_index=measurement.prompt_index,
-        turn=measurement.turn,
-        position=measurement.position,
-        vocabulary=2000,
-        ids=ids,
-        probs=np.full(ids.shape, 0.1, dtype=np.float32),
-    )
-
-
-def weights_of(measurement: Measurement) -> np.ndarray:
-    """Everyone once, and two resamples."""
-    prompts = len(measurement.prompt_ids)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=2)
-    return np.concatenate([np.ones((1, prompts), dtype=np.int64), drawn])
-
-
-def all_of(family: MethodSettings, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return family.evaluate(weights, np.arange(len(family.settings)))
-
-
-def test_rounds_of_self_speculation_by_hand(measurement: Measurement) -> None:
-    found = rounds_of(measurement)
-    slow = np.zeros_like(found)
-    for start, end in pairwise(measurement.starts().tolist()):
-        for layer in range(measurement.layers):
-            for column, drafted in enumerate(DRAFTED):
-                place = start
-                while place < end:
-                    accepted = 0
-                    while (
-                        accepted < drafted
-                        and place + accepted < end
-                        and measurement.rank[place + accepted, layer] == 1
-                    ):
-                        accepted += 1
-                    place += accepted + 1
-                    slow[measurement.prompt_index[start], layer, column] += 1
-    assert (found == slow).all()
-
-
-def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
-    family = self_speculation(TokenCounts.of(measurement))
-    weights = weights_of(measurement)
-    latency, compute = all_of(family, weights)
-    rounds, tokens, d = rounds_of(measurement), measurement.tokens_by_prompt(), measurement.layers
-    place = family.settings.index("exit 5, 3 drafted")
-    for row, weight in enumerate(weights):
-        per_token = (weight @ rounds[:, 4, 2]) / (weight @ tokens)
-        assert latency[row, place] == pytest.approx(per_token * (3 * 5 + d) / d)
-        assert compute[row, place] == pytest.approx(per_token * 4 * d / d)
-    perfect = replace(measurement, rank=np.ones_like(measurement.rank))
-    at_exit = self_speculation(TokenCounts.of(perfect))
-    assert all_of(at_exit, weights)[0].min() < 0.5, "a perfect draft is much faster"
-
-
-def test_a_gate_by_hand(measurement: Measurement) -> None:
-    family, weights = gated(TokenCounts.of(measurement)), weights_of(measurement)
-    latency, compute = all_of(family, weights)
-    d, tokens = measurement.layers, measurement.tokens_by_prompt()
-    assert not any(name.startswith("exit 3,") for name in family.settings), "the second half"
-    for e, k, gate in ((4, 2, 0.3), (6, 1, 0.8), (5, 8, 0.5)):
-        place = family.settings.index(f"exit {e}, k = {k}, gate {gate:g}")
-        opens = measurement.top_prob[:, e - 1] >= gate
-        hit = opens & (measurement.rank[:, e - 1] <= k)
-        takes = d - hit * (d - e)
-        costs = d + opens * (k - hit) * (d - e)
-        for row, weight in enumerate(weights):
-            w = weight[measurement.prompt_index]
-            assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
-            assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
-        assert family.units[place] == k + 1
-
-
-@pytest.mark.parametrize("with_guesses", [True, False])
-def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None:
-    guesses = made_guesses(measurement) if with_guesses else None
-    family, weights = pairs(measurement, guesses), weights_of(measurement)
-    latency, compute = all_of(family, weights)
-    d, tokens = measurement.layers, measurement.tokens_by_prompt()
-    for early, late, a, b in ((4, 6, 2, 3), (5, 7, 1, 1), (4, 5, 5, 5)):
-        place = family.settings.index(f"exits {early}, {late}, k = {a}, {b}")
-        takes, costs = np.zeros(measurement.n_tokens), np.zeros(measurement.n_tokens)
-        for row in range(measurement.n_tokens):
-            first = measurement.rank[row, early - 1] <= a
-            second = not first and measurement.rank[row, late - 1] <= b
-            started = b
-            if guesses is not None:
-                before = set(guesses.ids[row, early - 1, :a].tolist())
-                started = len(set(guesses.ids[row, late - 1, :b].tolist()) - before)
-            takes[row] = d - first * (d - early) - second * (d - late)
-            costs[row] = d + (a - first) * (d - early) + (started - second) * (d - late)
-        for row, weight in enumerate(weights):
-            w = weight[measurement.prompt_index]
-            assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
-            assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
-
-
-def pairs(measurement: Measurement, guesses: Guesses | None = None) -> MethodSettings:
-    family = two_exits(TokenCounts.of(measurement, guesses))
-    assert family is not None
-    return family
+    return with_turns()
 
 
 def named(result: Comparison, name: str) -> Method:
@@ -166,7 +51,7 @@ def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
         assert method.latency.ci_low <= method.latency.value <= method.latency.ci_high
         assert method.held_out is not None
         assert method.basis == "measured"
-    best = ppd.optimize(fit(measurement, resamples=40), max_compute=1.8).choices[0].setting
+    best = ppd.optimize(quick_fit(measurement, resamples=40), max_compute=1.8).choices[0].setting
     assert best is not None
     mine = named(result, "PPD")
     assert mine.latency.value == pytest.approx(best.normalized_latency.value)
@@ -269,7 +154,7 @@ def test_a_calibration_gives_what_its_measurement_gives(
     measurement: Measurement, tmp_path: Path, with_guesses: bool
 ) -> None:
     guesses = made_guesses(measurement) if with_guesses else None
-    ppd.save(fit(measurement, guesses=guesses), tmp_path / "cal.json")
+    ppd.save(quick_fit(measurement, guesses=guesses), tmp_path / "cal.json")
     calibration = ppd.load(tmp_path / "cal.json")
     assert isinstance(calibration, Calibration)
     mine, its = (
@@ -284,7 +169,7 @@ def test_a_calibration_gives_what_its_measurement_gives(
 
 
 def test_a_calibration_without_tokens_has_fewer_methods(measurement: Measurement) -> None:
-    result = compare(replace(fit(measurement, resamples=100), recorded=None))
+    result = compare(replace(quick_fit(measurement, resamples=100), recorded=None))
     assert "self-speculation" not in [method.name for method in result.methods]
     assert "counts of the recorded tokens" in result.left_out[0]
 

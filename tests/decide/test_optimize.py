@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,18 @@ from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
 from tests.pipeline.test_prediction_error import a_calibration, a_timing
 
+
+def quick_fit(measurement: Measurement, **options: Any) -> Calibration:
+    """A calibration with one family of curves: decisions use the measured rates alone."""
+    return fit(measurement, family="rank tail", **options)
+
+
 K_MAX = 6
 
 
 @pytest.fixture(scope="module")
 def calibration(measurement: Measurement) -> Calibration:
-    return fit(measurement, k_max=K_MAX, resamples=200)
+    return quick_fit(measurement, k_max=K_MAX, resamples=200)
 
 
 def brute_force(
@@ -96,7 +103,7 @@ def test_held_out_latency_shows_selection_bias() -> None:
     """What looks best on the prompts that chose it does worse on those that did not."""
     seen, held_out = [], []
     for seed in range(20):
-        (choice,) = optimize(fit(level_measurement(seed), k_max=1, resamples=40)).choices[:1]
+        (choice,) = optimize(quick_fit(level_measurement(seed), k_max=1, resamples=40)).choices[:1]
         assert choice.setting is not None
         assert choice.held_out_latency is not None
         seen.append(choice.setting.normalized_latency.value)
@@ -107,7 +114,7 @@ def test_held_out_latency_shows_selection_bias() -> None:
 
 
 def test_too_few_prompts_to_hold_any_out() -> None:
-    few = fit(make_measurement(prompts=5), k_max=2, resamples=40)
+    few = quick_fit(make_measurement(prompts=5), k_max=2, resamples=40)
     assert optimize(few).choices[0].held_out_latency is None
 
 
@@ -173,7 +180,7 @@ def test_compute_too_is_judged_on_other_prompts() -> None:
     """Where rates differ between prompts, what a choice costs is not what it seemed to cost."""
     for seed in range(3):
         (choice,) = optimize(
-            fit(level_measurement(seed), k_max=1, resamples=40), max_compute=2
+            quick_fit(level_measurement(seed), k_max=1, resamples=40), max_compute=2
         ).choices
         assert choice.setting is not None
         assert choice.held_out_latency is not None

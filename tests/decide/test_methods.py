@@ -1,0 +1,269 @@
+"""Each method counted token by token by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ppdmodel import compute_per_token, latency_per_token
+from ppdmodel.decide.costs import LayerCosts
+from ppdmodel.decide.methods import (
+    GIVEN,
+    NOTHING,
+    MethodSettings,
+    PpdSettings,
+    best_method,
+    gated,
+    given,
+    ppd,
+    self_speculation,
+    two_exits,
+)
+from ppdmodel.decide.selection import PromptSample, Rule, Selection
+from ppdmodel.results.measurement import Guesses, Measurement
+from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
+from tests.conftest import make_measurement
+
+
+def with_turns() -> Measurement:
+    """Twelve prompts, eight layers, of which two texts are one prompt's turns."""
+    made = make_measurement(tokens=21, layers=8, seed=2)
+    rng = np.random.default_rng(5)
+    turn = np.where((made.prompt_index == 3) & (made.position >= 13), 1, 0)
+    position = np.where(turn == 1, made.position - 13, made.position)
+    top_prob = rng.random(made.rank.shape).astype(np.float32)
+    return replace(made, turn=turn.astype(np.int16), position=position, top_prob=top_prob)
+
+
+def made_guesses(measurement: Measurement) -> Guesses:
+    """Eight distinct ids per exit, of few tokens so that exits repeat each other."""
+    rng = np.random.default_rng(8)
+    n, layers = measurement.rank.shape
+    ids = np.argsort(rng.random((n, layers, 12)), axis=2)[:, :, :8] + 1000
+    for row in range(n):
+        for layer in range(layers):
+            rank = measurement.rank[row, layer]
+            if rank <= 8:
+                ids[row, layer, rank - 1] = measurement.token_id[row]
+    return Guesses(
+        prompt_ids=measurement.prompt_ids,
+        prompt_index=measurement.prompt_index,
+        turn=measurement.turn,
+        position=measurement.position,
+        vocabulary=2000,
+        ids=ids,
+        probs=np.full(ids.shape, 0.1, dtype=np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def measurement() -> Measurement:
+    return with_turns()
+
+
+def weights_of(measurement: Measurement) -> np.ndarray:
+    """Everyone once, and two resamples."""
+    prompts = len(measurement.prompt_ids)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=2)
+    return np.concatenate([np.ones((1, prompts), dtype=np.int64), drawn])
+
+
+def all_of(family: MethodSettings, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return family.evaluate(weights, np.arange(len(family.settings)))
+
+
+def test_rounds_of_self_speculation_by_hand(measurement: Measurement) -> None:
+    found = rounds_of(measurement)
+    slow = np.zeros_like(found)
+    for start, end in pairwise(measurement.starts().tolist()):
+        for layer in range(measurement.layers):
+            for column, drafted in enumerate(DRAFTED):
+                place = start
+                while place < end:
+                    accepted = 0
+                    while (
+                        accepted < drafted
+                        and place + accepted < end
+                        and measurement.rank[place + accepted, layer] == 1
+                    ):
+                        accepted += 1
+                    place += accepted + 1
+                    slow[measurement.prompt_index[start], layer, column] += 1
+    assert (found == slow).all()
+
+
+def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
+    family = self_speculation(TokenCounts.of(measurement))
+    weights = weights_of(measurement)
+    latency, compute = all_of(family, weights)
+    rounds, tokens, d = rounds_of(measurement), measurement.tokens_by_prompt(), measurement.layers
+    place = family.settings.index("exit 5, 3 drafted")
+    for row, weight in enumerate(weights):
+        per_token = (weight @ rounds[:, 4, 2]) / (weight @ tokens)
+        assert latency[row, place] == pytest.approx(per_token * (3 * 5 + d) / d)
+        assert compute[row, place] == pytest.approx(per_token * 4 * d / d)
+    perfect = replace(measurement, rank=np.ones_like(measurement.rank))
+    at_exit = self_speculation(TokenCounts.of(perfect))
+    assert all_of(at_exit, weights)[0].min() < 0.5, "a perfect draft is much faster"
+
+
+def test_a_gate_by_hand(measurement: Measurement) -> None:
+    family, weights = gated(TokenCounts.of(measurement)), weights_of(measurement)
+    latency, compute = all_of(family, weights)
+    d, tokens = measurement.layers, measurement.tokens_by_prompt()
+    assert not any(name.startswith("exit 3,") for name in family.settings), "the second half"
+    for e, k, gate in ((4, 2, 0.3), (6, 1, 0.8), (5, 8, 0.5)):
+        place = family.settings.index(f"exit {e}, k = {k}, gate {gate:g}")
+        opens = measurement.top_prob[:, e - 1] >= gate
+        hit = opens & (measurement.rank[:, e - 1] <= k)
+        takes = d - hit * (d - e)
+        costs = d + opens * (k - hit) * (d - e)
+        for row, weight in enumerate(weights):
+            w = weight[measurement.prompt_index]
+            assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
+            assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
+        assert family.units[place] == k + 1
+
+
+@pytest.mark.parametrize("with_guesses", [True, False])
+def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None:
+    guesses = made_guesses(measurement) if with_guesses else None
+    family, weights = pairs(measurement, guesses), weights_of(measurement)
+    latency, compute = all_of(family, weights)
+    d, tokens = measurement.layers, measurement.tokens_by_prompt()
+    for early, late, a, b in ((4, 6, 2, 3), (5, 7, 1, 1), (4, 5, 5, 5)):
+        place = family.settings.index(f"exits {early}, {late}, k = {a}, {b}")
+        takes, costs = np.zeros(measurement.n_tokens), np.zeros(measurement.n_tokens)
+        for row in range(measurement.n_tokens):
+            first = measurement.rank[row, early - 1] <= a
+            second = not first and measurement.rank[row, late - 1] <= b
+            started = b
+            if guesses is not None:
+                before = set(guesses.ids[row, early - 1, :a].tolist())
+                started = len(set(guesses.ids[row, late - 1, :b].tolist()) - before)
+            takes[row] = d - first * (d - early) - second * (d - late)
+            costs[row] = d + (a - first) * (d - early) + (started - second) * (d - late)
+        for row, weight in enumerate(weights):
+            w = weight[measurement.prompt_index]
+            assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
+            assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
+
+
+def pairs(measurement: Measurement, guesses: Guesses | None = None) -> MethodSettings:
+    family = two_exits(TokenCounts.of(measurement, guesses))
+    assert family is not None
+    return family
+
+
+def ppd_of(measurement: Measurement, link_time: float = 0.0) -> PpdSettings:
+    costs = LayerCosts()
+    hits, tokens = measurement.hits_by_prompt(4), measurement.tokens_by_prompt()
+    return PpdSettings(costs.grid(measurement.layers, 4, 2), costs, hits, tokens, link_time)
+
+
+@pytest.mark.parametrize("link_time", [0.0, 0.75])
+def test_ppd_is_the_closed_form_at_the_match_rates(
+    measurement: Measurement, link_time: float
+) -> None:
+    space, weights = ppd_of(measurement, link_time), weights_of(measurement)
+    d, grid, every = measurement.layers, space.grid, np.arange(space.size)
+    found = [space.evaluate(rows, every) for rows in (weights[:1], weights)]
+    assert space.size == 7 * 4 * 2
+    for place in (0, 5, 20, 31, 55):
+        e, k, depth = (int(x[place]) for x in (grid.exit_layer, grid.k, grid.depth))
+        hit, at = measurement.rank[:, e - 1] <= k, min(e + link_time, d)
+        for row, weight in enumerate(weights):
+            w = weight[measurement.prompt_index]
+            p = (w @ hit) / w.sum()
+            expected = (
+                latency_per_token(p, d, at, depth) / d,
+                compute_per_token(p, d, at, k, depth) / d,
+            )
+            assert [x[row, place] for x in found[1]] == pytest.approx(expected)
+            if row == 0:
+                assert [x[0, place] for x in found[0]] == pytest.approx(expected)
+        assert space.units[place] == grid.peak_units()[place]
+        assert space.evaluate(weights, np.array([place]))[0][:, 0] == pytest.approx(
+            found[1][0][:, place]
+        )
+
+
+def test_draws_are_those_of_every_setting(measurement: Measurement) -> None:
+    space, weights = ppd_of(measurement), weights_of(measurement)
+    n = (weights @ space.tokens)[:, None, None]
+    counted = np.einsum("rp,pek->rek", weights, space.hits) / n
+    for mine, slow in zip(
+        space.draws(counted), space.evaluate(weights, np.arange(space.size)), strict=True
+    ):
+        assert mine == pytest.approx(slow)
+
+
+def test_ppd_in_words(measurement: Measurement) -> None:
+    method = ppd(ppd_of(measurement), "PPD, timed", "a note")
+    assert (method.name, method.note) == ("PPD, timed", "a note")
+    assert method.settings[:5] == [
+        "exit 1, k = 1", "exit 1, k = 2", "exit 1, k = 3", "exit 1, k = 4", "exit 2, k = 1",
+    ]  # fmt: skip
+
+
+def test_settings_within_the_units(measurement: Measurement) -> None:
+    method, weights = gated(TokenCounts.of(measurement)), weights_of(measurement)
+    assert method.within(None) is method
+    kept = method.within(3)
+    places = [n for n, units in enumerate(method.units) if units <= 3]
+    assert kept.settings == [method.settings[n] for n in places]
+    assert 0 < kept.size < method.size
+    assert kept.units.max() == 3, "all units may be used"
+    for mine, whole in zip(all_of(kept, weights), all_of(method, weights), strict=True):
+        assert np.array_equal(mine, whole[:, places])
+    assert method.within(1).size == 0
+
+
+@pytest.fixture(scope="module")
+def sample(measurement: Measurement) -> PromptSample:
+    return PromptSample(measurement.tokens_by_prompt(), 80, 3)
+
+
+def test_the_best_of_a_method_as_a_row(measurement: Measurement, sample: PromptSample) -> None:
+    space, rule = gated(TokenCounts.of(measurement)), Rule(max_compute=1.6)
+    selection = Selection(sample, space)
+    method = best_method(selection, rule, "measured")
+    assert method is not None
+    latency, compute = (x[0] for x in all_of(space, sample.all_once))
+    allowed = np.where(compute <= 1.6, latency, np.inf)
+    place = int(np.argmin(allowed))
+    assert method.setting == space.settings[place]
+    assert (method.name, method.basis, method.note) == (space.name, "measured", space.note)
+    assert method.units == space.units[place]
+    assert (method.latency.value, method.compute.value) == (latency[place], compute[place])
+    held_out = selection.held_out(rule)
+    assert held_out is not None
+    assert (method.held_out, method.held_out_compute) == (held_out.latency, held_out.compute)
+
+
+def test_a_method_that_is_not_faster_and_one_without_settings(
+    measurement: Measurement, sample: PromptSample
+) -> None:
+    space = gated(TokenCounts.of(measurement))
+    slow = best_method(Selection(sample, space), Rule(max_compute=0.5), "measured")
+    assert slow is not None
+    assert (slow.setting, slow.units, slow.note) == (NOTHING, 1, space.note)
+    assert slow.held_out is not None
+    for interval in (slow.latency, slow.compute, slow.held_out):
+        assert (interval.value, interval.ci_low, interval.ci_high) == pytest.approx((1, 1, 1))
+    assert best_method(Selection(sample, space.within(1)), Rule(), "measured") is None
+
+
+def test_a_given_method_has_no_uncertainty() -> None:
+    method = given("plain", "as it is", 0.5, 2.0, 3, "ideal", "a note")
+    assert (method.name, method.setting, method.basis, method.note) == (
+        "plain", "as it is", "ideal", "a note",
+    )  # fmt: skip
+    for interval, value in ((method.latency, 0.5), (method.compute, 2.0)):
+        assert (interval.value, interval.ci_low, interval.ci_high) == (value,) * 3
+        assert (interval.n_tokens, interval.method) == (0, GIVEN)
+    assert (method.held_out, method.held_out_compute, method.units) == (None, None, 3)
