@@ -1,7 +1,8 @@
-"""The simulator by hand and against the tick-by-tick reference; the formulas against it."""
+"""Simulated and replayed generations; the formulas against them."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from typing import Any
@@ -12,79 +13,6 @@ import pytest
 from ppdmodel import Measurement, Policy, formulas, replay, simulate
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.simulation.runs import Simulation
-from tests.support.reference import tick_by_tick
-
-
-def run_of(matches: list[Any], policy: Policy, layers: int, **costs: Any) -> Simulation:
-    return replay(matches, policy, layers=layers, **costs).generations[0]
-
-
-def test_plain_decoding() -> None:
-    run = simulate(0.5, 7, 7, 3, tokens=4)
-    assert run.finish_times.tolist() == [7, 14, 21, 28]
-    assert run.work_done.tolist() == [7, 14, 21, 28]
-    assert run.peak_units == 1
-
-
-def test_one_match_and_one_miss_by_hand() -> None:
-    """d = 4, e = 2, k = 2: the second token starts at 2; the third, missed, at 6."""
-    run = run_of([True, False], Policy(2, 2), 4)
-    assert run.finish_times.tolist() == [4, 6, 10]
-    # by 4: the root ran 4, one wrong guess 2; by 6: a right one 4, two wrong ones 2 each; then 4
-    assert run.work_done.tolist() == [6, 14, 18]
-    assert run.peak_units == 3
-    assert run.tokens == 3
-
-
-def test_every_match_at_every_depth() -> None:
-    for depth, each in ((1, 6), (2, 4), (3, 3), (11, 1), (None, 1)):
-        run = simulate(1.0, 12, 1, 1, depth, tokens=60)
-        steady = (run.finish_times[-1] - run.finish_times[11]) / 48
-        assert steady == pytest.approx(max(each, 12 / ((depth or 99) + 1)), abs=0.2)
-
-
-def test_recorded_processes_are_those_of_the_example() -> None:
-    """The timeline of theory/01-setting.md."""
-    run = run_of([True, False], Policy(2, 2), 4, record=True)
-    assert run.processes is not None
-    found = sorted(
-        (p.token, p.started, p.ended, p.count, p.verified, p.generation) for p in run.processes
-    )
-    assert found == [
-        (0, 0, 4, 1, True, 0),
-        (1, 2, 4, 1, False, 1),
-        (1, 2, 6, 1, True, 0),
-        (2, 4, 6, 2, False, 1),
-        (2, 6, 10, 1, True, 0),
-    ]
-
-
-def test_it_does_what_the_tick_by_tick_reference_does() -> None:
-    """1500 random generations: several exits, gates, unequal layers, delays, every depth."""
-    rng = random.Random(1)
-    for _ in range(1500):
-        d = rng.randint(1, 10)
-        exits = sorted(rng.sample(range(1, d + 1), rng.randint(1, min(d, 3))))
-        k = [rng.randint(1, 2) for _ in exits]
-        depth = rng.choice([1, 2, 3, None] if d / exits[0] <= 4 else [1, 2])
-        hits = [rng.choice([0, *exits]) for _ in range(rng.randint(0, 9))]
-        hits = [exits.index(hit) + 1 if hit else 0 for hit in hits]
-        ticks = [rng.randint(1, 3) if rng.random() < 0.5 else 1 for _ in range(d)]
-        start, promotion = rng.choice([0, 0, 1, 2, 5]), rng.choice([0, 0, 1, 3, 30])
-        run = run_of(
-            hits,
-            Policy(exits, k, depth),
-            d,
-            layer_times=ticks,
-            start_delay=start,
-            promotion_delay=promotion,
-        )
-        same = tick_by_tick(hits, ticks, exits, k, depth, None, start, promotion)
-        case = (d, exits, k, depth, hits, ticks, start, promotion)
-        assert run.finish_times.tolist() == same.finish_times, case
-        assert run.work_done.tolist() == same.work_done, case
-        assert run.peak_units == same.peak_units, case
-
 
 #: p, d, e, k, D
 Point = tuple[float, int, int, int, int | None]
@@ -188,19 +116,6 @@ def test_delays_are_paid_on_a_match_only() -> None:
     assert steps.mean() == pytest.approx(40 - 0.6 * (15 - 3.5), abs=4 * 15 * 0.5 / 30_000**0.5)
 
 
-def test_the_peak_is_reached() -> None:
-    for d, e, k, depth in ((12, 6, 3, 1), (12, 4, 2, 2), (12, 3, 2, None), (12, 5, 3, 9)):
-        assert simulate(0.9, d, e, k, depth, tokens=100).peak_units == formulas.peak_units(
-            d, e, k, depth
-        )
-
-
-def test_a_short_generation_has_its_own_peak() -> None:
-    """Generation j needs token j: for few tokens the sum ends there (theory/03)."""
-    assert simulate(0.9, 12, 2, 2, None, tokens=3).peak_units == 1 + 2 + 4
-    assert simulate(0.9, 12, 2, 2, None, tokens=1).peak_units == 1
-
-
 def test_seeds_repeat_and_differ() -> None:
     first, again, other = (simulate(0.5, 9, 3, tokens=200, seed=s) for s in (1, 1, 2))
     assert first.finish_times.tolist() == again.finish_times.tolist()
@@ -241,15 +156,6 @@ def test_a_gate_starts_only_where_the_exit_is_confident(measurement: Measurement
     assert replay(measurement, Policy(4, 2, gate=0.6)).compute_per_token == 6.0
     everywhere = replay(measurement, Policy(4, 2, gate=0.5))
     assert everywhere.latency_per_token == replay(measurement, Policy(4, 2)).latency_per_token
-
-
-def test_autocorrelation_of_a_replay_is_that_of_its_matches() -> None:
-    run = simulate(0.5, 4, 2, tokens=50_000, autocorrelation=0.6, seed=1)
-    result = replay(run.first_hit.tolist(), Policy(2), layers=4)
-    assert result.autocorrelation == pytest.approx(0.6, abs=0.02)
-    assert result.generations[0].finish_times.tolist() == run.finish_times.tolist()
-    assert replay([], Policy(2), layers=4).match_rate is None
-    assert replay([True, True], Policy(2), layers=4).autocorrelation is None
 
 
 BAD_SIMULATIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
@@ -395,21 +301,76 @@ def test_bad_traces_are_named(measurement: Measurement) -> None:
             lambda: replay(None, Policy(2), layers=4),  # type: ignore[arg-type]
             "a trace must be a measurement or one sequence; got None; give a list",
         ),
-        (
-            lambda: Policy(2, gate="a"),  # type: ignore[arg-type]
-            "gate must be a number of at least 0; got 'a'; give a probability",
-        ),
-        (lambda: Policy(2, gate=1.5), "gate must lie in [0, 1]; got 1.5; give a probability"),
-        (lambda: Policy(()), "exit layers must increase; got none; give them in order"),
     ):
         with pytest.raises(InvalidInputError) as caught:
             call()
         assert str(caught.value) == message
 
 
-def test_a_replay_is_a_table_of_texts(measurement: Measurement) -> None:
-    result = replay(measurement, Policy(4, k=2))
-    frame = result.to_frame()
-    assert len(frame) == len(result.generations)
-    mean = (frame.tokens * frame.latency_per_token).sum() / frame.tokens.sum()
-    assert mean == pytest.approx(result.latency_per_token)
+def test_some_matches_lie_behind_closed_gates_and_misses_behind_open_ones() -> None:
+    """`share` of all tokens pass; of these p_correct match, of those that stay out none does."""
+    run = simulate(0.8, 10, 6, tokens=60_000, share=0.25, seed=5)
+    assert (run.first_hit > 0).mean() == pytest.approx(0.8 * 0.25, abs=0.008)
+    # a true process that passes runs d, and k wrong ones run d - e of a miss, and of a match k - 1
+    wrong = run.compute_per_token - 10
+    assert wrong == pytest.approx(0.25 * (1 - 0.8) * 4, abs=0.01)
+
+
+def test_without_a_gate_any_number_of_processes_is_counted() -> None:
+    """At a share of 1 nothing is drawn; just below it too many processes would have to draw."""
+    run = simulate(0.5, 80, 1, 4, None, tokens=80, seed=1)
+    replayed = replay(run.first_hit.tolist(), Policy(1, 4, None), layers=80).generations[0]
+    assert run.peak_units > 2**62
+    assert run.work_done.tolist() == replayed.work_done.tolist()
+
+
+def test_certain_matches_with_a_gate() -> None:
+    """p_correct 1 with a gate: what passes matches, so that every start is right."""
+    run = simulate(1.0, 10, 6, tokens=20_000, share=0.5, seed=1)
+    assert run.compute_per_token == pytest.approx(10)
+    assert (run.first_hit > 0).mean() == pytest.approx(0.5, abs=0.015)
+
+
+def test_rates_are_those_of_the_first_exit_that_matches() -> None:
+    """q_j: how often exit j is the first to hold the next token."""
+    first = simulate((0.2, 0.0, 0.5), 9, (2, 4, 6), tokens=40_000, seed=2).first_hit
+    assert [(first == j).mean() for j in range(4)] == pytest.approx([0.3, 0.2, 0, 0.5], abs=0.012)
+    assert not simulate((0.0, 0.0), 9, (2, 4), tokens=50, seed=2).first_hit.any()
+
+
+@pytest.mark.parametrize("rho", [-1, -0.4, 0.9])
+def test_the_first_match_has_the_long_run_rate(rho: float) -> None:
+    """The chain starts at its long-run rate; at -1 and p = 1/2 it alternates."""
+    drawn = [
+        simulate(0.5, 4, 2, tokens=4, seed=n, autocorrelation=rho).first_hit for n in range(400)
+    ]
+    assert np.mean([hits[0] for hits in drawn]) == pytest.approx(0.5, abs=0.1)
+    pairs = np.array([(hits[0], hits[1]) for hits in drawn])
+    assert (pairs[:, 0] == pairs[:, 1]).mean() == pytest.approx((1 + rho) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize(("autocorrelation", "got"), [(1, "1"), (-1.5, "-1.5"), (1.5, "1.5")])
+def test_autocorrelations_that_no_chain_has(autocorrelation: float, got: str) -> None:
+    """At 1 the chain would never leave its state."""
+    with pytest.raises(InvalidInputError) as caught:
+        simulate(0.5, 4, 2, autocorrelation=autocorrelation)
+    assert str(caught.value) == (
+        f"autocorrelation must lie in [-1, 1); got {got}; 0 means independent matches"
+    )
+
+
+def test_rates_that_round_to_one_are_taken() -> None:
+    """0.1 + 0.2 + 0.7 is more than 1 in floats, and 1.1 is not."""
+    exits, rates = (1, 2, 3), (0.1, 0.2, 0.7 + 1e-10)
+    assert simulate(rates, 6, exits, tokens=40).first_hit.all()
+
+
+def test_a_gate_is_inclusive_and_reads_its_own_exit(measurement: Measurement) -> None:
+    """A probability equal to the gate passes; the exit of the policy is the one that is read."""
+    top = measurement.top_prob.copy()
+    top[:, 3] = 0.9
+    measured = dataclasses.replace(measurement, top_prob=top)
+    free = replay(measured, Policy(4, 2))
+    for exit_layer, gate, same in ((4, 0.9, True), (4, 0.91, False), (5, 0.9, False)):
+        gated = replay(measured, Policy(exit_layer, 2, gate=gate))
+        assert (gated.latency_per_token == free.latency_per_token) is same

@@ -1,0 +1,133 @@
+"""One generation by hand and against the tick-by-tick reference."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from ppdmodel import Policy, formulas, replay, simulate
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.simulation.runs import Simulation
+from ppdmodel.simulation.schedule import costs_of
+from tests.support.reference import tick_by_tick
+
+
+def run_of(matches: list[Any], policy: Policy, layers: int, **costs: Any) -> Simulation:
+    return replay(matches, policy, layers=layers, **costs).generations[0]
+
+
+def test_plain_decoding() -> None:
+    run = simulate(0.5, 7, 7, 3, tokens=4)
+    assert run.finish_times.tolist() == [7, 14, 21, 28]
+    assert run.work_done.tolist() == [7, 14, 21, 28]
+    assert run.peak_units == 1
+
+
+def test_one_match_and_one_miss_by_hand() -> None:
+    """d = 4, e = 2, k = 2: the second token starts at 2; the third, missed, at 6."""
+    run = run_of([True, False], Policy(2, 2), 4)
+    assert run.finish_times.tolist() == [4, 6, 10]
+    # by 4: the root ran 4, one wrong guess 2; by 6: a right one 4, two wrong ones 2 each; then 4
+    assert run.work_done.tolist() == [6, 14, 18]
+    assert run.peak_units == 3
+    assert run.tokens == 3
+
+
+def test_every_match_at_every_depth() -> None:
+    for depth, each in ((1, 6), (2, 4), (3, 3), (11, 1), (None, 1)):
+        run = simulate(1.0, 12, 1, 1, depth, tokens=60)
+        steady = (run.finish_times[-1] - run.finish_times[11]) / 48
+        assert steady == pytest.approx(max(each, 12 / ((depth or 99) + 1)), abs=0.2)
+
+
+def test_recorded_processes_are_those_of_the_example() -> None:
+    """The timeline of theory/01-setting.md."""
+    run = run_of([True, False], Policy(2, 2), 4, record=True)
+    assert run.processes is not None
+    found = sorted(
+        (p.token, p.started, p.ended, p.count, p.verified, p.generation) for p in run.processes
+    )
+    assert found == [
+        (0, 0, 4, 1, True, 0),
+        (1, 2, 4, 1, False, 1),
+        (1, 2, 6, 1, True, 0),
+        (2, 4, 6, 2, False, 1),
+        (2, 6, 10, 1, True, 0),
+    ]
+
+
+def test_it_does_what_the_tick_by_tick_reference_does() -> None:
+    """1500 random generations: several exits, gates, unequal layers, delays, every depth."""
+    rng = random.Random(1)
+    for _ in range(1500):
+        d = rng.randint(1, 10)
+        exits = sorted(rng.sample(range(1, d + 1), rng.randint(1, min(d, 3))))
+        k = [rng.randint(1, 2) for _ in exits]
+        depth = rng.choice([1, 2, 3, None] if d / exits[0] <= 4 else [1, 2])
+        hits = [rng.choice([0, *exits]) for _ in range(rng.randint(0, 9))]
+        hits = [exits.index(hit) + 1 if hit else 0 for hit in hits]
+        ticks = [rng.randint(1, 3) if rng.random() < 0.5 else 1 for _ in range(d)]
+        start, promotion = rng.choice([0, 0, 1, 2, 5]), rng.choice([0, 0, 1, 3, 30])
+        run = run_of(
+            hits,
+            Policy(exits, k, depth),
+            d,
+            layer_times=ticks,
+            start_delay=start,
+            promotion_delay=promotion,
+        )
+        same = tick_by_tick(hits, ticks, exits, k, depth, None, start, promotion)
+        case = (d, exits, k, depth, hits, ticks, start, promotion)
+        assert run.finish_times.tolist() == same.finish_times, case
+        assert run.work_done.tolist() == same.work_done, case
+        assert run.peak_units == same.peak_units, case
+
+
+def test_the_peak_is_reached() -> None:
+    for d, e, k, depth in ((12, 6, 3, 1), (12, 4, 2, 2), (12, 3, 2, None), (12, 5, 3, 9)):
+        assert simulate(0.9, d, e, k, depth, tokens=100).peak_units == formulas.peak_units(
+            d, e, k, depth
+        )
+
+
+def test_a_short_generation_has_its_own_peak() -> None:
+    """Generation j needs token j: for few tokens the sum ends there (theory/03)."""
+    assert simulate(0.9, 12, 2, 2, None, tokens=3).peak_units == 1 + 2 + 4
+    assert simulate(0.9, 12, 2, 2, None, tokens=1).peak_units == 1
+
+
+def test_records_say_what_the_work_was() -> None:
+    """Units held and layers executed, counted from the records of 100 random generations."""
+    rng = random.Random(2)
+    for _ in range(100):
+        d, e, k = rng.randint(2, 9), rng.randint(1, 4), rng.randint(1, 3)
+        hits = [rng.randint(0, 1) for _ in range(rng.randint(0, 7))]
+        depth = rng.choice([1, 2, None])
+        run = run_of(hits, Policy(min(e, d), k, depth), d, record=True)
+        assert run.processes is not None
+        work = sum(p.count * min(p.ended - p.started, d) for p in run.processes)
+        assert work == run.work_done[-1]
+        true = sorted((p.token, p.ended) for p in run.processes if p.verified)
+        assert true == list(enumerate(run.finish_times))
+        assert all(p.verified == (p.generation == 0) for p in run.processes if p.verified)
+        begins = {p.started for p in run.processes}
+        held = [sum(p.count for p in run.processes if p.started <= t < p.ended) for t in begins]
+        assert max(held) == run.peak_units
+
+
+def test_costs_add_up() -> None:
+    """When a process has finished each layer: a running sum that starts at 0."""
+    costs = costs_of(3, [2.0, 1.0, 4.0], 0.5, 0)
+    assert (costs.after, costs.start, costs.promotion) == ([0, 2, 3, 7], 0.5, 0)
+    assert costs_of(3, None, 0, 2).after == [0, 1, 2, 3]
+    with pytest.raises(InvalidInputError, match=r"^promotion_delay must be a number of at least 0"):
+        costs_of(3, None, 0, -1)
+
+
+def test_an_exit_must_lie_in_the_model() -> None:
+    """The last layer may be an exit; it starts nothing that helps."""
+    assert run_of([True], Policy(4), 4).finish_times.tolist() == [4, 8]
+    with pytest.raises(InvalidInputError, match=r"^exit_layer must not exceed layers; got 5"):
+        run_of([True], Policy(5), 4)
