@@ -103,9 +103,9 @@ class Tally:
 class Trials:
     """Runs mutants in copies of the checkout, each test file once without a change first."""
 
-    def __init__(self, root: Path, settings: Settings, checkouts: list[Checkout], until: float):
-        self.root, self.settings, self.until = root, settings, until
-        self.checkouts = checkouts
+    def __init__(self, settings: Settings, checkouts: list[Checkout], until: float):
+        self.settings, self.checkouts, self.until = settings, checkouts, until
+        self.root = checkouts[0].root
         self.free: queue.Queue[Checkout] = queue.Queue()
         for checkout in checkouts:
             self.free.put(checkout)
@@ -179,7 +179,7 @@ def run(root: Path, settings: Settings, seed: int, minutes: float) -> list[Tally
             Checkout.copy(root, Path(folder) / f"checkout-{n}", settings.package)
             for n in range(min(WORKERS, os.cpu_count() or 1))
         ]
-        trials = Trials(root, settings, checkouts, time.monotonic() + 60 * minutes)
+        trials = Trials(settings, checkouts, time.monotonic() + 60 * minutes)
         outcomes = dict(
             zip(mutants, trials.outcomes(mutants, _progress(len(mutants))), strict=True)
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ppdmodel import Measurement, Policy, replay, simulate
-from ppdmodel.simulation.runs import Replay
+from ppdmodel.simulation.runs import Replay, Simulation
 
 
 def test_autocorrelation_of_a_replay_is_that_of_its_matches() -> None:
@@ -44,3 +45,15 @@ def test_autocorrelation_is_counted_within_texts() -> None:
     policy = Policy(2)
     runs = [replay([hit] * 3, policy, layers=4).generations[0] for hit in (True, False)]
     assert Replay(policy, 4, tuple(runs)).autocorrelation == 1
+
+
+def made(hits: list[int], times: list[float], work: list[float]) -> Simulation:
+    """A generation with these totals."""
+    return Simulation(np.array(hits), np.array(times), np.array(work), peak_units=2)
+
+
+@pytest.mark.parametrize("matches", [[], [[1]], [[1, 1]], [[0, 0]], [[1], [0]], [[1], []]])
+def test_autocorrelation_is_undefined_without_pairs_that_vary(matches: list[list[int]]) -> None:
+    """Texts of two tokens have no pair; matches that never vary have no variance."""
+    runs = tuple(made(hits, [4.0] * (len(hits) + 1), [4.0]) for hits in matches)
+    assert Replay(policy=Policy(2), layers=4, generations=runs).autocorrelation is None

@@ -167,3 +167,33 @@ def test_times_add_up_over_the_layers() -> None:
     assert times.after == [0, 2, 3, 7]
     assert (times.start_delay, times.promotion_delay) == (0.5, 0.25)
     assert schedule_times(3, None, 0, 0).after == [0, 1, 2, 3]
+
+
+def run_of(matches: list[Any], policy: Policy, layers: int, **costs: Any) -> Simulation:
+    return replay(matches, policy, layers=layers, **costs).generations[0]
+
+
+def test_records_say_what_the_work_was() -> None:
+    """Units held and layers executed, counted from the records of 100 random generations."""
+    rng = random.Random(2)
+    for _ in range(100):
+        d, e, k = rng.randint(2, 9), rng.randint(1, 4), rng.randint(1, 3)
+        hits = [rng.randint(0, 1) for _ in range(rng.randint(0, 7))]
+        depth = rng.choice([1, 2, None])
+        run = run_of(hits, Policy(min(e, d), k, depth), d, record=True)
+        assert run.processes is not None
+        work = sum(p.count * min(p.ended - p.started, d) for p in run.processes)
+        assert work == run.work_done[-1]
+        true = sorted((p.token, p.ended) for p in run.processes if p.verified)
+        assert true == list(enumerate(run.finish_times))
+        assert all(p.verified == (p.generation == 0) for p in run.processes if p.verified)
+        begins = {p.started for p in run.processes}
+        held = [sum(p.count for p in run.processes if p.started <= t < p.ended) for t in begins]
+        assert max(held) == run.peak_units
+
+
+def test_an_exit_must_lie_in_the_model() -> None:
+    """The last layer may be an exit; it starts nothing that helps."""
+    assert run_of([True], Policy(4), 4).finish_times.tolist() == [4, 8]
+    with pytest.raises(InvalidInputError, match=r"^exit_layer must not exceed layers; got 5"):
+        run_of([True], Policy(5), 4)
