@@ -138,7 +138,7 @@ class WorkerPool:
         self._store: Any = None  # of the process group
 
     def __enter__(self) -> WorkerPool:
-        context = multiprocessing.get_context(START_METHOD)
+        context: Any = multiprocessing.get_context(START_METHOD)
         try:
             rendezvous = self._new_rendezvous() if self.tensor_parallel else None
             for number, place in enumerate(self.where):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.pipeline import devices as module
 from ppdmodel.pipeline.devices import devices, machine, synchronize
 
 
@@ -50,7 +49,7 @@ def test_only_devices_are_synchronized(monkeypatch: pytest.MonkeyPatch) -> None:
     class Backend:
         synchronize = staticmethod(waited.append)
 
-    monkeypatch.setattr(module.torch, "get_device_module", lambda device: Backend)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Backend)
     synchronize(torch.device("cpu"))
     assert not waited
     synchronize(torch.device("cuda:1"))

@@ -397,7 +397,7 @@ def test_the_fit_minimizes_the_posterior() -> None:
     def residuals(factors: Any) -> np.ndarray:
         named = dict(zip(CORRECTED, factors, strict=True))
         made = [predicted_ratio(timing, 0.5, r.setting, named) / r.ratio for r in runs]
-        return np.log(np.array(made))
+        return np.array(np.log(made))
 
     def badness(factors: Any) -> float:
         prior = (np.array(factors) - 1) / 0.05
@@ -442,7 +442,7 @@ def test_the_noise_of_a_prediction_by_hand() -> None:
 
 
 def test_rows_without_tokens_do_not_count() -> None:
-    row = {"n_tokens": 4, "ppd_s": 3.0, "plain_per_token_s": 0.5, "n_matched": 1}
+    row: dict[str, Any] = {"n_tokens": 4, "ppd_s": 3.0, "plain_per_token_s": 0.5, "n_matched": 1}
     rows = [row, row | {"n_tokens": 0, "plain_per_token_s": None}, row | {"ppd_s": 5.0}]
     runs = SettingRuns.of_rows(PpdSetting(3, 2), rows)
     assert runs.plain_s.tolist() == [2.0, 2.0]
