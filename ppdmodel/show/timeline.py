@@ -10,7 +10,7 @@ from ..errors import InvalidInputError
 from ..simulation.policy import Policy
 from ..simulation.runs import ProcessRecord, Simulation
 from ..simulation.simulator import replay
-from .plots import axes_of, figure_of, style
+from .figures.canvas import axes_of, figure_of, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -169,10 +169,6 @@ def test_times_add_up_over_the_layers() -> None:
     assert schedule_times(3, None, 0, 0).after == [0, 1, 2, 3]
 
 
-def run_of(matches: list[Any], policy: Policy, layers: int, **costs: Any) -> Simulation:
-    return replay(matches, policy, layers=layers, **costs).generations[0]
-
-
 def test_records_say_what_the_work_was() -> None:
     """Units held and layers executed, counted from the records of 100 random generations."""
     rng = random.Random(2)

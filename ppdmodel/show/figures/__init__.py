@@ -1,0 +1,1 @@
+"""The figures, a module per subject; `ppdmodel.show.plots` has them all."""

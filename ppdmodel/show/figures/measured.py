@@ -1,0 +1,129 @@
+"""Figures of a measured model: its match rates, and latency against compute of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...decide.costs import Grid, LayerCosts
+from ...decide.optimize import optimize
+from ...errors import InvalidInputError
+from ...fitting.curve_fit import curve_values
+from ...results.calibration import Calibration
+from .canvas import axes_of, figure_of, log_ticks, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DEFAULT_K = (1, 3, 5, 10)
+
+
+def match_rate(
+    calibration: Calibration, *, k: Sequence[int] = DEFAULT_K, ax: Axes | None = None
+) -> Figure:
+    """p_correct against the exit layer: measured with 95% bands, and the fitted curve.
+
+    Raises:
+        InvalidInputError: a k beyond what the calibration recorded.
+    """
+    for value in k:
+        if not 1 <= value <= calibration.k_max:
+            raise InvalidInputError(
+                f"k must lie in 1...{calibration.k_max}, what the calibration recorded; got {value}"
+            )
+    with style():
+        ax = axes_of(ax)
+        layers = np.arange(1, calibration.layers + 1)
+        fine = np.linspace(1, calibration.layers, 200)
+        for number, value in enumerate(k):
+            color, column = f"C{number}", value - 1
+            low, high = calibration.ci_low[:, column], calibration.ci_high[:, column]
+            ax.fill_between(layers, low, high, color=color, alpha=0.2, linewidth=0)
+            ax.plot(
+                layers, calibration.p_correct[:, column], "o", color=color, label=f"k = {value}"
+            )
+            fitted = curve_values(calibration.curve, fine / calibration.layers, value)
+            ax.plot(fine, fitted, color=color, linewidth=1.2)
+        ax.set(
+            xlabel="exit layer",
+            ylabel="match rate  p_correct",
+            ylim=(0, 1.02),
+            xlim=(0, calibration.layers + 0.5),
+            title=f"{calibration.title}: measured (95% bands) and fitted",
+        )
+        ax.legend(loc="upper left")
+        _count(ax, calibration)
+        return figure_of(ax)
+
+
+def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None = None) -> Figure:
+    """Latency against compute of every setting of a measured model, with the frontier marked."""
+    decision = optimize(calibration, max_compute=(), max_depth=max_depth, ideal=True)
+    grid = Grid.of(calibration.layers, calibration.k_max, max_depth)
+    p_correct, costs = grid.rates(calibration.p_correct), LayerCosts()
+    with style():
+        ax = axes_of(ax)
+        points = ax.scatter(
+            costs.compute(grid, p_correct),
+            costs.latency(grid, p_correct),
+            c=grid.exit_layer,
+            s=5,
+            alpha=0.6,
+            cmap="viridis",
+            linewidths=0,
+            rasterized=True,
+        )
+        figure_of(ax).colorbar(points, ax=ax, label="exit layer", pad=0.01)
+        best = decision.frontier
+        compute = [setting.normalized_compute.value for setting in best]
+        latency = [setting.normalized_latency for setting in best]
+        errors = [
+            [middle.value - middle.ci_low for middle in latency],
+            [middle.ci_high - middle.value for middle in latency],
+        ]
+        values = [middle.value for middle in latency]
+        ax.errorbar(
+            compute,
+            values,
+            yerr=errors,
+            fmt="o-",
+            color="C3",
+            ms=3,
+            elinewidth=0.8,
+            zorder=3,
+            label="frontier (95% intervals)",
+        )
+        _label_frontier(ax, decision.frontier)
+        ax.plot(1, 1, "ks", label="plain decoding", zorder=4)
+        ax.set(
+            xscale="log",
+            xlabel="compute per token, against plain decoding (log scale)",
+            ylabel="latency per token, against plain decoding",
+            title=f"{calibration.title}: every exit layer and k = 1…{calibration.k_max}",
+        )
+        ax.set_xlim(left=0.65)
+        log_ticks(ax)
+        ax.legend(loc="lower left")
+        _count(ax, calibration)
+        return figure_of(ax)
+
+
+def _label_frontier(ax: Axes, frontier: Sequence[Any]) -> None:
+    """Name a few settings along the frontier: those nearest to round budgets, not on each other."""
+    for budget in (1.5, 2.0, 3.0, 6.0, 12.0):
+        below = [s for s in frontier if s.normalized_compute.value <= budget]
+        if below:
+            chosen = below[-1]
+            at = (chosen.normalized_compute.value, chosen.normalized_latency.value)
+            text = f"layer {chosen.exit_layer}, k = {chosen.k}"
+            ax.annotate(
+                text, at, xytext=(-4, -11), textcoords="offset points", fontsize=7, ha="right"
+            )
+
+
+def _count(ax: Axes, calibration: Calibration) -> None:
+    text = f"n = {int(calibration.tokens.sum())} tokens of {len(calibration.tokens)} prompts"
+    ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)

@@ -1,0 +1,62 @@
+"""Predicted against measured latency of real PPD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .canvas import axes_of, figure_of, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Figure:
+    """Predicted against measured latency of real PPD, over plain decoding on one unit.
+
+    Args:
+        reports: of `ppdmodel validate`, as `validation.json` holds them; a colour for each.
+        ax: where to draw; None makes a figure.
+    """
+    with style():
+        ax = axes_of(ax)
+        low, high = _draw_reports(ax, reports)
+        for share, form in ((0.0, "-"), (0.03, ":"), (-0.03, ":")):
+            line = [end * (1 + share) for end in (low, high)]
+            ax.plot((low, high), line, form, color="0.5", linewidth=1)
+        ax.set(
+            xlabel="measured latency / plain decoding on one unit",
+            ylabel="predicted, 95% prediction intervals",
+            xlim=(low, high),
+            title="Real PPD, predicted and measured (dotted: 3%)",
+        )
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure_of(ax)
+
+
+def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Every cell with its interval, filled if it was not fitted; the range of what was measured."""
+    seen: list[float] = []
+    for number, report in enumerate(reports):
+        kind = report["provenance"]["exit_kind"]
+        for held_out in (True, False):
+            rows = [row for row in report["cells"] if row["held_out"] is held_out]
+            made = [row["predicted"] for row in rows]
+            bars = [
+                [row["predicted"] - row["ci_low"] for row in rows],
+                [row["ci_high"] - row["predicted"] for row in rows],
+            ]
+            ax.errorbar(
+                [row["measured"] for row in rows],
+                made,
+                yerr=bars,
+                fmt="o",
+                color=f"C{number}",
+                markerfacecolor=f"C{number}" if held_out else "none",
+                elinewidth=0.6,
+                markersize=4,
+                label=f"{kind} exits, " + ("not fitted" if held_out else "fitted"),
+            )
+            seen += [row["measured"] for row in rows]
+    return min(seen) - 0.02, max(seen) + 0.02

@@ -1,0 +1,41 @@
+"""`ppdmodel time`: what it prints of a timing, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppdmodel.cli.time import render
+from ppdmodel.results.io import load_timing
+from tests.support.commands import DATA, refused
+
+
+def test_the_tables_have_every_term(capsys: pytest.CaptureFixture[str]) -> None:
+    timing = load_timing(DATA / "smollm2-135m-trained.timing.json")
+    render(timing, Path("timing.json"))
+    lines = capsys.readouterr().out.splitlines()
+    term = timing.terms["head_time_s"]
+    numbers = f"{1e3 * term.value:.3f} [{1e3 * term.ci_low:.3f}, {1e3 * term.ci_high:.3f}]"
+    (line,) = [line for line in lines if line.startswith("the head ")]
+    assert " ".join(line.split()) == f"the head {numbers}"
+    rows = [line.split() for line in lines]
+    assert sum(row[:1] == ["5"] and len(row) == 8 for row in rows) == len(timing.exit_layers)
+    assert lines[-1].endswith("All samples: timing.json")
+
+
+BAD: list[tuple[str, str]] = [
+    ("time", "Missing option '--out'"),
+    ("time --out {tmp}/t --k 1,0", "k must be a positive integer; got 0"),
+    ("time --out {tmp}/t --rounds x", "rounds must be a positive integer; got x"),
+    ("time --out {tmp}", "must be a file; got a folder"),
+    ("time --out {tmp}/t --model gpt-5", "model must be a known name"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD)
+def test_bad_input_is_one_line_and_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    refused(capsys, command.split(), message, tmp=tmp_path, data=DATA)
+    assert list(tmp_path.iterdir()) == []

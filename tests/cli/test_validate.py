@@ -1,0 +1,53 @@
+"""`ppdmodel validate`: what it prints of a report, and what is refused before it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ppdmodel.cli.validate import render
+from tests.support.commands import DATA, refused
+
+
+def test_every_cell_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    path = DATA / "smollm2-135m-validation" / "validation.json"
+    report = json.loads(path.read_text("utf-8"))
+    render(report, Path("out"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [line.split() for line in lines if line.split()[0].isdecimal()][: len(report["cells"])]
+    for line, cell in zip(cells, report["cells"], strict=True):
+        assert line[:3] == [str(cell["exit_layer"]), str(cell["k"]), f"{cell['predicted']:.3f}"]
+        assert (line[-1] == "fitted") is not cell["held_out"]
+    assert lines[-1] == "Every run: out"
+
+
+BAD: list[tuple[str, str]] = [
+    ("validate --out {tmp}/v", "Missing option '--calibration'"),
+    (
+        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json",
+        "validate needs costs; got none",
+    ),
+    (
+        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json --seed -1",
+        "seed must be 0 or more; got -1",
+    ),
+    (
+        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json --exit-layers 5,x",
+        "exit_layers must be a positive integer; got x",
+    ),
+    (
+        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json --timing {data}/smollm2-135m-trained.timing.json --model gpt-5",
+        "model must be a known name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD)
+def test_bad_input_is_one_line_and_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    refused(capsys, command.split(), message, tmp=tmp_path, data=DATA)
+    assert list(tmp_path.iterdir()) == []
