@@ -115,8 +115,10 @@ def estimate_from(
     Raises:
         InvalidInputError: an argument is outside its domain, or k is beyond what was recorded.
     """
+    from dataclasses import asdict
+
     from ..results.calibration import Calibration
-    from ..results.intervals import METHOD, percentiles, prompt_weights, resampled_rates
+    from ..results.intervals import METHOD, Interval, percentiles, prompt_weights, resampled_rates
 
     layers = source.layers
     exit_layer = exit_layer if exit_layer is not None else default_exit(layers)
@@ -131,11 +133,11 @@ def estimate_from(
         draws = resampled_rates(hits, tokens, prompt_weights(len(tokens), resamples, seed))
 
     def interval(value: float | None, f: Callable[[Any], Any]) -> dict[str, Any]:
-        low = high = None
+        point, low, high = math.nan if value is None else value, math.nan, math.nan
         if draws is not None and value is not None:
-            low, high = (_plain(x) for x in percentiles(f(draws)))
-        counts = {"n_tokens": int(tokens.sum()), "n_prompts": len(tokens), "method": METHOD}
-        return {"value": value, "ci_low": low, "ci_high": high, **counts}
+            low, high = (float(end) for end in percentiles(f(draws)))
+        n = (int(tokens.sum()), len(tokens))
+        return _finite(asdict(Interval(point, low, high, *n, METHOD)))
 
     overhead = plain["overhead"]
     functions = _quantities(layers, exit_layer, k, depth, overhead)

@@ -35,7 +35,7 @@ def test_a_grid_holds_every_setting_once() -> None:
 
 
 def test_rates_are_picked_by_exit_and_k() -> None:
-    grid, table = Grid.of(4, 2, 2), np.arange(24).reshape(3, 4, 2)
+    grid, table = Grid.of(4, 2, 2), np.arange(24.0).reshape(3, 4, 2)
     for row in range(3):
         expected = [table[row, e - 1, k - 1] for e, k, _ in settings_of(grid)]
         assert grid.rates(table)[row].tolist() == expected

@@ -22,7 +22,7 @@ from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.packing import pack, unpack
 from ppdmodel.results.token_counts import COUNTS, MOST_PAIRED, TokenCounts, paired, pairs_of
 from tests.conftest import make_measurement
-from tests.decide.test_compare import made_guesses
+from tests.decide.test_methods import made_guesses
 
 #: of counts: from bits to bytes
 Damage = Callable[[dict[str, Any]], None]
