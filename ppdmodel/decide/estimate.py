@@ -112,11 +112,14 @@ def estimate_from(
     Raises:
         InvalidInputError: an argument is outside its domain, or k is beyond what was recorded.
     """
+    from dataclasses import asdict
+
     from ..results.calibration import Calibration
     from ..results.hit_counts import hits_at
     from ..results.intervals import (
         METHOD,
         RESAMPLES,
+        Interval,
         percentiles,
         prompt_weights,
         resampled_rates,
@@ -135,11 +138,11 @@ def estimate_from(
         draws = resampled_rates(hits, tokens, prompt_weights(len(tokens), resamples, seed))
 
     def interval(value: float | None, f: Callable[[Any], Any]) -> dict[str, Any]:
-        low = high = None
+        point, low, high = math.nan if value is None else value, math.nan, math.nan
         if draws is not None and value is not None:
-            low, high = (_plain(x) for x in percentiles(f(draws)))
-        counts = {"n_tokens": int(tokens.sum()), "n_prompts": len(tokens), "method": METHOD}
-        return {"value": value, "ci_low": low, "ci_high": high, **counts}
+            low, high = (float(end) for end in percentiles(f(draws)))
+        n = (int(tokens.sum()), len(tokens))
+        return _finite(asdict(Interval(point, low, high, *n, METHOD)))
 
     overhead = plain["overhead"]
     functions = _quantities(layers, exit_layer, k, depth, overhead)

@@ -1,4 +1,4 @@
-"""What decisions come to: settings, choices and methods with their intervals; frozen."""
+"""Results of decisions: settings, choices and methods with their intervals."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Method:
         name: the method.
         setting: its parameters in words.
         latency: time per token.
-        held_out: the same on prompts that did not choose the setting; None where none was chosen
-            or there are too few prompts.
+        held_out: the same cross-validated, on prompts that did not select the setting; None where
+            none was selected or there are too few prompts.
         compute: layer executions per token, heads left out unless times were measured.
         units: devices or processes held at once.
         basis: "measured": counted on recorded tokens, or timed; "fitted": times of the calibrated
@@ -64,10 +64,11 @@ class Choice:
         max_compute: the budget, in multiples of plain decoding; None for a price.
         price: the most extra layer executions that a layer time saved is worth; None for a budget.
         setting: None where plain decoding is the best.
-        held_out_latency: normalized latency on prompts that did not choose the setting.
+        held_out_latency: normalized latency, cross-validated: on prompts that did not select the
+            setting.
         held_out_compute: normalized compute there: what the choice will cost.
-        chosen_share: share of the resamples in which this very answer is the best.
-        runner_up: the best of the others.
+        chosen_share: share of the bootstrap resamples that select the same setting.
+        runner_up: the best setting but one.
         others: the best PPD behind a gate and with two exits under the same rule, in layers.
         break_even: match rate above which this exit and k save time at all; 0 where only layers
             are counted, None where no rate does.

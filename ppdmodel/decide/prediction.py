@@ -1,4 +1,4 @@
-"""What real PPD should take: match rates from a calibration, times from a timing."""
+"""Predicted latency and compute of PPD: match rates of a calibration, times of a timing."""
 
 from __future__ import annotations
 

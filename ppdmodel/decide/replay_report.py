@@ -1,4 +1,4 @@
-"""A measured trace run through the schedule, beside what the closed form says of it."""
+"""Recorded matches replayed through the schedule, beside the closed form for independent ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
 
 RESAMPLES, SIMULATED_TOKENS = 2000, 20_000
-#: a closed form that is further off than this share of the replayed latency is warned of
+#: relative error of the closed form, against the replayed latency, that is warned of
 MISLEADS = 0.01
 
 

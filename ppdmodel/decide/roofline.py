@@ -1,4 +1,4 @@
-"""A timing that was not measured: what reading the weights takes, from a config and a data sheet.
+"""Roofline model of a timing: memory bandwidth and arithmetic of a data sheet, sizes of a config.
 
 Every time is the larger of two: reading the weights that a step needs from memory, and computing
 with them. No launch, no contention and no attention over a cache is in it: the times are ideal.
@@ -36,7 +36,7 @@ def ideal_times(
     Raises:
         InvalidInputError: an argument is outside its domain.
 
-    >>> from ppdmodel.shapes import device, shape
+    >>> from ppdmodel.decide.hardware import device, shape
     >>> layer, head = ideal_times(shape("Llama 2 7B"), device("H100 SXM"))
     >>> round(1e6 * layer, 1), round(1e6 * head, 1)
     (120.8, 78.3)
@@ -64,7 +64,7 @@ def roofline(
         device: bytes and operations per second.
         ks: sizes of a batch of sub-processes.
         bytes_per_weight: 2 for float16 and bfloat16.
-        units_per_process: devices over which each process's weights are split, at no cost.
+        units_per_process: devices of tensor parallelism in each process, at no cost.
         link_time_s: a small message between devices: PPD's guesses wait for one, and splitting
             over two processes' devices for two all-reduces a layer and one for the head.
 

@@ -1,4 +1,4 @@
-"""The threshold rule on recorded guesses: start what is likely enough, at a price.
+"""The threshold policy on recorded guesses: start each guess that is likely enough for a price.
 
 Theory page 7: at depth 1 and an exit in the second half of the layers, the best policy at a price
 starts exactly the candidates whose calibrated probability is at least 1 / (1 + price).

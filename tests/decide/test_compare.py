@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import ppdmodel as ppd
-from ppdmodel import compare, fit
+from ppdmodel import compare
 from ppdmodel.decide.methods import gated, self_speculation
 from ppdmodel.decide.outcomes import Comparison, Method
 from ppdmodel.errors import InvalidInputError
@@ -19,13 +18,8 @@ from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.token_counts import TokenCounts
 from tests.conftest import make_measurement
-from tests.decide.test_methods import all_of, made_guesses, pairs, with_turns
+from tests.decide.test_methods import all_of, made_guesses, pairs, quick_fit, with_turns
 from tests.pipeline.test_prediction_error import a_timing
-
-
-def quick_fit(measurement: Measurement, **options: Any) -> Calibration:
-    """A calibration with one family of curves: decisions use the measured rates alone."""
-    return fit(measurement, family="rank tail", **options)
 
 
 @pytest.fixture(scope="module")

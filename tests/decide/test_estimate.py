@@ -10,14 +10,9 @@ import pytest
 
 from ppdmodel import estimate, estimate_from, fit, latency_per_token, required_p_correct
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
-
-
-def quick_fit(measurement: Measurement, **options: Any) -> Calibration:
-    """A calibration with one family of curves: decisions use the measured rates alone."""
-    return fit(measurement, family="rank tail", **options)
+from tests.decide.test_methods import quick_fit
 
 
 def test_the_readme_numbers() -> None:
@@ -105,7 +100,7 @@ def test_from_a_measurement_gives_intervals(measurement: Measurement) -> None:
 def test_from_a_calibration_agrees_with_its_measurement(measurement: Measurement) -> None:
     calibration = quick_fit(measurement, k_max=4)
     assert estimate_from(calibration, 4, 2) == estimate_from(measurement, 4, 2)
-    fewer = quick_fit(measurement, k_max=4, resamples=100)
+    fewer = fit(measurement, k_max=4, resamples=100, family="floored power")
     ends = estimate_from(fewer, 4, 2)["p_correct"]
     assert ends["ci_low"] == fewer.ci_low[3, 1]
     with pytest.raises(InvalidInputError, match=r"k must not exceed .*; got 5; it has 1 to 4"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ppdmodel import compute_per_token, latency_per_token
+from ppdmodel import compute_per_token, fit, latency_per_token
 from ppdmodel.decide.costs import LayerCosts
 from ppdmodel.decide.methods import (
     GIVEN,
@@ -23,6 +24,7 @@ from ppdmodel.decide.methods import (
     two_exits,
 )
 from ppdmodel.decide.selection import PromptSample, Rule, Selection
+from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Guesses, Measurement
 from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
 from tests.conftest import make_measurement
@@ -36,6 +38,15 @@ def with_turns() -> Measurement:
     position = np.where(turn == 1, made.position - 13, made.position)
     top_prob = rng.random(made.rank.shape).astype(np.float32)
     return replace(made, turn=turn.astype(np.int16), position=position, top_prob=top_prob)
+
+
+def quick_fit(measurement: Measurement, *, resamples: int = 1000, **options: Any) -> Calibration:
+    """The calibration of `fit` in what decisions use: counts, resamples and the seed.
+
+    The curve, which decisions leave out, is one family's with few resamples.
+    """
+    quick = fit(measurement, family="floored power", resamples=40, **options)
+    return replace(quick, resamples=resamples)
 
 
 def made_guesses(measurement: Measurement) -> Guesses:

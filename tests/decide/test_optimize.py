@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ppdmodel import compute_per_token, fit, latency_per_token, optimize
+from ppdmodel import compute_per_token, latency_per_token, optimize
 from ppdmodel.decide.costs import TimedCosts
 from ppdmodel.decide.methods import MethodSettings, gated, two_exits
 from ppdmodel.decide.prediction import (
@@ -21,13 +20,8 @@ from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
+from tests.decide.test_methods import quick_fit
 from tests.pipeline.test_prediction_error import a_calibration, a_timing
-
-
-def quick_fit(measurement: Measurement, **options: Any) -> Calibration:
-    """A calibration with one family of curves: decisions use the measured rates alone."""
-    return fit(measurement, family="rank tail", **options)
-
 
 K_MAX = 6
 

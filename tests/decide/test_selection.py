@@ -32,7 +32,7 @@ class Table:
 
     @property
     def size(self) -> int:
-        return self.latency.shape[1]
+        return int(self.latency.shape[1])
 
     def evaluate(self, weights: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         counted = weights * self.tokens
