@@ -169,9 +169,7 @@ def test_numbers_at_the_ends_of_what_a_table_may_hold(
 
 def test_a_timing_of_other_layers_is_refused(measurement: Measurement, tmp_path: Path) -> None:
     path = table_of(measurement, tmp_path / "t.csv", [2, 4], [1])
-    with pytest.raises(
-        InvalidInputError, match="a timing with layers 30 instead of 6; time this"
-    ):
+    with pytest.raises(InvalidInputError, match="a timing with layers 30 instead of 6; time this"):
         fit_table(path, 6, timing=a_timing())
     timing = replace(a_timing(), layers=6)
     options: dict[str, Any] = {"family": "rank tail", "resamples": 40}
