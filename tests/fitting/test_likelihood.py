@@ -10,7 +10,7 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.stats import binom
 
 from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
-from ppdmodel.fitting.likelihood import Cells, maximize
+from ppdmodel.fitting.likelihood import Cells, _score, maximize
 from tests.fitting.test_curves import EACH, some_parameters
 
 TOKENS = 3000.0
@@ -137,3 +137,30 @@ def test_the_value_does_not_depend_on_the_number_of_tokens() -> None:
     few, _ = maximize(cells, hits, TOKENS)
     many, _ = maximize(cells, 10 * hits, 10 * TOKENS)
     assert many == pytest.approx(few, abs=1e-6)
+
+
+@EACH
+def test_scoring_alone_reaches_the_maximum_from_a_start(family: CurveFamily) -> None:
+    """Without the quasi-Newton search: near starts, and others whose full step overshoots."""
+    cells = grid(family)
+    hits = drawn(cells, some_parameters(family, 9))
+    best, _ = maximize(cells, hits, TOKENS)
+    greatest = cells.log_likelihood(best, hits, TOKENS)
+    low, high = np.array(family.bounds).T
+    overshot = 0
+    for seed in range(12):
+        wide = np.random.default_rng(seed).normal(0, 0.7, len(low))
+        start = np.clip(family.start + wide, low + 1e-3, high - 1e-3)
+        value, gradient, information = cells.gradient_and_information(start, hits, TOKENS)
+        ridge = 1e-9 * np.trace(information) * np.eye(len(start))
+        full = np.clip(start + np.linalg.solve(information + ridge, gradient), low, high)
+        overshot += cells.log_likelihood(full, hits, TOKENS) / TOKENS < value
+        theta, converged = _score(cells, hits, TOKENS, start)
+        assert cells.log_likelihood(theta, hits, TOKENS) >= value * TOKENS
+        if converged:
+            assert cells.log_likelihood(theta, hits, TOKENS) == pytest.approx(greatest, abs=0.5)
+        if seed < 4:
+            near, converged = _score(cells, hits, TOKENS, some_parameters(family, seed))
+            assert converged
+            assert cells.log_likelihood(near, hits, TOKENS) == pytest.approx(greatest, abs=1e-3)
+    assert overshot
