@@ -128,7 +128,7 @@ class Schema(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Write what the document is, and a row per field."""
-        file = resources.files("ppdmodel") / "schemas" / f"{self.arguments[0]}.schema.json"
+        file = resources.files("ppdmodel.results") / "schemas" / f"{self.arguments[0]}.schema.json"
         document = json.loads(file.read_text("utf-8"))
         rows: list[list[Cell]] = [
             [[code(name)], kind, "yes" if needed else "", said]
