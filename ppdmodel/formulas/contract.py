@@ -1,4 +1,4 @@
-"""What every closed form checks before it computes, and how it treats its arguments.
+"""Argument checks that all closed forms share, and the decorator that applies them.
 
 The body of a closed form is assignments and one return, on operators and `ops`; whatever needs a
 branch (domains, unlimited depth, overflow) happens here, once for all of them.
@@ -26,7 +26,7 @@ _LARGEST = sys.float_info.max
 #: tokens in flight beyond which a formula is not worked out: far deeper than any model
 _DEEPEST = 10_000
 
-#: what must hold, the rule, the fix
+#: what must hold, a test of it, and what to do instead
 Domain = tuple[str, Callable[[Any], Any], str]
 
 

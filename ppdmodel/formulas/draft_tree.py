@@ -1,4 +1,4 @@
-"""Draft trees of speculative decoding: which nodes are worth drafting, by recursion."""
+"""Draft trees of speculative decoding: the tree with the most expected tokens per round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PPD at early exits in seconds: a recursion along a run of matches, for numbers."""
+"""Latency of PPD in seconds at early exits: a recursion along a run of matches, for numbers."""
 
 from __future__ import annotations
 

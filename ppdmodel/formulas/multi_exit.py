@@ -1,6 +1,6 @@
-"""Several exits: a recursion over which exit first held the next token, and no expression.
+"""PPD with several exits and unlimited depth: recursions over the exits.
 
-It runs on floats, NumPy arrays, torch tensors and SymPy symbols, but is no closed form in the
+They run on floats, NumPy arrays, torch tensors and SymPy symbols, but are no closed forms in the
 sense of `contract`.
 """
 

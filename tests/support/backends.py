@@ -32,9 +32,9 @@ def check_golden(name: str, arguments: tuple[Any, ...], value: float, backend: s
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = getattr(formulas, name)(*(x if x is None else convert(x) for x in arguments))
-    assert isinstance(result, (float, int) if kind is float and name in ROUNDED else kind)
     assert np.shape(result) == shape
     assert np.asarray(result, dtype=float) == pytest.approx(value, rel=1e-13)
+    assert isinstance(result, (float, int) if kind is float and name in ROUNDED else kind)
 
 
 def check_gradients(name: str, others: tuple[float, ...], tensors: bool) -> None:

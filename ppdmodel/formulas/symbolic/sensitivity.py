@@ -1,4 +1,4 @@
-"""How fast a closed form changes along one of its parameters, as numbers."""
+"""Partial derivatives of closed forms as numbers."""
 
 from __future__ import annotations
 
