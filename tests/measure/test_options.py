@@ -1,0 +1,51 @@
+"""Options check themselves when they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.measure import GenerationOptions, HardwareOptions, TrainingOptions
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        (GenerationOptions, {"max_new_tokens": 0}, "max_new_tokens must be a positive integer"),
+        (GenerationOptions, {"batch_size": -1}, "batch_size must be a positive integer; got -1"),
+        (HardwareOptions, {"n_threads": 0}, "n_threads must be a positive integer; got 0"),
+        (HardwareOptions, {"dtype": "int8"}, "dtype must be one of float32"),
+        (HardwareOptions, {"device": "nonsense"}, "device must be one that this torch can use"),
+        (HardwareOptions, {"device_map": "nonsense"}, "device_map must be one of auto"),
+        (TrainingOptions, {"objective": "mse"}, "objective must be ridge or kl; got 'mse'"),
+        (TrainingOptions, {"epochs": 0}, "epochs must be a positive integer; got 0"),
+        (TrainingOptions, {"max_tokens": 0}, "max_tokens must be a positive integer; got 0"),
+    ],
+)
+def test_bad_options_are_named(kind: Any, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        kind(**given)
+    assert words in str(caught.value)
+
+
+def test_threads_are_set_for_a_while() -> None:
+    before = torch.get_num_threads()
+    with HardwareOptions(n_threads=before + 1).threads():
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with HardwareOptions().threads():
+        assert torch.get_num_threads() == before
+
+
+def test_what_provenance_says_of_them() -> None:
+    assert [GenerationOptions(raw=raw).prompt_format for raw in (False, True)] == ["chat", "raw"]
+    ridge, kl = TrainingOptions(), TrainingOptions("kl", [4, 2, 2], 90, 5)
+    assert ridge.provenance == {
+        "max_tokens": None, "objective": "ridge", "epochs": None, "exit_layers": None,
+    }  # fmt: skip
+    assert kl.provenance == {
+        "max_tokens": 90, "objective": "kl", "epochs": 5, "exit_layers": [2, 4],
+    }  # fmt: skip

@@ -1,0 +1,28 @@
+"""The progress of a part is reported as that of the whole run."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppdmodel.measure.progress import Progress, part_of
+
+
+def test_a_part_is_placed_in_the_whole() -> None:
+    seen: list[Progress] = []
+    report = part_of(seen.append, 2 / 7, 4 / 7, tokens=30)
+    for tokens, share in ((0, 0.0), (5, 0.25), (20, 1.0)):
+        report(Progress("decoding", tokens, share))
+    assert [p.stage for p in seen] == ["decoding"] * 3
+    assert [p.tokens for p in seen] == [30, 35, 50]
+    assert [p.share for p in seen] == pytest.approx([2 / 7, 2.5 / 7, 4 / 7])
+
+
+def test_parts_that_follow_each_other_never_go_back() -> None:
+    seen: list[Progress] = []
+    for n in range(49):
+        report = part_of(seen.append, n / 49, (n + 1) / 49)
+        for share in (0.0, 0.3, 1.0):
+            report(Progress("decoding", 0, share))
+    shares = [p.share for p in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
