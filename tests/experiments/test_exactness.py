@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from experiments import exactness
 from ppdmodel.measure import load_model, locate
+from ppdmodel.measure.prompts import Prompt
 from ppdmodel.pipeline.options import PpdSetting
 from tests.pipeline.conftest import TWO_CPUS
 from tests.support.runs import command, training, write_prompts
@@ -15,7 +18,11 @@ COMMITTED = Path(__file__).parents[2] / "data" / "smollm2-135m-exactness.json"
 
 
 @TWO_CPUS
-def test_it_runs_to_its_end(tiny_model: Path, tmp_path: Path) -> None:
+def test_it_runs_to_its_end(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [Prompt(f"p{n}", "a quick brown fox"[n:]) for n in range(3)]  # it reads bytes
+    monkeypatch.setattr(exactness, "default_prompts", lambda: texts)
     prompts = write_prompts(tmp_path / "prompts.jsonl", 8)
     assert command(*training(tiny_model, prompts, tmp_path / "exits")).code == 0
     words = [tmp_path / "exits", "--model", tiny_model, "--prompts", 2, "--tokens", 6]

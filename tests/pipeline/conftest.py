@@ -39,9 +39,10 @@ TWO_CPUS = pytest.mark.skipif(
 def _quick_processes() -> Iterator[None]:
     """Fork units from a server that has imported torch; whole programs spawn them, as users do."""
     multiprocessing.set_forkserver_preload(["ppdmodel.pipeline.worker_pool"])
-    with worker_pool._thread_settings(1):
-        forkserver.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # two threads that spin starve each other
+        with worker_pool._thread_settings(1):
+            forkserver.ensure_running()
         patch.setattr(worker_pool, "START_METHOD", "forkserver")
         yield
 
