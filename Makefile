@@ -41,7 +41,7 @@ test: $(STAMP) ## run the tests
 lint: $(STAMP) ## ruff, and imports that run one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --quiet
+	$(BIN)/lint-imports --no-logo
 
 types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
