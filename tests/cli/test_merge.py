@@ -10,7 +10,7 @@ from tests.support.commands import DATA, refused
 
 BAD: list[tuple[str, str]] = [
     ("merge", "Missing argument 'DIR...'"),
-    ("merge {tmp} --out {tmp}/m", "a measurement folder must hold summary.json"),
+    ("merge {tmp} --out {tmp}/m", "each shard must be a measurement folder with summary.json"),
 ]
 
 

@@ -50,7 +50,7 @@ def test_an_unfinished_measurement_is_noted(
 ) -> None:
     made = make_measurement()
     for complete in (True, False):
-        part = replace(made, complete=complete, provenance=made.provenance | {"n_prompts": 20})
+        part = replace(made, complete=complete, provenance={**made.provenance, "n_prompts": 20})
         save(part, tmp_path / str(complete))
         found = options.measurement_in(tmp_path / str(complete), "fit")
         assert found.rank.tolist() == made.rank.tolist()

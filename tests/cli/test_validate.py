@@ -27,19 +27,19 @@ def test_every_cell_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 BAD: list[tuple[str, str]] = [
     ("validate --out {tmp}/v", "Missing option '--calibration'"),
     (
-        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json",
+        "validate --out {tmp}/v --calibration {rates}",
         "validate needs costs; got none",
     ),
     (
-        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json --seed -1",
+        "validate --out {tmp}/v --calibration {rates} --seed -1",
         "seed must be 0 or more; got -1",
     ),
     (
-        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json --exit-layers 5,x",
+        "validate --out {tmp}/v --calibration {rates} --exit-layers 5,x",
         "exit_layers must be a positive integer; got x",
     ),
     (
-        "validate --out {tmp}/v --calibration {data}/smollm2-135m-trained.calibration.json --timing {data}/smollm2-135m-trained.timing.json --model gpt-5",
+        "validate --out {tmp}/v --calibration {rates} --timing {times} --model gpt-5",
         "model must be a known name",
     ),
 ]
@@ -49,5 +49,7 @@ BAD: list[tuple[str, str]] = [
 def test_bad_input_is_one_line_and_exit_code_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
-    refused(capsys, command.split(), message, tmp=tmp_path, data=DATA)
+    name = DATA / "smollm2-135m-trained"
+    places = {"rates": f"{name}.calibration.json", "times": f"{name}.timing.json"}
+    refused(capsys, command.split(), message, tmp=tmp_path, **places)
     assert list(tmp_path.iterdir()) == []

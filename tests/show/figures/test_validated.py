@@ -25,7 +25,7 @@ def test_every_cell_is_drawn_with_its_interval() -> None:
     (ax,) = plots.predicted([one]).axes
     points, bars = [], []
     for container in ax.containers:
-        data, _, (line,) = container  # type: ignore[misc]
+        data, _, (line,) = container
         points += np.transpose(data.get_data()).tolist()
         bars += [segment[:, 1].tolist() for segment in line.get_segments()]
     cells = sorted(one["cells"], key=lambda row: not row["held_out"])
