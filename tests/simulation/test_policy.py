@@ -23,7 +23,8 @@ def test_sequences_of_any_kind_are_tuples_of_whole_numbers(exits: Any) -> None:
 
 def test_one_exit_and_its_defaults() -> None:
     """One guess, one token ahead, no gate."""
-    policy = Policy(np.array(4))
+    four: Any = np.array(4)
+    policy = Policy(four)
     assert (policy.exits, policy.guesses, policy.depth, policy.gate) == ((4,), (1,), 1, None)
     assert Policy((2, 5), k=(1, 4)).guesses == (1, 4)
     assert [Policy(2, gate=gate).gate for gate in (0, 1)] == [0, 1]

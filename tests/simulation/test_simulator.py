@@ -362,7 +362,7 @@ def test_autocorrelations_that_no_chain_has(autocorrelation: float, got: str) ->
 def test_rates_that_round_to_one_are_taken() -> None:
     """0.1 + 0.2 + 0.7 is more than 1 in floats, and 1.1 is not."""
     exits, rates = (1, 2, 3), (0.1, 0.2, 0.7 + 1e-10)
-    assert simulate(rates, 6, exits, tokens=40).first_hit.all()
+    assert simulate(rates, 6, exits, tokens=40).first_hit.min() > 0
 
 
 def test_a_gate_is_inclusive_and_reads_its_own_exit(measurement: Measurement) -> None:
