@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -260,7 +261,7 @@ def test_bad_input_is_named(
 
 
 def test_bad_traces_are_named(measurement: Measurement) -> None:
-    for call, message in (
+    calls: list[tuple[Callable[[], object], str]] = [
         (
             lambda: replay([True, 2], Policy(2), layers=4),
             "a trace must hold whole numbers from 0 (miss) to 1, the exits; got 2 at index 1; "
@@ -301,7 +302,8 @@ def test_bad_traces_are_named(measurement: Measurement) -> None:
             lambda: replay(None, Policy(2), layers=4),  # type: ignore[arg-type]
             "a trace must be a measurement or one sequence; got None; give a list",
         ),
-    ):
+    ]
+    for call, message in calls:
         with pytest.raises(InvalidInputError) as caught:
             call()
         assert str(caught.value) == message
