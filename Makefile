@@ -64,7 +64,7 @@ mutants: $(STAMP) ## try the tests on a sample of small changes (an hour); ROOM=
 coverage: $(STAMP) ## run the tests and say which branches of the package they never took
 	$(BIN)/ppdmodel models install smollm2-135m
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/coverage run -m pytest -q $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
+	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
 	$(BIN)/coverage run -m pytest -q $(ALONE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

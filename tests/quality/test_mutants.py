@@ -10,6 +10,7 @@ import pytest
 
 from quality import mutants
 from quality.mutations import key, mutant_at, places_of
+from quality.trial import Checkout
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''"""A toy."""
@@ -124,7 +125,7 @@ def test_no_time_is_endless(toy: Path) -> None:
     source = (toy / "toy/room/sums.py").read_text()
     places = places_of("toy/room/sums.py", source)
     found = [m for place in places if (m := mutant_at(place, source)) and m.after == "n = n + 5"]
-    checkout = mutants.Checkout.copy(toy, toy.parent / "copy", "toy")
+    checkout = Checkout.copy(toy, toy.parent / "copy", "toy")
     assert checkout.kills(found[0], ["tests/room/test_sums.py"], 3)
     assert checkout.passes(["tests/room/test_sums.py"], 60)
 

@@ -64,11 +64,12 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
     decision = optimize(calibration, max_compute=(), max_depth=max_depth, ideal=True)
     grid = Grid.of(calibration.layers, calibration.k_max, max_depth)
     p_correct, costs = grid.rates(calibration.p_correct), LayerCosts()
+    latency, compute = costs.ratios(grid, p_correct)
     with style():
         ax = axes_of(ax)
         points = ax.scatter(
-            costs.compute(grid, p_correct),
-            costs.latency(grid, p_correct),
+            compute,
+            latency,
             c=grid.exit_layer,
             s=5,
             alpha=0.6,

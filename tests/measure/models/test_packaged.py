@@ -210,7 +210,7 @@ def test_pins_are_exact(model: PackagedModel) -> None:
 
 def test_finding_models_stays_light() -> None:
     code = (
-        "import sys; from ppdmodel.measure.packaged import PACKAGED, find; "
+        "import sys; from ppdmodel.measure.models.packaged import PACKAGED, find; "
         "[find(model) for model in PACKAGED.values()]; "
         "print(*{'torch', 'numpy', 'gguf', 'transformers'} & set(sys.modules))"
     )
