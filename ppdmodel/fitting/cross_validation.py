@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ..results.intervals import interval_of
-
 if TYPE_CHECKING:
     from .._types import Floats, Ints
-    from ..results.intervals import Interval
 
 FOLDS = 5
 Setting = TypeVar("Setting")
@@ -61,22 +58,3 @@ def cross_fitted(
         sums = [s + f for s, f in zip(sums, found, strict=True)] if sums else found
     value, draws = sums
     return value[0], draws
-
-
-def held_out(
-    tokens: Ints,
-    weights: Ints,
-    seed: int,
-    select: Callable[[int, np.ndarray], Setting],
-    evaluate: Callable[[Setting, Ints], Floats],
-) -> tuple[Interval, Interval] | tuple[None, None]:
-    """Held-out latency and compute with intervals: `cross_fitted` of values [n, 2].
-
-    None for both with fewer than two prompts per fold.
-    """
-    found = cross_fitted(tokens, weights, seed, select, evaluate)
-    if found is None:
-        return None, None
-    value, draws = found
-    latency, compute = (interval_of(value[n], draws[:, n], tokens) for n in (0, 1))
-    return latency, compute

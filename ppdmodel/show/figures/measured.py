@@ -79,15 +79,15 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
         )
         figure_of(ax).colorbar(points, ax=ax, label="exit layer", pad=0.01)
         best = decision.frontier
-        compute = [setting.normalized_compute.value for setting in best]
-        latency = [setting.normalized_latency for setting in best]
+        budgets = [setting.normalized_compute.value for setting in best]
+        reached = [setting.normalized_latency for setting in best]
         errors = [
-            [middle.value - middle.ci_low for middle in latency],
-            [middle.ci_high - middle.value for middle in latency],
+            [middle.value - middle.ci_low for middle in reached],
+            [middle.ci_high - middle.value for middle in reached],
         ]
-        values = [middle.value for middle in latency]
+        values = [middle.value for middle in reached]
         ax.errorbar(
-            compute,
+            budgets,
             values,
             yerr=errors,
             fmt="o-",
