@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ def mutant_at(place: Place, source: str) -> Mutant | None:
         return None
     pairs = zip(source.splitlines(), mutated.splitlines(), strict=False)
     before, after = next((a.strip(), b.strip()) for a, b in pairs if a != b)
-    return Mutant(place, mutated, before, _tidied(before, after))
+    return Mutant(place, mutated, before, after)
 
 
 def sample(root: Path, package: str, room: str, size: int, seed: int) -> list[Mutant]:
@@ -202,14 +202,6 @@ def modules_of(root: Path, package: str, room: str) -> list[str]:
 
 def _is_separator(operator: str, node: Any) -> bool:
     return operator.startswith("ReplaceBinary") and node.parent.type in SEPARATORS
-
-
-def _tidied(before: str, after: str) -> str:
-    """The changed line without the space that operators put before what they change."""
-    pairs = zip(before, after, strict=False)
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    head, tail = after[:same], after[same:].lstrip()
-    return f"{head} {tail}" if head[-1:].isalnum() and tail[:1].isalnum() else head + tail
 
 
 def _compiles(source: str) -> bool:
