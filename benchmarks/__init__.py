@@ -1,1 +1,1 @@
-"""Benchmarks: each prints a number beside its limit or its rival of the same run."""
+"""Benchmarks: each prints a number and its limit, or a baseline's in the same run."""

@@ -1,4 +1,4 @@
-"""How long fits and decisions take, beside their limits, on counts as large as one meets."""
+"""Times of fits and decisions against their limits, on counts of realistic size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIT_S, OPTIMIZE_S = 10.0, 2.0
 
 
 def main() -> None:
-    """Print seconds, and what share of a fit the intervals of the rates alone are."""
+    """Print seconds, and the share of a fit that the rates' intervals take."""
     measurement = made_up(layers=30)
     hits, tokens = measurement.hits_by_prompt(100), measurement.tokens_by_prompt()
 

@@ -1,4 +1,4 @@
-"""The plain loop that PPD is compared with, beside Transformers' own and the memory's speed."""
+"""The plain decoding loop against Transformers' `generate` and the memory bandwidth."""
 
 from __future__ import annotations
 

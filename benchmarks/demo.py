@@ -1,4 +1,4 @@
-"""The main job after installation: its time and memory, and those of a second run."""
+"""Time and memory of `make demo` after installation, and of a second run."""
 
 from __future__ import annotations
 

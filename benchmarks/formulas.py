@@ -15,7 +15,7 @@ POINTS, REPEATS, LAYERS = 10_000_000, 7, 40
 
 
 def bare(p: np.ndarray, e: np.ndarray) -> np.ndarray:
-    """The same closed form at depth 1, as one would type it."""
+    """The same closed form at depth 1, in plain NumPy."""
     wait = np.maximum(LAYERS - 2 * e, 0)
     latency: np.ndarray = LAYERS - p * (LAYERS - e) + wait * p**2 / (1 + p)
     return latency

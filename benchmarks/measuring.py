@@ -1,4 +1,4 @@
-"""The harness beside a first attempt, three tools and the machine's limit, in one run.
+"""The harness against a simple script, three tools and the hardware limit, in one run.
 
 `make bench` makes the tools' environments the first time (4 GB under build/rivals).
 """
@@ -31,15 +31,15 @@ from .rivals import envs
 HERE = Path(__file__).parent / "rivals"
 MODEL = "smollm2-135m"
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-#: prompts of ours, decoded together, and of the others, which take one after another whatever their
-#: number; tokens per prompt; repetitions
+#: prompts of ours, decoded as a batch, and of the other tools, which decode them one at a time;
+#: tokens per prompt; repetitions
 PROMPTS, OTHERS_PROMPTS, TOKENS, ROUNDS = 36, 4, 128, 3
 FASTER, OF_PEAK, EXTRA_GIB, LOAD_S = 5.0, 0.85, 1.0, 2.0
 
 
 def main() -> None:
-    """Print ratios with their spread, beside the limits."""
-    load_model(locate(MODEL))  # converted, if it is not
+    """Print ratios with their spread and limits."""
+    load_model(locate(MODEL))  # converts it if needed
     for name, job in (
         ("loading", loading),
         ("rank stage", rank_stage),
@@ -68,7 +68,7 @@ def loading() -> None:
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
         for _ in range(ROUNDS + 1)
-    ][1:]  # the first brings the files into memory
+    ][1:]  # the first loads the page cache
     imports, seconds = zip(
         *([float(number) for number in run.split()] for run in runs), strict=True
     )
@@ -79,7 +79,7 @@ def loading() -> None:
 
 
 def rank_stage() -> None:
-    """Everything that is read off the logits, over the time of the head's product at peak speed."""
+    """Time of all work on the logits over that of the LM head's product at peak FLOP/s."""
     torch.set_num_threads(THREADS)
     loaded = load_model(locate(MODEL))
     weight = loaded.model.get_output_embeddings().weight.detach()
@@ -94,7 +94,7 @@ def rank_stage() -> None:
 
     flops, peak_flops = 2 * len(hidden) * weight.numel(), 2 * 2048**3
     ranker.rank(hidden, targets)
-    times = round(flops / peak_flops)  # as long as the stage, as the machine's speed wanders
+    times = round(flops / peak_flops)  # as long as the stage, as the clock rate drifts
     ratios, peaks = [], []
     before = _rate(peak_flops, times, product)
     for _ in range(15):
@@ -143,7 +143,7 @@ def _peak_gib(command: Sequence[str]) -> float:
 
 
 def end_to_end() -> None:
-    """From text to the rank of every token at every layer, beside others; their ranks agree."""
+    """Time from text to every token's rank at every layer, by each tool; ranks must agree."""
     pythons = {"plain": sys.executable} | {name: str(envs.create(name)) for name in envs.RIVALS}
     scripts = {"plain": "plain.py"} | {name: f"with_{name}.py" for name in envs.RIVALS}
     each: dict[str, list[float]] = {name: [] for name in ("ours", *pythons)}

@@ -1,1 +1,1 @@
-"""Scripts that make what `data/` holds; `make data` runs them."""
+"""Scripts that make the files of `data/`; `make data` runs them."""

@@ -1,8 +1,8 @@
-"""How often 95% intervals hold the truth, where tokens of one prompt are alike.
+"""Coverage of 95% intervals where the tokens of a prompt are correlated.
 
 `python -m experiments.coverage` writes `data/interval-coverage.json`: the bootstrap over prompts
-that every interval of the package is made by, beside Wilson's interval, which takes tokens for
-independent.
+that the package uses for every interval, and Wilson's interval, which assumes independent
+tokens.
 
 A prompt's own rate is drawn from a beta distribution about p, and its matches are a two-state
 Markov chain at that rate; lengths are those of texts that end early.
@@ -47,7 +47,7 @@ def drawn(
 
 
 def coverage(p: float, prompts: int, batches: int = BATCHES, seed: int = 0) -> dict[str, Any]:
-    """Shares of the intervals that hold p, and their mean widths."""
+    """Coverage of p by each interval, and the mean widths."""
     rng = np.random.default_rng([seed, prompts, round(1000 * p)])
     held, wilson_held, widths, wilson_widths = [], [], [], []
     for _ in range(batches):

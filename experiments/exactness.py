@@ -32,7 +32,7 @@ OUT = Path(__file__).parents[1] / "data" / "smollm2-135m-exactness.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare as the command line says."""
+    """Read the arguments, compare, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("exits", type=Path)
     parser.add_argument("--model", default=MODEL)
@@ -97,14 +97,14 @@ def row(
     tokens: tuple[int, ...],
     plain: tuple[int, ...],
 ) -> dict[str, object]:
-    """One text beside the plain one, with the first difference and its margin."""
+    """One text compared with the plain one: the first difference and its margin."""
     found = first_difference(loaded, given, tokens, plain)
     about = {"difference": asdict(found)} if found else {}
     return {"prompt_id": name, "way": way, "same": found is None} | about
 
 
 def generated(loaded: LoadedModel, ids: list[int], tokens: int) -> tuple[int, ...]:
-    """What Transformers makes of it."""
+    """The tokens of Transformers' `generate`."""
     given = torch.tensor([ids])
     made = loaded.model.generate(
         given,

@@ -3,7 +3,7 @@
 Trains on 144 prompts, measures on the 72 others, and writes `MODEL-trained/`, the measurement with
 exits trained on all of them, and `MODEL-exits.json`: match rates by number of training tokens, with
 intervals, and the gain over the logit exit on the same tokens. States, exits and the other
-measurements go to results/exits, and are used again.
+measurements go to results/exits, and are reused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ppdmodel.results.summary import RESAMPLES, SEED
 DATA, SCRATCH = Path(__file__).parents[1] / "data", Path("results") / "exits"
 #: training tokens, of whole prompts, beside all of them
 TOKENS = (1280, 2560)
-#: values of k, and relative depths of the layers that are told
+#: values of k, and relative depths of the layers to report
 SHOWN_K, SHOWN_DEPTHS = (1, 3, 5, 10), (1 / 3, 1 / 2, 2 / 3, 4 / 5, 9 / 10)
 
 

@@ -1,1 +1,1 @@
-"""Checks of the tests: do they fail when the package is changed a little?"""
+"""Mutation testing: whether the tests fail on small changes of the package."""

@@ -29,7 +29,7 @@ WORKERS = 2
 
 
 class Outcome(StrEnum):
-    """What became of a mutant."""
+    """The outcome of a mutant."""
 
     KILLED = "killed"
     SURVIVED = "survived"
@@ -49,7 +49,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Settings:
-    """What quality/mutants.toml says."""
+    """The settings in quality/mutants.toml."""
 
     package: str
     rooms: tuple[Room, ...]
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tally:
-    """The mutants of a room, by what became of them."""
+    """The mutants of a room and their outcomes."""
 
     room: Room
     outcomes: dict[Mutant, Outcome]
@@ -111,7 +111,7 @@ class Trials:
             self.free.put(checkout)
 
     def outcomes(self, mutants: list[Mutant], on_done: Callable[[int], None]) -> list[Outcome]:
-        """What becomes of each mutant."""
+        """The outcome of each mutant."""
         modules = sorted({mutant.place.module for mutant in self._to_try(mutants)})
         with self._executor() as executor:
             times = dict(zip(modules, executor.map(self._unchanged, modules), strict=True))
@@ -172,7 +172,7 @@ def run(root: Path, settings: Settings, seed: int, minutes: float) -> list[Tally
     drawn = {
         room: sample(root, settings.package, room.name, room.size, seed) for room in settings.rooms
     }
-    # in turn, so that every room has its share where time runs out
+    # in turn, so that every room gets its share if time runs out
     mutants = [m for row in zip_longest(*drawn.values()) for m in row if m is not None]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         checkouts = [

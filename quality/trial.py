@@ -16,7 +16,7 @@ from py_compile import PycInvalidationMode
 
 from quality.mutations import Mutant
 
-# a changed module may be slower without being endless
+# a mutant may be slower without an infinite loop
 SLOWER, MARGIN_S = 3.0, 20.0
 LONGEST_S = 1800.0
 # plugins that the tests of a module do not need take seconds to load
@@ -87,7 +87,7 @@ class Checkout:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def stop(self) -> None:
-        """End what runs, children included."""
+        """Kill the running tests and their child processes."""
         if self.running is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.running.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What every rival shares: the command line, the clock and the file; needs only torch."""
+"""Shared by all rivals: command line, timing and output file; needs only torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A first attempt with Transformers alone: generate, one pass over the text, norm and head.
+"""A simple script with Transformers alone: generate, one pass over the text, norm and head.
 
 Run by this project's own Python: `python benchmarks/rivals/plain.py --help`.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:  # the folder of a script is where Python looks first
     from harness import ranks, run
 
-#: guesses that one would look at, at each layer
+#: top guesses taken at each layer
 TOP = 100
 
 

@@ -11,7 +11,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit code; an error is one line on standard error."""
+    """Run one command and exit with its code; an error is one line on standard error."""
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
 
     try:
         code = app_for(argv)(list(argv), prog_name="ppdmodel", standalone_mode=False)
-    except BrokenPipeError:  # the reader left, as `head` does: nothing to say to it
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         sys.stderr.close()
         return FAILED
     except Exception as error:
@@ -38,7 +38,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT if is_input else FAILED
     if isinstance(error, ModuleNotFoundError):
         return str(MissingExtraError("measure", error.name or "torch")), BAD_INPUT
-    usage = getattr(error, "format_message", None)  # what the parser says of wrong options
+    usage = getattr(error, "format_message", None)  # the parser's message on wrong options
     if usage is not None:
         message = usage().rstrip(".")
         return message and f"{message}; see: ppdmodel --help", BAD_INPUT

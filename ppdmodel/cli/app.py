@@ -1,4 +1,4 @@
-"""The commands, put together; the module of a command is imported when that command is run."""
+"""The application; a command's module is imported only when that command is run."""
 
 from __future__ import annotations
 

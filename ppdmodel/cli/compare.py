@@ -1,4 +1,4 @@
-"""`ppdmodel compare`: PPD beside the other methods at equal compute and units."""
+"""`ppdmodel compare`: PPD and other methods at equal compute and units."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from .options import Json, TimingFile, guesses_beside, rates_in, refuse, whole_o
 def compare_command(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="RESULT", help="A measurement folder, or its calibration: the same."
-        ),
+        typer.Argument(metavar="RESULT", help="A measurement folder, or its calibration file."),
     ],
     max_compute: Annotated[
         float, typer.Option("--max-compute", metavar="C", help="Compute budget, × plain decoding.")
@@ -28,29 +26,29 @@ def compare_command(
     acceptance_rate: Annotated[
         float | None,
         typer.Option(
-            "--acceptance-rate", metavar="A", help="Of a draft model: adds speculative decoding."
+            "--acceptance-rate", metavar="A", help="Of a draft model; adds speculative decoding."
         ),
     ] = None,
     draft_time: Annotated[
         float | None,
-        typer.Option("--draft-time", metavar="C", help="That draft's step over the model's; 0.1."),
+        typer.Option("--draft-time", metavar="C", help="Draft step / model step; default 0.1."),
     ] = None,
     efficiency: Annotated[
         float,
-        typer.Option("--efficiency", metavar="N", help="Of splitting layers over units; 1: ideal."),
+        typer.Option("--efficiency", metavar="N", help="Of tensor parallelism; 1 is ideal."),
     ] = 1.0,
     link_time: Annotated[
         float,
         typer.Option(
-            "--link-time", metavar="L", help="A small message between units, in layer times."
+            "--link-time", metavar="L", help="Latency of a small message, in layer times."
         ),
     ] = 0.0,
     timing: TimingFile = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the best PPD with the other ways to use the same compute and units.
+    """Compare the best PPD with other methods at the same compute and units.
 
-    Rates are counted on the recorded tokens; what was assumed is labelled ideal.
+    Rates are counted on recorded tokens; assumed values are labelled ideal.
 
     Example: ppdmodel compare results/full --max-compute 2 --max-units 4
     """
@@ -78,7 +76,7 @@ def compare_command(
 
 
 def render(result: Comparison) -> None:
-    """Print the methods, fastest first, and the answer in words."""
+    """Print the methods, fastest first, and a summary."""
     limit = "" if result.max_units is None else f" and {result.max_units} units"
     say(
         f"{result.title}: {result.layers} layers, within {result.max_compute:g}× compute{limit}",
@@ -114,7 +112,7 @@ def render(result: Comparison) -> None:
 
 
 def latency(method: Method) -> float:
-    """What methods are ordered by: on prompts that did not choose, where there are some."""
+    """The sort key of methods: held-out latency if there is one, else in-sample."""
     return (method.held_out or method.latency).value
 
 

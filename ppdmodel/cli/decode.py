@@ -1,4 +1,4 @@
-"""`ppdmodel decode`: real PPD on one prompt, beside what was predicted and plain decoding."""
+"""`ppdmodel decode`: real PPD on one prompt, its prediction, and plain decoding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CalibrationFile = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="Match rates: predict this run.",
+        help="Match rates for a prediction.",
         rich_help_panel=PREDICTION,
     ),
 ]
@@ -47,14 +47,14 @@ TimingFile = Annotated[
     typer.Option(
         "--timing",
         metavar="FILE",
-        help="Costs, from: ppdmodel time, if the calibration has none; predict seconds.",
+        help="Times from ppdmodel time, if not in the calibration; predicts seconds.",
         rich_help_panel=PREDICTION,
     ),
 ]
 
 
 def decode_command(
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to answer.")],
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="The prompt.")],
     exit_layer: Annotated[
         str, typer.Option("--exit-layer", metavar="E", help="Layer read for guesses.")
     ],
@@ -71,7 +71,7 @@ def decode_command(
         bool,
         typer.Option(
             "--row-by-row",
-            help="Guesses one by one: nothing can round otherwise than plainly.",
+            help="One guess at a time: bitwise equal to plain decoding, slower.",
             rich_help_panel=DECODING,
         ),
     ] = False,
@@ -84,13 +84,13 @@ def decode_command(
         typer.Option(
             "--trace",
             metavar="FILE",
-            help="What ran where and when, for ui.perfetto.dev.",
+            help="Trace of all units, for ui.perfetto.dev.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Decode a prompt by real PPD, and say what it took beside plain decoding.
+    """Decode a prompt by real PPD and compare its time with plain decoding.
 
     Example: ppdmodel decode --exit-layer 24 --k 3 --prompt "Why is the sky blue?"
     """
@@ -123,7 +123,7 @@ def decode_command(
     printed = 0
 
     def say(token_id: int) -> None:
-        """Only what no further token can change: a character may take several."""
+        """Print what no further token can change; a character may take several."""
         nonlocal printed
         said.append(token_id)
         text = loaded.decode(said)

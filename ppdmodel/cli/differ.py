@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 def differ_command(
     measurements: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Measurement folders, the first beside.")
+        list[Path], typer.Argument(metavar="DIR...", help="Measurement folders; first: baseline.")
     ],
     by_category: Annotated[
-        bool, typer.Option("--by-category", help="Of one folder, its categories of prompts.")
+        bool, typer.Option("--by-category", help="Compare one folder's prompt categories.")
     ] = False,
     k: Annotated[
         str, typer.Option("--k", metavar="K", help="Numbers of guesses, with commas.")
     ] = "1,5",
     relative_depths: Annotated[
         list[float] | None,
-        typer.Option("--relative-depth", metavar="X", help="Exit layer over layers; may repeat."),
+        typer.Option("--relative-depth", metavar="X", help="Exit layer / layers; may repeat."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
     as_json: Json = False,

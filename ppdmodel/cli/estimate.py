@@ -23,7 +23,7 @@ from .options import (
     whole_or_none,
 )
 
-#: rows of the table: key, what it is, unit, digits
+#: rows of the table: key, label, unit, digits
 ROWS = (
     ("latency_per_token", "latency per token", "layers", 2),
     ("normalized_latency", "  against plain decoding", "×", 3),
@@ -41,7 +41,7 @@ def estimate_command(
     p_correct: Annotated[
         list[float] | None,
         typer.Option(
-            "--p-correct", metavar="P", help="Match rate in [0, 1]; give it again for more columns."
+            "--p-correct", metavar="P", help="Match rate in [0, 1]; repeat it for more columns."
         ),
     ] = None,
     layers: Layers = None,
@@ -59,7 +59,7 @@ def estimate_command(
         float | None, typer.Option("--layer-time-s", metavar="T", help="Seconds per layer.")
     ] = None,
     overhead: Annotated[
-        float, typer.Option("--overhead", metavar="O", help="Paid by every token, in layers.")
+        float, typer.Option("--overhead", metavar="O", help="Extra layer times per token.")
     ] = 0.0,
     target_speedup: Annotated[
         float | None,
@@ -102,7 +102,7 @@ def estimate_command(
 
 
 def render(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table and what it comes to in words."""
+    """Print the table and a summary."""
     first = results[0]
     depth = "unlimited" if first["depth"] is None else first["depth"]
     say(

@@ -1,4 +1,4 @@
-"""`ppdmodel explore`: one page to try settings by hand, from disk and without a network."""
+"""`ppdmodel explore`: one offline page to try settings by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ppdmodel fit`: a measurement becomes a calibration."""
+"""`ppdmodel fit`: fit a calibration to a measurement."""
 
 from __future__ import annotations
 
@@ -29,16 +29,14 @@ def fit_command(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Calibration to write.")],
     measurements: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="DIR...", help="A measurement folder; several of one model are one."
-        ),
+        typer.Argument(metavar="DIR...", help="Measurement folders of one model, pooled."),
     ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
             "--table",
             metavar="CSV",
-            help="Instead: your own counts, exit_layer,k,hits,n,prompt_id; with --layers.",
+            help="Or your own counts: exit_layer,k,hits,n,prompt_id; with --layers.",
         ),
     ] = None,
     layers: Layers = None,
@@ -52,10 +50,10 @@ def fit_command(
     timing: TimingFile = None,
     family: Annotated[
         str | None,
-        typer.Option("--family", metavar="NAME", help="Surface; by default the best of three."),
+        typer.Option("--family", metavar="NAME", help="Curve family; default: best of three."),
     ] = None,
     coupled: Annotated[
-        bool, typer.Option("--coupled", help="Of sampled text, the guesses with the same noise.")
+        bool, typer.Option("--coupled", help="Sampled text: guesses with the same noise.")
     ] = False,
     as_json: Json = False,
 ) -> None:

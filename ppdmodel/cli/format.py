@@ -1,4 +1,4 @@
-"""What commands print: numbers, intervals, tables, paragraphs and JSON documents, in one place."""
+"""How commands print numbers, intervals, tables, paragraphs and JSON documents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import typer
 
-#: text is wrapped here, or at the width of a narrower terminal
+#: text is wrapped at this width, or at that of a narrower terminal
 WIDTH = 80
 ABSENT = "–"
 
@@ -75,15 +75,15 @@ def print_table(
     left: Collection[int] = (),
     below: Sequence[str] = (),
 ) -> None:
-    """Print rows in columns as wide as what they hold, below bold heads.
+    """Print rows below bold heads, each column as wide as its widest cell.
 
     Columns are two spaces apart, or one where the table would be too wide.
 
     Args:
-        heads: of the columns; a head may have several lines; no heads, no line for them.
+        heads: of the columns, each of one or more lines; empty for a table without heads.
         rows: cells, shape [rows][columns].
         left: columns that are aligned on their left; the others are on their right.
-        below: for each row a remark that is printed under it, or an empty text.
+        below: for each row a remark to print under it, or an empty text.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     split = [head.split("\n") for head in heads]

@@ -1,4 +1,4 @@
-"""`ppdmodel formulas`: the closed forms, as one reads them, and where they are proved."""
+"""`ppdmodel formulas`: the closed forms in mathematical notation, with proofs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .options import Json, depth_value
 
 def formulas_command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One formula; none lists them all.")
+        str | None, typer.Argument(metavar="[NAME]", help="One formula; default: list all.")
     ] = None,
     as_latex: Annotated[bool, typer.Option("--latex", help="LaTeX, nothing else.")] = False,
     depth: Annotated[
@@ -23,7 +23,7 @@ def formulas_command(
     ] = None,
     derivative: Annotated[
         str | None,
-        typer.Option("--derivative", metavar="PARAMETER", help="The derivative along it instead."),
+        typer.Option("--derivative", metavar="PARAMETER", help="Derivative with respect to it."),
     ] = None,
     as_json: Json = False,
 ) -> None:

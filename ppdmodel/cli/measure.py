@@ -77,7 +77,7 @@ def measure_command(
 ) -> None:
     """Measure p_correct for every exit layer and every k on the model's own text.
 
-    Interrupted, it keeps the finished prompts; the same command goes on where it was.
+    If interrupted, finished prompts are kept; the same command resumes.
 
     Over several devices: accelerate launch -m ppdmodel measure ...
 
@@ -121,7 +121,7 @@ def measure_command(
 
 
 def overview(result: Measurement, out: Path) -> dict[str, Any]:
-    """What a measurement came to, without its tables."""
+    """Summary of a measurement, without its tables."""
     return {
         "out": str(out),
         "model": result.provenance["model"],
@@ -138,7 +138,7 @@ def overview(result: Measurement, out: Path) -> dict[str, Any]:
 
 
 def render(result: Measurement, out: Path) -> None:
-    """Print the match rates of a few layers, and where the rest is."""
+    """Print the match rates of a few layers, and the path of all."""
     tokens, about = result.n_tokens, result.provenance
     tables = [result.hits_by_prompt(10).sum(axis=0)]
     heads = ["exit layer", *(f"k = {k}" for k in SHOWN_K)]

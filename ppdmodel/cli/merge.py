@@ -1,4 +1,4 @@
-"""`ppdmodel merge`: shards of one measurement into one."""
+"""`ppdmodel merge`: join shards of one measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .options import Json
 
 def merge_command(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Measurement folders.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the whole.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     as_json: Json = False,
 ) -> None:
     """Join the shards of one measurement, made on any machines, into what one run would give.

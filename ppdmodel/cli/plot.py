@@ -41,7 +41,7 @@ class Kind(StrEnum):
     TIMELINE = "timeline"
 
 
-#: the figures that an option is for
+#: the figures that each option is for
 OF_KINDS = {
     "layers": (Kind.THEORY, Kind.TIMELINE),
     "k": (Kind.THEORY, Kind.TIMELINE),
@@ -81,7 +81,7 @@ def plot_command(
     predicted, of one validation or more with commas, draws predicted against measured latency;
     compare, of a measurement or a calibration, the best of each method at twice the compute;
     threshold, of a measurement, the threshold rule beside fixed settings;
-    timeline, of no RESULT, which process runs which layers of which token.
+    timeline, without a RESULT, which process runs which layers of which token.
 
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """

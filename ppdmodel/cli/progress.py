@@ -1,4 +1,4 @@
-"""Progress of a long run on standard error, and what an interrupted one says."""
+"""Progress of a long run on standard error, and the message on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             if progress.stage == "loading":
                 bar.console.print("loading the model ...")
             elif is_first_process():
-                # a run that goes on starts where it was, so that the time left is not misjudged
+                # a resumed run starts at its earlier progress, so that the time left is right
                 done, tokens = round(STEPS * progress.share), progress.tokens
                 if not tasks:
                     tasks.append(
@@ -85,13 +85,13 @@ def _lines() -> Callable[[Progress], None]:
 
 
 class _Rate:
-    """Tokens per second since the first report, which may be of a run that goes on."""
+    """Tokens per second since the first report, which may be of a resumed run."""
 
     def __init__(self) -> None:
         self.first: tuple[float, int] | None = None
 
     def of(self, tokens: int) -> float:
-        """The rate now that there are so many tokens."""
+        """The rate at this number of tokens."""
         now = time.monotonic()
         start, before = self.first = self.first or (now, tokens)
         return (tokens - before) / max(now - start, 1e-9)
@@ -108,5 +108,5 @@ def resumable(kept: str, out: Path) -> Iterator[None]:
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for all that a launcher started."""
+    """Whether this is rank 0 of the processes that a launcher started."""
     return os.environ.get("RANK", "0") == "0"

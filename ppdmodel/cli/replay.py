@@ -1,4 +1,4 @@
-"""`ppdmodel replay`: recorded tokens through a schedule."""
+"""`ppdmodel replay`: PPD's schedule on recorded tokens."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def replay_command(
     ] = None,
     gate: Annotated[
         float | None,
-        typer.Option("--gate", metavar="P", help="Start guesses only from this top probability."),
+        typer.Option("--gate", metavar="P", help="Least top-1 probability to start guesses."),
     ] = None,
     price: Annotated[
         list[float] | None,
         typer.Option(
             "--price",
             metavar="PI",
-            help="In place of an exit: start what is likely enough at this price; may repeat.",
+            help="Instead of an exit: threshold rule at this price; may repeat.",
         ),
     ] = None,
     exit_cost: Annotated[
@@ -58,20 +58,20 @@ def replay_command(
         typer.Option(
             "--exit-cost",
             metavar="C",
-            help="With --price: layer executions that reading an exit takes, and the head.",
+            help="With --price: layer executions of an exit, and of the LM head.",
         ),
     ] = None,
     timing: Annotated[
         Path | None,
-        typer.Option("--timing", metavar="FILE", help="With --price: that cost as it was timed."),
+        typer.Option("--timing", metavar="FILE", help="With --price: measured exit cost."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap and simulation.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run the recorded tokens of a measurement through PPD's schedule, exactly.
+    """Replay a measurement's recorded tokens in PPD's exact schedule.
 
-    Beside it: the closed form with independent matches at the same rate, and whether it misleads.
-    With --price in place of an exit: the threshold rule, beside fixed exits and k.
+    Compared with the closed form for independent matches at the same match rate.
+    With --price instead of an exit: the threshold rule against fixed exits and k.
 
     Example: ppdmodel replay results/full --exit-layer 24 --k 5
     """
@@ -118,7 +118,7 @@ def _policy(exit_layer: str, k: str, depth: str, gate: float | None) -> Policy:
 
 
 def render(report: ReplayReport) -> None:
-    """Print what the record gives, what independence would say, and the difference in words."""
+    """Print the replay, the closed form for independent matches, and their difference."""
     policy, d = report.policy, report.layers
     exits = ", ".join(map(str, policy.exits))
     guesses = ", ".join(map(str, policy.guesses))
@@ -143,7 +143,7 @@ def render(report: ReplayReport) -> None:
 
 
 def sentence(report: ReplayReport) -> str:
-    """What the record says in words, and whether independent matches would mislead."""
+    """Summary of the replay, and whether the closed form for independent matches agrees."""
     saved = 100 * (1 - report.normalized_latency.value)
     words = f"On these tokens PPD takes {saved:.1f}% off the latency"
     if report.misleads is not None:
@@ -160,7 +160,7 @@ def sentence(report: ReplayReport) -> str:
 
 
 def render_prices(report: ThresholdReport) -> None:
-    """Print the threshold rule beside the best fixed setting at each price."""
+    """Print the threshold rule and the best fixed setting at each price."""
     say(f"{report.title}: {report.layers} layers, the threshold rule at a price")
     say(f"({report.n_tokens} tokens, {report.n_prompts} prompts)\n")
     print_table(

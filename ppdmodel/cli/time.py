@@ -53,7 +53,7 @@ def time_command(
     device: UnitsDevice = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Time what PPD and plain decoding are made of, inside whole tokens.
+    """Profile the parts of a decoding step, in end-to-end decoding.
 
     Example: ppdmodel time --model smollm2-135m --out results/timing.json
     """

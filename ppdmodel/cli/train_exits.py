@@ -1,4 +1,4 @@
-"""`ppdmodel train-exits`: affine maps that make early exits guess better."""
+"""`ppdmodel train-exits`: affine maps that raise early exits' match rates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train_exits_command(
     objective: Annotated[
         str,
         typer.Option(
-            "--objective", help="ridge, or kl: descent from there.", rich_help_panel="Training"
+            "--objective", help="ridge, or kl: initialized from it.", rich_help_panel="Training"
         ),
     ] = "ridge",
     exit_layers: Annotated[
@@ -74,8 +74,8 @@ def train_exits_command(
 ) -> None:
     """Fit an affine map per exit layer on the model's own text, for: ppdmodel measure --exits.
 
-    The default prompts are 144 that the default measurement does not hold. Interrupted, it keeps
-    what is done; the same command goes on.
+    The 144 default prompts are not in the default measurement. If interrupted, finished work is
+    kept; the same command resumes.
 
     Example: ppdmodel train-exits --model smollm2-135m --out results/exits
     """
@@ -111,7 +111,7 @@ def train_exits_command(
 
 
 def overview(result: TrainedExits) -> dict[str, Any]:
-    """What a training came to, without where it was done."""
+    """Summary of a training, without its provenance."""
     keys = ("layers", "objective", "n_tokens", "n_prompts", "n_choosing", "by_layer", "sha256")
     return {key: result.document[key] for key in keys}
 

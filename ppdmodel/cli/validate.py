@@ -43,9 +43,7 @@ def validate_command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the runs.")],
     timing: Annotated[
         Path | None,
-        typer.Option(
-            "--timing", metavar="FILE", help="Costs, from: ppdmodel time, if CAL has none."
-        ),
+        typer.Option("--timing", metavar="FILE", help="Times from ppdmodel time, if not in CAL."),
     ] = None,
     model: Model = "smollm2-135m",
     dtype: Dtype = "float32",
@@ -58,7 +56,7 @@ def validate_command(
         typer.Option(
             "--fit-prompts",
             metavar="N",
-            help="Prompts that correct the times; the rest judge.",
+            help="Prompts for fitting; the rest are held out.",
             rich_help_panel=DATA,
         ),
     ] = "3",
@@ -83,13 +81,13 @@ def validate_command(
     units: Units = "2",
     device: UnitsDevice = "cpu",
     seed: Annotated[
-        int, typer.Option("--seed", metavar="S", help="Of the order.", rich_help_panel=MACHINE)
+        int, typer.Option("--seed", metavar="S", help="Run order.", rich_help_panel=MACHINE)
     ] = 0,
     as_json: Json = False,
 ) -> None:
     """Predict PPD's latency on a grid of settings, then run it for real.
 
-    Stopped, it keeps its runs; the same command goes on from there.
+    If interrupted, runs are kept; the same command resumes.
 
     Example: ppdmodel validate --calibration cal.json --timing timing.json --out results/validation
     """
@@ -149,7 +147,7 @@ def _from_the_middle(layers: int) -> list[int]:
 
 
 def render(report: Mapping[str, Any], out: Path) -> None:
-    """Print every cell, and what it comes to."""
+    """Print every setting, and a summary."""
     say(
         f"{report['settings']['model']}: latency of PPD over plain decoding on one unit "
         f"({1e3 * report['plain_latency_s']:.1f} ms a token)",

@@ -215,7 +215,7 @@ def predict(
 
     The interval resamples the calibration's prompts twice, for its own error and for the prompts
     that will be run; the repetitions of the timing; the deviation that the corrections left; and
-    the scatter of the texts' times, of those that corrected and of those to come.
+    the scatter of the texts' times, of the fitted and of the new texts.
     """
     rng = np.random.default_rng(seed)
     own = prompt_weights(len(calibration.prompt_ids), resamples, rng)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .unit import POLLS_PER_PARENT_CHECK, Task, TextEndedError, Unit, yield_cpu
 
-#: in `progress`, which rank 0 writes before any unit begins a token: it will be made, or none will
+#: in `progress`, written by rank 0 before any unit begins a token: make it, or end the text
 CONTINUE, END = 1, 2
 
 

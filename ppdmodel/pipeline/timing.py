@@ -84,7 +84,7 @@ def time_model(
         exits=exits,
     ) as pipeline:
         repetitions = _Repetitions(pipeline, prompt, tuple(sorted(set(ks))))
-        repetitions.round(0)  # warm
+        repetitions.round(0)  # warm-up
         for _attempt in range(2):
             samples = []
             for number in range(rounds):

@@ -268,7 +268,7 @@ class _RunLog:
         self._check_same(first, "runs")
 
     def _check_same(self, found: Mapping[str, Any], what: str) -> None:
-        """Refuse what another validation left in the folder."""
+        """Raise if the folder holds another validation."""
         theirs = found.get("settings", {})
         check_agree(
             theirs,
@@ -356,7 +356,7 @@ class _RunLog:
         ]
 
     def corrections(self) -> Corrections:
-        """Those of the predictions on file."""
+        """The corrections of the predictions on file."""
         return Corrections(**read_json(self.out / PREDICTIONS_FILE, VALIDATION)["corrections"])
 
 
@@ -380,7 +380,7 @@ class _Runner:
         self.pipeline, self.ids, self.grid, self.log = pipeline, ids, grid, log
 
     def warm_up(self, prompt: Prompt) -> None:
-        """Let every unit touch its memory once."""
+        """Decode once, so that every unit's memory is resident."""
         few = min(8, self.grid.max_new_tokens)
         self.pipeline.greedy(self.ids[prompt.id], few)
         self.pipeline.ppd(self.ids[prompt.id], few, PpdSetting(exit_layer=1))

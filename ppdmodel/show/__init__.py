@@ -1,1 +1,1 @@
-"""What people look at: figures, the timeline, the explorer's page."""
+"""Figures, the timeline, and the explorer's page."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KNOWN, KEPT, DROPPED, PLAIN, INK = "#0072B2", "#009E73", "#C9C9C9", "#8C8C8C", "#222222"
 #: one match, one miss, and two matches in a row
 DEFAULT_MATCHES = (True, False, True, True)
-_MOST_PROCESSES, _MOST_NUMBERED = 60, 48  # numbered: layer times that still have room for digits
+_MOST_PROCESSES, _MOST_NUMBERED = 60, 48  # numbered: most layer times with room for digits
 _BAR, _GAP = 0.82, 0.75
 
 
@@ -107,7 +107,7 @@ def _plain(ax: Axes, layers: int, tokens: int) -> None:
 
 
 def _process(ax: Axes, y: float, record: ProcessRecord, run: Simulation, layers: int) -> None:
-    """Layers run before the token was known are a head start if the guess was right."""
+    """Draw one process; layers run before its token was known are coloured apart."""
     known = run.finish_times[record.token - 1] if record.token else 0.0
     ran = round(min(record.ended - record.started, layers))
     if record.verified:
@@ -139,7 +139,7 @@ def _starts(ax: Axes, rows: Sequence[tuple[float, ProcessRecord]], exit_layer: i
 def _verdicts(
     ax: Axes, rows: Sequence[tuple[float, ProcessRecord]], run: Simulation, space: float
 ) -> None:
-    """What each last layer says of the guesses for the next token."""
+    """Label each verified token: whether a guess for the next one matches it."""
     for y, record in rows:
         if record.verified and record.token < run.tokens - 1:
             said = "match" if run.first_hit[record.token] else "miss: start afresh"

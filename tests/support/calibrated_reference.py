@@ -1,6 +1,6 @@
-"""PPD at depth 1 on two units, layer by layer: no formula, and no share of a layer.
+"""PPD at depth 1 on two units, simulated layer by layer in whole layers, without formulas.
 
-Works in whatever numbers it is given; with fractions it is exact.
+Works with floats or fractions; with fractions it is exact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Time = Any  # float or Fraction
 
 @dataclass(frozen=True)
 class Terms:
-    """A schedule and what everything in it takes."""
+    """A schedule and the durations of its parts."""
 
     layers: int
     exit_layer: int

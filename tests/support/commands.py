@@ -1,4 +1,4 @@
-"""Commands as a user runs them: what they print, and what they say of bad input."""
+"""Run commands as a user does, and check their output and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATA = Path(__file__).parents[2] / "data"
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What a command that must succeed prints; no line is wider than 80 columns."""
+    """The output of a command that must succeed; no line is wider than 80 columns."""
     assert run([str(argument) for argument in arguments]) == 0
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if not line.startswith("Written: ")]  # a path

@@ -1,8 +1,8 @@
-"""A device with a memory of its own, which any machine has: "far:0" and "far:1".
+"""A simulated device with a memory of its own, on any machine: "far:0" and "far:1".
 
-Its tensors lie in ordinary memory, and torch's own CPU kernels do its work. But they name another
-device, and what a device refuses is refused: an operation on tensors of two places, NumPy on one
-that is not on the CPU. It shows that every tensor is brought to where it is used, not how fast.
+Its tensors lie in ordinary memory, and torch's own CPU kernels do its work. But they report another
+device, which raises as a real one: on an operation with tensors of two devices, or on NumPy with
+one that is not on the CPU. It tests that tensors are copied to where they are used, not speed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from ppdmodel.pipeline.worker_pool import Placement
 
 NAME = "far"
-#: the operations that may bring numbers from one place to another
+#: the operations that may copy between devices
 COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
-_libraries: list[torch.library.Library] = []  # what is registered stays so while this holds it
+_libraries: list[torch.library.Library] = []  # keeps the registrations alive
 _wrong: list[bool] = []
 
 
 class Far(torch.Tensor):
-    """A tensor on such a device; `here` has its numbers."""
+    """A tensor on such a device; `here` holds its values."""
 
     here: torch.Tensor
 
     @staticmethod
     def __new__(cls, here: torch.Tensor, device: torch.device) -> Far:
-        with torch.inference_mode(here.is_inference()):  # a view is as what it looks at
+        with torch.inference_mode(here.is_inference()):  # a view inherits the mode of its base
             made: Far = torch.Tensor._make_wrapper_subclass(
                 cls,
                 here.shape,
@@ -86,7 +86,7 @@ def _there(leaf: Any, device: torch.device) -> Any:
 
 
 class _Module:
-    """What torch asks of a kind of device."""
+    """The module that torch requires for a device type."""
 
     def is_initialized(self) -> bool:
         return True
@@ -111,7 +111,7 @@ class _Module:
 
 
 def register() -> None:
-    """Let this process have such devices."""
+    """Register the devices in this process."""
     if _libraries:
         return
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
@@ -122,7 +122,7 @@ def register() -> None:
 
 @dataclass(frozen=True)
 class FarPlacement(Placement):
-    """A place whose process has such devices, once it arrives there; they may multiply wrongly."""
+    """A placement that registers the devices when unpickled; `wrong` breaks their products."""
 
     wrong: bool = False
 

@@ -1,4 +1,4 @@
-"""Random arguments, inside their domains, for any closed form: by parameter name."""
+"""Random arguments within their domains for any closed form, by parameter name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Units joined by a link, message by message: splitting every layer, and PPD. No formula.
+"""Units joined by a link, message by message: tensor parallelism and PPD, no formulas.
 
-Works in whatever numbers it is given; with fractions it is exact.
+Works with floats or fractions; with fractions it is exact.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from itertools import pairwise
 from typing import Any
 
 Time = Any  # float or Fraction
-Clocks = list[Time]  # when each unit has what it needs
+Clocks = list[Time]  # when each unit has its inputs
 
 
 def recursive_doubling(clocks: Sequence[Time], link: Time) -> Clocks:
-    """Pairs exchange their sums, at distances 1, 2, 4, ...; a power of two of units."""
+    """Pairs exchange sums at distances 1, 2, 4, ...; the number of units is a power of two."""
     now, distance = list(clocks), 1
     while distance < len(now):
         now = [max(now[i], now[i ^ distance]) + link for i in range(len(now))]
@@ -24,7 +24,7 @@ def recursive_doubling(clocks: Sequence[Time], link: Time) -> Clocks:
 
 
 def tree(clocks: Sequence[Time], link: Time) -> Clocks:
-    """Sums go to unit 0 along a binomial tree, and the total back."""
+    """Reduce to unit 0 along a binomial tree, then broadcast the total."""
     now, distances, distance = list(clocks), [], 1
     while distance < len(now):
         distances.append(distance)
@@ -38,7 +38,7 @@ def tree(clocks: Sequence[Time], link: Time) -> Clocks:
 
 
 def ring(clocks: Sequence[Time], link: Time) -> Clocks:
-    """Parts of the sum go around once to be added up, and once to be handed out."""
+    """Ring all-reduce: a reduce-scatter, then an all-gather."""
     now = list(clocks)
     for _ in range(2 * (len(now) - 1)):
         now = [max(now[i], now[i - 1] + link) for i in range(len(now))]
@@ -47,7 +47,7 @@ def ring(clocks: Sequence[Time], link: Time) -> Clocks:
 
 @dataclass(frozen=True)
 class Model:
-    """What a token takes on one unit."""
+    """The time of a token on one unit."""
 
     layers: int
     layer_time: Time
@@ -89,7 +89,7 @@ class Process:
         return self.begins + layer * model.layer_time
 
     def keys_at_others(self, layer: int, model: Model, link: Time) -> Time:
-        """When the other units have its keys and values of a layer: it sends what is right."""
+        """When the other units have its keys and values of a layer, sent once it is verified."""
         return max(self.ends(layer, model), self.known) + link
 
 

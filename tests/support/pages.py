@@ -68,7 +68,7 @@ def parse(arguments: list[str]) -> None:
 
 
 def check_elsewhere(line: str) -> None:
-    """A line that is no command of ours: a target of the Makefile, or the installation."""
+    """Check a line that is no command of ours: a make target, or the installation."""
     words = shlex.split(line)
     if words[0] == "make":
         assert words[1] in MAKE.findall((ROOT / "Makefile").read_text("utf-8")), line
@@ -80,7 +80,7 @@ def check_elsewhere(line: str) -> None:
 
 @dataclass
 class Reader:
-    """Does what a page says, from the top, in a folder that has what the page starts from."""
+    """Runs a page's blocks in order, in a folder with the files that the page starts from."""
 
     folder: Path
     tiny: Path
@@ -119,7 +119,7 @@ class Reader:
                 self.command(shlex.split(own)[1:], shown=shown)
 
     def command(self, arguments: list[str], *, shown: bool) -> None:
-        """Run one command of ours, or what stands in for it."""
+        """Run one command of ours, or its substitute."""
         if arguments[0] in RUN_ELSEWHERE:
             assert not shown, "an output that is shown must be made here"
             parse(arguments)
@@ -189,7 +189,7 @@ def inline_commands(page: str) -> list[str]:
     return [" ".join(command.split()) for command in found]
 
 
-#: blocks that are no code to run, and the test that holds them
+#: blocks that are not run, and the test that checks each
 DECLARED = {
     (
         "theory/01-setting.md",

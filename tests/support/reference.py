@@ -1,7 +1,7 @@
-"""The schedule of theory/01-setting.md once more: every process an object, one tick at a time.
+"""Reference simulation of theory/01-setting.md: every process an object, one tick at a time.
 
-Slow, and written independently of `ppdmodel.simulation`, so that the tests can hold that one
-against it. Times are whole ticks.
+Slow, and written independently of `ppdmodel.simulation`, so that the tests can compare
+the two. Times are whole ticks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Other decoding methods step by step, knowing no closed form: what they yield, and what it costs.
+"""Step-by-step simulations of other decoding methods, without closed forms: tokens and costs.
 
 A step is a round or a cycle. Times are in layer times of the target, work in layer executions;
 alpha is the probability that a drafted token is right, given that those before it were.

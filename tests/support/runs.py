@@ -1,4 +1,4 @@
-"""Whole runs for the tests: commands, folders compared, and processes that die on time."""
+"""Whole runs for the tests: commands, comparison of folders, and processes killed midway."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ppdmodel.results.measurement import Measurement
 
 T = TypeVar("T")
-#: what is said beside a result or an error
+#: remarks on standard error beside a result or an error
 NOTES = re.compile(
     r"loading the model \.\.\.|\d+% done, .*|.* (is|are) kept in .*goes on from there"
 )
@@ -72,7 +72,7 @@ def write_prompts(path: Path, count: int = 7) -> Path:
 
 
 class Outcome(NamedTuple):
-    """What a command came to."""
+    """The outcome of a command."""
 
     code: int
     out: str
@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The one line that says what is wrong, in the package's own words."""
+        """The package's one-line error message."""
         assert self.code in (1, 2), self
         assert self.out == "", self
         assert len(self.notes) == 1, self
@@ -103,14 +103,14 @@ def command(*words: object) -> Outcome:
 
 
 def measuring(model: Path, prompts: Path, out: Path, *more: object) -> list[str]:
-    """The words of a short measurement."""
+    """The arguments of a short measurement."""
     numbers = ["--max-new-tokens", "4", "--batch-size", "2", "--threads", "1", "--device", "cpu"]
     paths = ["--model", model, "--prompts", prompts, "--out", out]
     return [str(word) for word in ("measure", *numbers, *paths, *more)]
 
 
 def training(model: Path, prompts: Path, out: Path, *more: object) -> list[str]:
-    """The words of a short training of one exit."""
+    """The arguments of a short training of one exit."""
     return ["train-exits", *measuring(model, prompts, out, "--exit-layers", 2, *more)[1:]]
 
 
@@ -149,7 +149,7 @@ def train_flat(
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """All that a measurement's folder says, but for who made it, by file and part."""
+    """The contents of a measurement's folder without provenance, by file and part."""
     found: dict[str, Any] = {"files": sorted(path.name for path in folder.iterdir())}
     for name in (TOKENS_FILE, GUESSES_FILE):
         if (folder / name).exists():
@@ -165,7 +165,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def assert_same(folder: Path, expected: Path) -> None:
-    """Two measurements' folders say the same, to the last bit, but for who made them."""
+    """Two measurements' folders are bitwise equal, except for provenance."""
     mine, theirs = contents(folder), contents(expected)
     assert list(mine) == list(theirs)
     for part, value in mine.items():
@@ -221,7 +221,7 @@ def _send_outcome(sender: Connection, words: list[str], prepare: Callable[[], No
 
 
 def run_until_killed(words: list[str]) -> None:
-    """A command whose output nobody reads."""
+    """Run a command without its output, in a process that will be killed."""
     command(*words)
 
 
@@ -336,7 +336,7 @@ def limit_files(count: int) -> None:
 
 
 def be_nobody() -> None:
-    """Give up the privilege of the superuser to write where nobody may; others have none."""
+    """Drop root's privilege to write to read-only files; other users have none."""
     if os.geteuid() == 0:
         version, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
         assert ctypes.CDLL(None).capset(version, nothing) == 0

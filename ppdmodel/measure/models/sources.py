@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ def _hub_snapshot(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = textwrap.shorten(str(error), 160, break_on_hyphens=False, placeholder=" ...")
         raise RunFailedError(
-            f"the hub must give {name}; got: {reason}; offline, give a folder, a GGUF file or "
-            f"an installed package ({', '.join(PACKAGED)})"
+            f"cannot download {name} from the Hugging Face Hub ({reason}); give a local folder or "
+            "a GGUF file"
         ) from error

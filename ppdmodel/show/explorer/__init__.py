@@ -1,4 +1,4 @@
-"""The explorer: one page that loads nothing, to try settings by hand and see what they do."""
+"""The explorer: one page that loads nothing, to try settings by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...results.hit_counts import HitCounts
 from ...results.intervals import percentiles, resampled_rates
 from ...results.measurement import Measurement
 
-#: what the page computes with; printed from the symbols, see `ppdmodel.symbolic.javascript`
+#: the page's formulas, generated from SymPy expressions, see `ppdmodel.symbolic.javascript`
 FORMULAS = (
     "latency_per_token",
     "compute_per_token",
@@ -30,7 +30,7 @@ FORMULAS = (
     "calibrated_plain_compute",
 )
 SCRIPTS = ("schedule.js", "distribution.js", "model.js", "svg.js", "figures.js", "app.js")
-#: beyond, a browser would be slow
+#: with more, a browser would be slow
 MOST_LAYERS = 1000
 
 
@@ -69,7 +69,7 @@ def explore(*sources: Measurement | Calibration) -> str:
         version=__version__,
         style=style,
         script=script,
-        data=data.replace("<", "\\u003c"),  # no name can end the element that it stands in
+        data=data.replace("<", "\\u003c"),  # no name can close the script element
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ...decide.threshold_rule import ThresholdReport
 
-#: colour and marker of what a number rests on
+#: colour and marker by the basis of a number
 BASES = {"measured": ("C0", "o"), "fitted": ("C2", "D"), "ideal": ("C7", "s")}
 
 

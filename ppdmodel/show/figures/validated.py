@@ -36,7 +36,7 @@ def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -
 
 
 def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Every cell with its interval, filled if it was not fitted; the range of what was measured."""
+    """Draw every setting and its interval, filled if held out; returns the measured range."""
     seen: list[float] = []
     for number, report in enumerate(reports):
         kind = report["provenance"]["exit_kind"]
