@@ -279,8 +279,8 @@ def test_a_refit_is_least_squares_on_both_parts(
                 x.append(h / h.square().mean(1, keepdim=True).sqrt())
                 with torch.no_grad():
                     y.append(last - model.model.norm(h))
-        parts = (torch.cat(part).double().numpy() for part in (x, y))
-        weight, bias = least_squares(*parts, 0.1)
+        features, missing = (torch.cat(part).double().numpy() for part in (x, y))
+        weight, bias = least_squares(features, missing, 0.1)
         tolerance = 1e-3 * np.abs(weight).max()
         assert found.weight.numpy() == pytest.approx(weight, abs=tolerance)
         assert found.bias.numpy() == pytest.approx(bias, abs=tolerance)
