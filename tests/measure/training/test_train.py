@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
@@ -14,22 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure import run as run_module
 from ppdmodel.measure.decoder import generate as generate_module
-from ppdmodel.measure.decoder.exit import AffineMap, normalized
-from ppdmodel.measure.decoder.ranks import Ranker
+from ppdmodel.measure.decoder.exit import normalized
 from ppdmodel.measure.decoder.sampling import Sampling
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.packaged import sha256
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.options import GenerationOptions
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt, default_prompts, training_prompts
 from ppdmodel.measure.store import UNFINISHED
@@ -37,12 +31,7 @@ from ppdmodel.measure.training import hidden_states as states
 from ppdmodel.measure.training import ridge as affine
 from ppdmodel.measure.training.hidden_states import States
 from ppdmodel.measure.training.ridge import (
-    PENALTIES,
-    FittedMap,
-    NormalEquations,
     Split,
-    descend,
-    fit_layer,
 )
 from ppdmodel.measure.training.train import (
     ABOUT_FILE,
@@ -52,12 +41,19 @@ from ppdmodel.measure.training.train import (
     load_exits,
 )
 from ppdmodel.results.measurement import Measurement
-from tests.conftest import TEXT, make_tiny_llama
+from tests.conftest import make_tiny_llama
 from tests.support.runs import measure_flat, train_flat
+from tests.support.trained_exits import (
+    LAYER,
+    TOKENS,
+    TRAINING,
+    WORDS,
+    forced,
+    least_squares,
+    poisoned,
+    ranks_of,
+)
 
-LAYERS, TOKENS, LAYER = 5, 10, 3
-WORDS = TEXT.split()
-TRAINING = [Prompt(f"t{n}", " ".join(WORDS[n % 7 : n % 7 + 2 + n % 5]) + str(n)) for n in range(13)]
 HELD_OUT = [Prompt(f"h{n}", " ".join(WORDS[n : n + 4][::-1])) for n in range(6)]
 
 
@@ -82,37 +78,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def trainer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    """The tiny model with its training states on disk."""
-    loaded = load_model(locate(str(tiny_model)))
-    made = Trainer(loaded, TRAINING, {"prompt_format": "chat", "objective": "kl"})
-    made.collect(tmp_path_factory.mktemp("states"), GenerationOptions(TOKENS, 4))
-    return made
-
-
 # ---------------------------------------------------------------- an independent path
-
-
-def forced(model: Any, tokenizer: Any, text: str) -> tuple[list[int], list[Tensor], Tensor]:
-    """What Transformers itself generates: token ids, each layer's states, and the head's input."""
-    ids: list[int] = tokenizer(f"[user] {text}\n[assistant] ", add_special_tokens=False).input_ids
-    given = torch.tensor([ids])
-    with torch.no_grad():
-        whole = model.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=TOKENS, do_sample=False
-        )
-        found = model(whole, output_hidden_states=True, use_cache=False).hidden_states
-    mine = slice(len(ids) - 1, -1)
-    below = [layer[0, mine] for layer in found[1:-1]]  # the last one has been through the norm
-    return whole[0, len(ids) :].tolist(), below, found[-1][0, mine]
-
-
-@pytest.fixture(scope="module")
-def plain_model(tiny_model: Path) -> tuple[Any, Any]:
-    """The tiny model and its tokenizer, as Transformers loads them."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(tiny_model)
 
 
 def regression(model: Any, tokenizer: Any, texts: Sequence[str], layer: int) -> tuple[Any, Any]:
@@ -125,17 +91,6 @@ def regression(model: Any, tokenizer: Any, texts: Sequence[str], layer: int) -> 
         with torch.no_grad():
             targets.append(last - model.model.norm(h))
     return torch.cat(features).double().numpy(), torch.cat(targets).double().numpy()
-
-
-def least_squares(x: Any, y: Any, penalty: float) -> tuple[Any, Any]:
-    """Ridge as plain least squares: rows for the penalty, a column for the bias, not penalized."""
-    n, width = x.shape
-    scale = x.std(axis=0)
-    data = np.hstack([x / scale, np.ones((n, 1))])
-    rows = np.hstack([np.sqrt(n * penalty) * np.eye(width), np.zeros((width, 1))])
-    padded = np.vstack([y, np.zeros((width, y.shape[1]))])
-    found = np.linalg.lstsq(np.vstack([data, rows]), padded)[0]
-    return (found[:-1] / scale[:, None]).T, found[-1]
 
 
 def test_a_map_is_the_least_squares_solution_on_transformers_own_states(
@@ -155,35 +110,6 @@ def test_a_map_is_the_least_squares_solution_on_transformers_own_states(
     assert np.abs(other - weight).max() > 20 * tolerance, "the check would see a missing refit"
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
-def test_normal_equations_give_what_least_squares_gives(penalty: float) -> None:
-    """Features of different means and sizes, two that are nearly one; counted in by parts."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 6)) * [1, 50, 0.02, 1, 1, 3] + [0, 9, 0, -5, 0, 1]
-    x[:, 4] = x[:, 3] + 1e-4 * rng.normal(size=200)
-    y = x[:, :3] @ rng.normal(size=(3, 4)) + rng.normal(size=(200, 4)) + 7
-    equations = NormalEquations()
-    for part in np.array_split(np.arange(200), [1, 60, 61]):
-        equations.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
-    equations.decompose()
-    found = equations.solve(penalty, torch.float64)
-    weight, bias = least_squares(x, y, penalty)
-    assert found.weight.numpy() == pytest.approx(weight, rel=1e-5, abs=1e-7)
-    assert found.bias.numpy() == pytest.approx(bias, rel=1e-5, abs=1e-7)
-
-
-def test_a_feature_that_never_varies_harms_nothing() -> None:
-    equations = NormalEquations()
-    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
-    x[:, 1] = 4
-    equations.add(x, x[:, :1] * 2 + 1)
-    equations.decompose()
-    found = equations.solve(1e-3, torch.float64)
-    assert torch.isfinite(found.weight).all()
-    guess = x @ found.weight.T + found.bias
-    assert torch.allclose(guess, x[:, :1] * 2 + 1, atol=0.02)
-
-
 def test_an_infinite_penalty_is_the_logit_exit(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,15 +126,6 @@ def test_an_infinite_penalty_is_the_logit_exit(
     assert (logit.provenance["exit_kind"], same.provenance["exit_kind"]) == ("logit", "trained")
     for name in ("token_id", "rank", "top_prob"):
         assert np.array_equal(getattr(same, name), getattr(logit, name))
-
-
-def test_where_all_do_alike_the_logit_exit_is_taken(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(affine, "_hits", lambda *_: (0.5,) * 8)
-    found = fit_layer(trainer.exit, Ranker(trainer.exit), trainer.states, trainer.split(None), 2)
-    assert [c.penalty for c in found] == [math.inf, *sorted(PENALTIES, reverse=True)]
-    assert found[0].map is None
 
 
 # ---------------------------------------------------------------- what the maps do
@@ -269,21 +186,15 @@ def test_ranks_at_trained_exits_equal_those_by_a_slow_path(
                 name = f"layer_{layer:02d}"
                 added = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
                 rank, plain_rank = (
-                    _ranks(model.lm_head(read), made) for read in (plain + added, plain)
+                    ranks_of(model.lm_head(read), made) for read in (plain + added, plain)
                 )
                 assert result.rank[mine, layer - 1].tolist() == rank
                 differing += sum(a != b for a, b in zip(rank, plain_rank, strict=True))
-            assert result.rank[mine, -1].tolist() == _ranks(model.lm_head(last), made)
+            assert result.rank[mine, -1].tolist() == ranks_of(model.lm_head(last), made)
     assert differing > 20, "the maps must matter"
     assert result.provenance["exits_sha256"] == exits.sha256
     about = {"objective": "ridge", "n_prompts": 13, "n_tokens": exits.document["n_tokens"]}
     assert result.provenance["exits"] == about
-
-
-def _ranks(logits: Tensor, made: Sequence[int]) -> list[int]:
-    order = logits.argsort(dim=1, descending=True)
-    found: list[int] = ((order == torch.tensor(made)[:, None]).nonzero()[:, 1] + 1).tolist()
-    return found
 
 
 def test_trained_exits_and_sampled_text_go_together(
@@ -300,81 +211,6 @@ def test_trained_exits_and_sampled_text_go_together(
 
 
 # ---------------------------------------------------------------- who sees which prompt
-
-
-def poisoned(
-    found: States, folder: Path, hit: Callable[[Tensor], Tensor], value: float, layer: int | None
-) -> States:
-    """A copy in which some prompts' states (of one layer, or all) are replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for path in found.files:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        mine = hit(tensors["prompt"])
-        if layer is None:
-            tensors["hidden"][:, mine] = value
-        else:
-            tensors["hidden"][layer - 1, mine] = value
-        save_file(tensors, folder / path.name, metadata=metadata)
-        files.append(folder / path.name)
-    return replace(found, files=tuple(files))
-
-
-def every_fourth(prompt: Tensor) -> Tensor:
-    return torch.tensor([n in (3, 7, 11) for n in prompt.tolist()])
-
-
-def not_every_fourth(prompt: Tensor) -> Tensor:
-    return ~every_fourth(prompt)
-
-
-def candidates(trainer: Trainer, found: States) -> dict[float, FittedMap]:
-    split = trainer.split(None)
-    fitted = fit_layer(trainer.exit, Ranker(trainer.exit), found, split, LAYER)
-    return {candidate.penalty: candidate for candidate in fitted}
-
-
-def test_every_fourth_prompt_chooses_and_does_not_train(trainer: Trainer, tmp_path: Path) -> None:
-    clean = candidates(trainer, trainer.states)
-    found = candidates(trainer, poisoned(trainer.states, tmp_path, every_fourth, 3.0, None))
-    for penalty in PENALTIES:
-        ours, theirs = clean[penalty].map, found[penalty].map
-        assert ours is not None
-        assert theirs is not None
-        assert torch.equal(ours.weight, theirs.weight)
-        assert torch.equal(ours.bias, theirs.bias)
-    assert [c.hits for c in clean.values()] != [found[p].hits for p in clean]
-
-
-def test_the_other_prompts_train_and_do_not_choose(trainer: Trainer, tmp_path: Path) -> None:
-    clean = candidates(trainer, trainer.states)
-    found = candidates(trainer, poisoned(trainer.states, tmp_path, not_every_fourth, 3.0, None))
-    assert found[math.inf].hits == clean[math.inf].hits, "this one has no training to be harmed"
-    ours, theirs = clean[1.0].map, found[1.0].map
-    assert ours is not None
-    assert theirs is not None
-    assert not torch.allclose(ours.weight, theirs.weight, atol=1e-2)
-
-
-def test_a_score_is_the_mean_match_rate_over_k_on_every_fourth_prompt(
-    trainer: Trainer, plain_model: tuple[Any, Any]
-) -> None:
-    ranks: list[int] = []
-    for prompt in TRAINING[3::4]:
-        made, below, _ = forced(*plain_model, prompt.text)
-        with torch.no_grad():
-            model = plain_model[0]
-            ranks += _ranks(model.lm_head(model.model.norm(below[LAYER - 1])), made)
-    hits = [float(np.mean([rank <= k for rank in ranks])) for k in range(1, 9)]
-    logit = candidates(trainer, trainer.states)[math.inf]
-    assert logit.hits == pytest.approx(hits, abs=1e-6)
-    assert logit.score == pytest.approx(np.mean(hits), abs=1e-6)
-    found = fit_layer(
-        trainer.exit, Ranker(trainer.exit), trainer.states, trainer.split(None), LAYER
-    )
-    assert found[0].score == max(candidate.score for candidate in found)
 
 
 def stop_when(stage: str, share: float = 0.0) -> Callable[[Progress], None]:
@@ -576,78 +412,6 @@ def test_eight_prompts_are_enough(tiny_model: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- kl
 
 
-def divergence(trainer: Trainer, map_: AffineMap | None, wanted: Any) -> float:
-    """Mean KL of the exit's distribution from the model's own, in float64."""
-    total, n = 0.0, 0
-    pairs = zip(
-        trainer.states.layer(LAYER - 1, wanted), trainer.states.layer(LAYERS - 1, wanted),
-        strict=True,
-    )  # fmt: skip
-    model = trainer.loaded.model
-    with torch.no_grad():
-        for h, last in pairs:
-            read = model.model.norm(h)
-            if map_ is not None:
-                x = h / h.square().mean(1, keepdim=True).sqrt()
-                read = read + x @ map_.weight.T + map_.bias
-            p = model.lm_head(model.model.norm(last)).double().log_softmax(1)
-            q = model.lm_head(read).double().log_softmax(1)
-            total, n = total + float((p.exp() * (p - q)).sum()), n + len(h)
-    return total / n
-
-
-def start(trainer: Trainer, penalty: float) -> FittedMap:
-    return candidates(trainer, trainer.states)[penalty]
-
-
-@pytest.mark.parametrize("penalty", [1e-1, math.inf])
-def test_descent_lowers_the_divergence_on_the_training_tokens(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, penalty: float
-) -> None:
-    """Whatever the choice would be: each epoch is said to be better than the one before."""
-    begin = start(trainer, penalty)
-    calls: list[int] = []
-
-    def better(*_: Any) -> tuple[float, ...]:
-        calls.append(1)
-        return (1.0 + len(calls),) * 8
-
-    monkeypatch.setattr(affine, "_hits", better)
-    split = trainer.split(None)
-    found = [begin]
-    for epochs in (1, 4):
-        calls.clear()
-        found.append(
-            descend(trainer.exit, Ranker(trainer.exit), trainer.states, split, LAYER, begin, epochs)
-        )
-        assert found[-1].epochs == len(calls) == epochs
-    losses = [divergence(trainer, c.map, split.trains) for c in found]
-    assert losses[0] > losses[1] > losses[2]
-
-
-def test_the_epoch_that_did_best_is_kept_or_the_start(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin = replace(start(trainer, 1.0), hits=(0.5,) * 8)
-    rates = iter([0.4, 0.7, 0.6, 0.7])
-    monkeypatch.setattr(affine, "_hits", lambda *_: (next(rates),) * 8)
-    split = trainer.split(None)
-    ranker = Ranker(trainer.exit)
-    found = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 4)
-    assert found.epochs == 2
-    assert found.score == pytest.approx(0.7)
-    second = iter([0.4, 0.7])
-    monkeypatch.setattr(affine, "_hits", lambda *_: (next(second),) * 8)
-    short = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 2)
-    assert short.map is not None
-    assert found.map is not None
-    assert torch.equal(short.map.weight, found.map.weight), "the map of that epoch, not a later one"
-    worse = iter([0.5, 0.4])
-    monkeypatch.setattr(affine, "_hits", lambda *_: (next(worse),) * 8)
-    kept = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 2)
-    assert kept is begin
-
-
 def test_kl_never_scores_below_its_ridge_start(tiny_model: Path, tmp_path: Path) -> None:
     """Scores on the choosing prompts, measured again, independent of what the record says."""
     ridge = train(tiny_model, tmp_path / "ridge")
@@ -660,19 +424,6 @@ def test_kl_never_scores_below_its_ridge_start(tiny_model: Path, tmp_path: Path)
         assert sum(about["validation_hits"]) >= sum(before["validation_hits"]) - 1e-9
         moved += about["epochs"] > 0
     assert moved, "some layer must have gone on from ridge"
-
-
-def test_descent_never_sees_the_choosing_prompts(trainer: Trainer, tmp_path: Path) -> None:
-    """To choose by them takes no last state of theirs: made NaN, it changes nothing."""
-    begin, split = replace(start(trainer, 1.0), hits=(0.0,)), trainer.split(None)
-    spoiled = poisoned(trainer.states, tmp_path, every_fourth, math.nan, LAYERS)
-    found = [
-        descend(trainer.exit, Ranker(trainer.exit), given, split, LAYER, begin, 1)
-        for given in (trainer.states, spoiled)
-    ]
-    assert [candidate.epochs for candidate in found] == [1, 1]
-    weights = [c.map.weight for c in found if c.map is not None]
-    assert torch.equal(*weights)
 
 
 # ---------------------------------------------------------------- interrupted
@@ -897,29 +648,6 @@ def test_a_training_prompt_that_does_not_fit_is_named(tiny_model: Path, tmp_path
     given = [*TRAINING[:8], Prompt("long", "a" * 240)]
     with pytest.raises(InvalidInputError, match="must fit the model's context of 256; got"):
         train(tiny_model, tmp_path / "e", given)
-
-
-def test_the_model_may_be_on_another_device(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The meta device, like a GPU, takes no tensors of the CPU."""
-    begin, split = start(trainer, 1.0), trainer.split(None)
-    assert begin.map is not None
-    map_ = AffineMap(begin.map.weight.to("meta"), begin.map.bias.to("meta"))
-    model = copy.deepcopy(trainer.loaded.model).to("meta")
-    exit_ = replace(trainer.exit, tail=(model.model.norm,), head=model.lm_head)
-    equations = affine._equations(exit_, trainer.states, split.trains, LAYER)
-    assert equations.n == 10 * TOKENS
-    monkeypatch.setattr(affine, "_hits", lambda *_: (1.0,) * 8)
-    descend(exit_, Ranker(trainer.exit), trainer.states, split, LAYER, replace(begin, map=map_), 1)
-
-
-def test_descent_makes_no_gradients_of_the_model(trainer: Trainer) -> None:
-    """A vocabulary by width of them, each step: the largest product of the training, and memory."""
-    trainer.loaded.model.zero_grad()
-    begin, split = start(trainer, 1.0), trainer.split(None)
-    descend(trainer.exit, Ranker(trainer.exit), trainer.states, split, LAYER, begin, 1)
-    assert all(p.grad is None for p in trainer.loaded.model.parameters())
 
 
 @pytest.mark.parametrize("value", [0, -1])
