@@ -142,6 +142,12 @@ class Calibration(Frame):
         return int(self.hits.shape[2])
 
     @property
+    def measured(self) -> Mapping[str, Any]:
+        """Provenance of the measurement or table that was fitted; empty where none is known."""
+        about = self.provenance.get("measurement")
+        return about if isinstance(about, Mapping) else {}
+
+    @property
     def title(self) -> str:
         """The model, with what sets its exits and its text apart from the ordinary."""
-        return titled(self.model, self.provenance.get("measurement", {}))
+        return titled(self.model, self.measured)

@@ -130,7 +130,7 @@ def check_runs(
     """
     results: dict[str, Mapping[str, Any]] = {}
     if calibration is not None:
-        results["calibration"] = calibration.provenance.get("measurement", {})
+        results["calibration"] = calibration.measured
     if timing is not None:
         results["timing"] = timing.provenance
     for kind, about in results.items():

@@ -78,7 +78,7 @@ class HitCounts:
                     "with them"
                 )
             kept = {n: getattr(source, n) for n in cls.__dataclass_fields__ if n != "provenance"}
-            return cls(**kept, provenance=source.provenance.get("measurement", {}))
+            return cls(**kept, provenance=source.measured)
         return cls(
             model=str(source.provenance["model"]),
             layers=source.layers,

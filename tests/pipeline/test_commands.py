@@ -93,8 +93,14 @@ def test_results_of_something_else_are_refused(
     ppd.save(a_timing(), tmp_path / "other.json")
     common = ["decode", "--model", str(deep.source.folder), "--prompt", "x", "--exit-layer", "3"]
     for option, words in (
-        (["--calibration", str(CALIBRATION)], "the calibration must be of the same model"),
-        (["--timing", str(tmp_path / "other.json")], "the timing must be of the same model"),
+        (
+            ["--calibration", str(CALIBRATION)],
+            "the calibration must be of the model, number type and exits that run; got",
+        ),
+        (
+            ["--timing", str(tmp_path / "other.json")],
+            "the timing must be of the model, number type and exits that run; got",
+        ),
         (["--timing", str(CALIBRATION)], "the file must be a ppdmodel/timing"),
     ):
         assert run_command([*common, *option]) == 2
@@ -102,7 +108,7 @@ def test_results_of_something_else_are_refused(
     trained = CALIBRATION.with_name("smollm2-135m-trained.calibration.json")
     command = ["decode", "--prompt", "x", "--exit-layer", "20", "--calibration", str(trained)]
     assert run_command(command) == 2
-    words = "the calibration must be of the same exits; got trained; make one with the same exits"
+    words = "a calibration with exit_kind 'trained' instead of 'logit'; make one of these"
     assert words in capsys.readouterr().err
 
 

@@ -27,9 +27,9 @@ FENCE = re.compile(r"^( *)(`{3,})(\S*)[^\n]*\n(.*?)^ *\2 *$", flags=re.DOTALL | 
 #: commands that are read here but not run: they need every core, or the real model for minutes.
 #: The tests named run them, on the real model or on a tiny one.
 RUN_ELSEWHERE = {
-    "time": "tests/pipeline/test_validation.py::test_the_default_model_from_time_to_validation",
-    "validate": "tests/pipeline/test_validation.py::test_the_default_model_from_time_to_validation",
-    "decode": "tests/pipeline/test_pipeline.py::test_decode_by_command",
+    "time": "tests/pipeline/test_commands.py::test_the_default_model_from_time_to_validation",
+    "validate": "tests/pipeline/test_commands.py::test_the_default_model_from_time_to_validation",
+    "decode": "tests/pipeline/test_commands.py::test_decode_by_command",
     "train-exits": "tests/measure/training/test_train.py"
     "::test_from_training_to_measuring_by_command",
 }

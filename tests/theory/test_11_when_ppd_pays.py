@@ -227,7 +227,7 @@ def test_the_table_of_the_page() -> None:
 
 def test_the_words_of_the_page() -> None:
     at = [f"{boundary(name, 0.7, 2):.3g} µs" for name in models()]
-    assert f"two units {at[0]} for 135M parameters, {at[1]} for 7B, {at[2]} for 70B" in PAGE
+    assert f"two devices {at[0]} for 135M parameters, {at[1]} for 7B, {at[2]} for 70B" in PAGE
     assert f"beyond {boundary('SmolLM2 135M', 0, 2):.3g} µs a message" in PAGE
     size = 2 * shape("Llama 2 70B").layer_weights * 80 / 1e9
     assert f"are {size:.0f} GB in 16 bits" in PAGE
