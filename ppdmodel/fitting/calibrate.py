@@ -1,4 +1,4 @@
-"""From a measurement to a calibration: match rates with intervals, and a fitted curve."""
+"""Calibration of a measurement: match rates with intervals, and a fitted curve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: guesses for which hits are counted, at most
 MOST_K = 1000
-#: what a calibration takes over from the counts
+#: fields that a calibration copies from the counts
 COUNTED = tuple(name for name in HitCounts.__dataclass_fields__ if name != "provenance")
 
 
@@ -57,7 +57,7 @@ def fit(
             taken together, if no prompt is in two.
         guesses: those of the measurement, or of each: then a guess that both of two exits make
             counts once in what the calibration holds for `compare` and `optimize`.
-        timing: what the same model with the same kind of exits costs on one machine; the
+        timing: costs of the same model with the same kind of exits on one machine; the
             calibration then has seconds.
         family: a family's name, or None to choose among them.
         k_max: largest k to count hits for; a positive integer.
@@ -89,7 +89,7 @@ def fit(
 def _with_guesses(
     measurements: Sequence[Measurement], guesses: Guesses | Sequence[Guesses | None] | None
 ) -> list[tuple[Measurement, Guesses | None]]:
-    """Each measurement beside its guesses, if it has any."""
+    """Each measurement with its guesses, if any."""
     given = [guesses] if guesses is None or isinstance(guesses, Guesses) else list(guesses)
     if guesses is None:
         given *= len(measurements)

@@ -1,4 +1,4 @@
-"""A user's own counts of hits, as a calibration."""
+"""Calibration of hit counts from a user's CSV file."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def fit_table(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Calibration:
-    """Fit counts that were made elsewhere: a CSV file `exit_layer,k,hits,n,prompt_id`.
+    """Fit counts from a CSV file with columns `exit_layer,k,hits,n,prompt_id`.
 
     A row says that of the n tokens of a prompt, `hits` ranked k or better at an exit layer. Every
-    prompt must have a row for each exit layer and k of the table; not all layers and k must be
-    there. Decisions are made among those that are.
+    prompt must have a row for each exit layer and k of the table; layers and k may be
+    missing. Decisions are made among those present.
 
     Args:
         path: the file, with a header.
@@ -88,7 +88,7 @@ def fit_table(
 
 
 def _hits(path: Path, cells: Cells, totals: Mapping[str, int], layers: int) -> Ints:
-    """Hits [prompts, layers, k_max]; a k that was not counted has those of the next smaller one."""
+    """Hits [prompts, layers, k_max]; a missing k takes those of the next smaller one."""
     ks = sorted({k for _, k in cells})
     hits = np.zeros((len(totals), layers, ks[-1]), dtype=np.int64)
     for e in sorted({exit_layer for exit_layer, _ in cells}):
@@ -108,7 +108,7 @@ def _hits(path: Path, cells: Cells, totals: Mapping[str, int], layers: int) -> I
                 )
             hits[:, e - 1, k - 1 :] = row[:, None]
             before = row
-    hits[:, -1] = np.array(list(totals.values()))[:, None]  # the last layer makes the token itself
+    hits[:, -1] = np.array(list(totals.values()))[:, None]  # the last layer always hits
     return hits
 
 

@@ -1,7 +1,7 @@
-"""The summary of a measurement: what `summary.json` says of `tokens.parquet`.
+"""The summary of a measurement, `summary.json`, computed from `tokens.parquet`.
 
-Everything in it is a ratio of counts that are summed over prompts, so batches are counted one after
-another, and the bootstrap over prompts comes at the end.
+Everything in it is a ratio of counts summed over prompts, so batches are counted one at a time,
+followed by the bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK = 100
 def summarize(result: Measurement) -> dict[str, Any]:
     """Count hits by exit layer and k, with intervals of the bootstrap over prompts.
 
-    The intervals are None where there are fewer than two prompts.
+    The intervals are None with fewer than two prompts.
     """
     tally = Tally()
     tally.add(result)
@@ -66,7 +66,7 @@ class Tally:
         ties: Sequence[Mapping[str, Any]],
         near_ties: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
-        """The document of what was counted."""
+        """The summary document of all counts so far."""
         tokens, hits, matches = self._all("tokens"), self._all("hits"), self._all("matches")
         document = {
             "schema": MEASUREMENT,
@@ -106,12 +106,12 @@ class Tally:
 
 
 def _small(counts: Ints) -> Ints:
-    """Counts in the smallest type that holds them: they are kept for every prompt."""
+    """Counts in the smallest sufficient type, as they are stored for every prompt."""
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
 def _rates(hits: Ints, tokens: Ints) -> dict[str, Any]:
-    """Total hits, and the ends of their rates' intervals."""
+    """Total hits, and the intervals of their rates."""
     low, high = _ends(hits, np.broadcast_to(tokens[:, None, None], (len(tokens), 1, 1)))
     return {"hits": hits.sum(axis=0, dtype=np.int64), "ci_low": low, "ci_high": high}
 
@@ -128,7 +128,7 @@ def _ends(above: Ints, below: Ints) -> tuple[Floats | None, Floats | None]:
 
 
 def _weights(n_prompts: int) -> Iterator[Floats]:
-    """The weights of `prompt_weights`, some resamples at a time."""
+    """Yield the weights of `prompt_weights`, some resamples at a time."""
     rng = np.random.default_rng(SEED)
     for _ in range(0, RESAMPLES, _CHUNK):
         yield prompt_weights(n_prompts, _CHUNK, rng).astype(float)
