@@ -12,7 +12,7 @@ from ..results.calibration import Calibration
 from ..results.compatibility import check_timing, check_together
 from ..results.files import provenance
 from ..results.hit_counts import K_MAX, HitCounts
-from ..results.intervals import LEAST_RESAMPLES, RESAMPLES, SEED, percentiles, resampled_rates
+from ..results.intervals import MIN_RESAMPLES, RESAMPLES, SEED, percentiles, resampled_rates
 from ..results.measurement import Guesses, Measurement
 from ..results.timing import Timing
 from .curve_fit import fit_curve
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..results.calibration import Reliability
 
 #: guesses for which hits are counted, at most
-MOST_K = 1000
+MAX_K = 1000
 #: fields that a calibration copies from the counts
-COUNTED = tuple(name for name in HitCounts.__dataclass_fields__ if name != "provenance")
+COPIED_FIELDS = tuple(name for name in HitCounts.__dataclass_fields__ if name != "provenance")
 
 
 def fit(
@@ -69,8 +69,8 @@ def fit(
             such family, or the measurements, guesses or timing are of another model, text or exit.
     """
     positive_integer("k_max", k_max)
-    if k_max > MOST_K:
-        raise InvalidInputError(f"k_max must be at most {MOST_K}; got {k_max}; give fewer guesses")
+    if k_max > MAX_K:
+        raise InvalidInputError(f"k_max must be at most {MAX_K}; got {k_max}; give fewer guesses")
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     check_together(several)
     first = several[0]
@@ -117,9 +117,9 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
     Raises:
         InvalidInputError: too few prompts, layers or resamples, a negative seed, or no such family.
     """
-    if positive_integer("resamples", counts.resamples) < LEAST_RESAMPLES:
+    if positive_integer("resamples", counts.resamples) < MIN_RESAMPLES:
         raise InvalidInputError(
-            f"resamples must be at least {LEAST_RESAMPLES}, of which one lies beyond each end of a "
+            f"resamples must be at least {MIN_RESAMPLES}, of which one lies beyond each end of a "
             f"95% interval; got {counts.resamples}; 1000 are usual"
         )
     if counts.seed < 0:
@@ -128,7 +128,7 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
     check_layers(counts.layers)
     weights = counts.weights()
     low, high = percentiles(resampled_rates(counts.hits, counts.tokens, weights))
-    kept = {name: getattr(counts, name) for name in COUNTED}
+    kept = {name: getattr(counts, name) for name in COPIED_FIELDS}
     return Calibration(
         **kept,
         p_correct=counts.hits.sum(axis=0) / counts.tokens.sum(),

@@ -17,7 +17,7 @@ from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
 from ..results.hit_counts import HitCounts
 from ..results.timing import Timing
-from .calibrate import MOST_K, fit_counts
+from .calibrate import MAX_K, fit_counts
 
 if TYPE_CHECKING:
     from .._types import Ints
@@ -127,10 +127,10 @@ def _read(path: Path, layers: int) -> tuple[Cells, dict[str, int]]:
             for line, row in enumerate(reader, start=2):
                 e, k, hits, n = (_count(path, line, name, row[name]) for name in COLUMNS[:4])
                 prompt = row["prompt_id"] or ""
-                if not (1 <= e <= layers and 1 <= k <= MOST_K and 1 <= n < 2**53 and hits <= n):
+                if not (1 <= e <= layers and 1 <= k <= MAX_K and 1 <= n < 2**53 and hits <= n):
                     raise InvalidInputError(
                         f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k from 1 to "
-                        f"{MOST_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
+                        f"{MAX_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
                     )
                 if totals.setdefault(prompt, n) != n:
                     raise InvalidInputError(

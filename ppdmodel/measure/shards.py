@@ -15,7 +15,7 @@ from ..results.parquet import TOKENS, TableFile
 from .store import join_batches
 
 #: provenance that may differ between shards
-OF_THE_RUN = (
+RUN_KEYS = (
     "shard", "packages", "python", "platform", "date", "command", "device", "threads", "batch_size",
     "merged",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
         check_agree(
             found,
             first,
-            sorted((first.keys() | found.keys()) - set(OF_THE_RUN)),
+            sorted((first.keys() | found.keys()) - set(RUN_KEYS)),
             rule="shards must be parts of one measurement",
             what=str(folder),
             fix=f"merge those with the settings of {folders[0]}",
@@ -88,8 +88,8 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
             raise InvalidInputError(
                 f"each shard must hold its {GUESSES_FILE}; got {folder} without it; copy it too"
             )
-        runs.append({key: found.get(key) for key in OF_THE_RUN})
-    shared = {key: value for key, value in first.items() if key not in OF_THE_RUN}
+        runs.append({key: found.get(key) for key in RUN_KEYS})
+    shared = {key: value for key, value in first.items() if key not in RUN_KEYS}
     mine = provenance(("numpy", "pyarrow"))
     kept: dict[str, Any] = {
         key: first[key] for key in ("device", "threads", "packages") if key in first

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from .timing import Timing
 
 #: provenance that must agree in measurements that are fitted together
-OF_MATCH_RATES = (
+MATCH_RATE_KEYS = (
     "weights_sha256", "dtype", "exit_kind", "exits_sha256", "decoding", "temperature", "top_p",
     "ranks",
 )  # fmt: skip
 #: most characters of a value in a message
-LONGEST = 200
+MAX_SHOWN_CHARS = 200
 #: provenance that must agree between match rates, timings and a running model
-OF_MODEL = ("weights_sha256", "dtype", "exit_kind")
+MODEL_KEYS = ("weights_sha256", "dtype", "exit_kind")
 
 
 def check_agree(
@@ -57,7 +57,7 @@ def _shown(about: Mapping[str, Any], name: str) -> str:
     """A value as shown in messages; the hash of weights with the name of their model."""
     model = f" ({about['model']})" if name == "weights_sha256" and "model" in about else ""
     text = repr(about.get(name))
-    return (text if len(text) <= LONGEST else f"{text[:LONGEST]}...") + model
+    return (text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}...") + model
 
 
 def check_together(measurements: Sequence[Measurement]) -> None:
@@ -74,7 +74,7 @@ def check_together(measurements: Sequence[Measurement]) -> None:
         check_agree(
             one.provenance,
             measurements[0].provenance,
-            OF_MATCH_RATES,
+            MATCH_RATE_KEYS,
             rule="measurements that are fitted together must be of one model and setting",
             what=f"measurement {number}",
             fix="fit them apart",
@@ -99,7 +99,7 @@ def check_timing(timing: Timing, measured: Mapping[str, Any], layers: int) -> No
     Raises:
         InvalidInputError: they differ.
     """
-    names = ["layers", *OF_MODEL]
+    names = ["layers", *MODEL_KEYS]
     if measured.get("exit_kind") == "trained":
         names.append("exits_sha256")
     check_agree(
@@ -137,7 +137,7 @@ def check_runs(
         check_agree(
             about,
             running,
-            [*OF_MODEL, *(["exits_sha256"] if "exits_sha256" in about else [])],
+            [*MODEL_KEYS, *(["exits_sha256"] if "exits_sha256" in about else [])],
             rule=f"the {kind} must be of the model, number type and exits that run",
             what=f"a {kind}",
             fix="make one of these",

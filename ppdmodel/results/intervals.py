@@ -17,7 +17,7 @@ LEVEL = 0.95
 #: resamples of the prompts and the seed, unless told otherwise
 RESAMPLES, SEED = 1000, 0
 #: with fewer resamples, less than one lies beyond each end of an interval at that level
-LEAST_RESAMPLES = 40
+MIN_RESAMPLES = 40
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ GATED_K, PAIR_K = (1, 2, 3, 5, 8), (1, 2, 3, 5)
 GATES = tuple(round(0.1 * n, 1) for n in range(1, 10))
 #: most exits that are paired, spaced evenly over the second half of the layers: the number of pairs
 #: grows with the square
-MOST_PAIRED = 16
+MAX_PAIRED_EXITS = 16
 #: arrays of a `TokenCounts`, without the optional one
 ARRAYS = ("rounds", "passed", "right", "first", "both")
 
@@ -150,7 +150,7 @@ def second_half(layers: int) -> int:
 def paired(layers: int) -> tuple[int, ...]:
     """Exits that are paired: all in the second half, or an evenly spaced subset."""
     first, n = second_half(layers), layers - second_half(layers)
-    places = np.linspace(first, layers - 1, min(n, MOST_PAIRED)).round().astype(int)
+    places = np.linspace(first, layers - 1, min(n, MAX_PAIRED_EXITS)).round().astype(int)
     return tuple(sorted(set(places.tolist())))
 
 

@@ -20,11 +20,11 @@ Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 #: rows of states for which oneDNN packs weights; near-optimal for 2 to a few hundred rows
 ROWS = 32
 #: rows in `by_columns` are padded to a multiple of this
-FILLED = 4
+ROW_MULTIPLE = 4
 #: largest part of a head's weight, in bytes, that is duplicated in oneDNN's packed format
 HEAD_BYTES = 2**26
 #: flags of an anonymous memory map, allocated page by page on writing; 0 if unsupported
-PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+MAP_FLAGS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
 
 def linear_for(weight: Tensor) -> Linear:
@@ -70,8 +70,8 @@ def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         product = product[None]
     elif by_numpy:
         filled = states
-        if n % FILLED:
-            filled = states.new_zeros(-(-n // FILLED) * FILLED, states.shape[1])
+        if n % ROW_MULTIPLE:
+            filled = states.new_zeros(-(-n // ROW_MULTIPLE) * ROW_MULTIPLE, states.shape[1])
             filled[:n] = states
         product = torch.from_numpy(filled.numpy() @ weight.numpy())[:n]
     else:
@@ -197,9 +197,9 @@ def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     size = like.element_size()
     for n in shape:
         size *= n
-    if like.device.type != "cpu" or not PRIVATE or not size:
+    if like.device.type != "cpu" or not MAP_FLAGS or not size:
         return like.new_zeros(tuple(shape))
-    pages = mmap.mmap(-1, size, flags=PRIVATE)
+    pages = mmap.mmap(-1, size, flags=MAP_FLAGS)
     return torch.frombuffer(pages, dtype=like.dtype).view(*shape)
 
 
@@ -209,7 +209,7 @@ def drop_pages(zeros: Tensor) -> None:
     Their contents are lost.
     """
     advice = getattr(mmap, "MADV_DONTNEED", None)
-    if zeros.device.type != "cpu" or not PRIVATE or advice is None or not zeros.is_contiguous():
+    if zeros.device.type != "cpu" or not MAP_FLAGS or advice is None or not zeros.is_contiguous():
         return
     begin = -(-zeros.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (zeros.data_ptr() + zeros.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

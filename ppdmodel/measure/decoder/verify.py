@@ -16,7 +16,7 @@ from .ranks import BLOCK
 
 #: lengths of the probe's texts, one of which is mostly padding, and the length of their common
 #: prefix
-LENGTHS, SHARED = (13, 5, 9), 4
+LENGTHS, PREFIX_LENGTH = (13, 5, 9), 4
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _fault(model: Any, exit_: Exit, drop: bool) -> str:
     """How batched decoding differs from decoding each text alone; empty if it agrees."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = [
-        [(7 * n + 31 * length * (n >= SHARED)) % vocabulary for n in range(length)]
+        [(7 * n + 31 * length * (n >= PREFIX_LENGTH)) % vocabulary for n in range(length)]
         for length in LENGTHS
     ]
     try:

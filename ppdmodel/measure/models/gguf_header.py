@@ -35,7 +35,7 @@ NUMBERS = {
     for kind, code in zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)
 }
 BLOCK = re.compile(r"blk\.([0-9]{1,9})\.")
-AGAIN = "copy or install it again"
+DEFAULT_FIX = "copy or install it again"
 
 #: by key: the GGUF type, and the value if it is a number or a string
 Values = dict[str, tuple[int, int | float | bytes | None]]
@@ -115,7 +115,7 @@ class _HeaderReader:
         self.at = 4
         self.array_values = 0
 
-    def error(self, must: str, found: str, fix: str = AGAIN) -> InvalidInputError:
+    def error(self, must: str, found: str, fix: str = DEFAULT_FIX) -> InvalidInputError:
         return InvalidInputError(f"{must}; got {self.path}, {found}; {fix}")
 
     def past_the_end(self) -> InvalidInputError:

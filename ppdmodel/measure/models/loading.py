@@ -30,7 +30,7 @@ ALIGNMENT = 64
 #: an index in a weight's name, such as its layer
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 #: a file in every complete conversion: folders are renamed into place when whole
-CONVERTED = "config.json"
+CONVERSION_MARKER = "config.json"
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _converted(source: ModelSource) -> Path | None:
     assert source.gguf is not None
     home = cache_dir() / "converted"
     folder = home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}"
-    if (folder / CONVERTED).is_file():
+    if (folder / CONVERSION_MARKER).is_file():
         return folder
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,7 @@ def _saved(tokenizer: Any, model: Any, part: Path, folder: Path) -> bool:
         model.save_pretrained(part)
         part.rename(folder)
     except Exception:  # on a full disk the libraries raise various types
-        return (folder / CONVERTED).is_file()
+        return (folder / CONVERSION_MARKER).is_file()
     return True
 
 

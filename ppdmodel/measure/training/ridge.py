@@ -15,7 +15,7 @@ from .hidden_states import States
 #: candidate penalties, relative to the number of tokens; infinity is the logit exit
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 #: the mean match rate over k = 1 to this, on validation prompts, selects the penalty
-CHOICE_K = 8
+SELECTION_K = 8
 #: limits on validation tokens and their logits: each penalty ranks all of them
 VALIDATION_TOKENS, VALIDATION_LOGITS = 1536, 150_000_000
 KL_ROWS, KL_RATE = 64, 3e-4
@@ -162,7 +162,7 @@ def _hits(
 ) -> tuple[float, ...]:
     with_map = replace(exit_, maps={layer: map_} if map_ is not None else {})
     rank = ranker.using(with_map).rank(hidden, targets, layer).rank
-    return tuple(float((rank <= k).float().mean()) for k in range(1, CHOICE_K + 1))
+    return tuple(float((rank <= k).float().mean()) for k in range(1, SELECTION_K + 1))
 
 
 def descend(
