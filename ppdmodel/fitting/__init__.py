@@ -1,1 +1,1 @@
-"""From counts of hits to a calibration: match rates with intervals, curves, reliability."""
+"""Fitting of hit counts: match rates with intervals, match-rate curves, reliability."""

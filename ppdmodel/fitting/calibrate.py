@@ -1,4 +1,4 @@
-"""From a measurement to a calibration: match rates with intervals, and a fitted curve."""
+"""Calibration of a measurement: match rates with intervals, and a fitted curve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..results.calibration import Calibration
 from ..results.compatibility import check_timing, check_together
 from ..results.files import provenance
 from ..results.hit_counts import K_MAX, HitCounts
-from ..results.intervals import LEAST_RESAMPLES, RESAMPLES, SEED, percentiles, resampled_rates
+from ..results.intervals import MIN_RESAMPLES, RESAMPLES, SEED, percentiles, resampled_rates
 from ..results.measurement import Guesses, Measurement
 from ..results.timing import Timing
 from .curve_fit import fit_curve
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..results.calibration import Reliability
 
 #: guesses for which hits are counted, at most
-MOST_K = 1000
-#: what a calibration takes over from the counts
-COUNTED = tuple(name for name in HitCounts.__dataclass_fields__ if name != "provenance")
+MAX_K = 1000
+#: fields that a calibration copies from the counts
+COPIED_FIELDS = tuple(name for name in HitCounts.__dataclass_fields__ if name != "provenance")
 
 
 def fit(
@@ -57,7 +57,7 @@ def fit(
             taken together, if no prompt is in two.
         guesses: those of the measurement, or of each: then a guess that both of two exits make
             counts once in what the calibration holds for `compare` and `optimize`.
-        timing: what the same model with the same kind of exits costs on one machine; the
+        timing: costs of the same model with the same kind of exits on one machine; the
             calibration then has seconds.
         family: a family's name, or None to choose among them.
         k_max: largest k to count hits for; a positive integer.
@@ -69,8 +69,8 @@ def fit(
             such family, or the measurements, guesses or timing are of another model, text or exit.
     """
     positive_integer("k_max", k_max)
-    if k_max > MOST_K:
-        raise InvalidInputError(f"k_max must be at most {MOST_K}; got {k_max}; give fewer guesses")
+    if k_max > MAX_K:
+        raise InvalidInputError(f"k_max must be at most {MAX_K}; got {k_max}; give fewer guesses")
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     check_together(several)
     first = several[0]
@@ -89,7 +89,7 @@ def fit(
 def _with_guesses(
     measurements: Sequence[Measurement], guesses: Guesses | Sequence[Guesses | None] | None
 ) -> list[tuple[Measurement, Guesses | None]]:
-    """Each measurement beside its guesses, if it has any."""
+    """Each measurement with its guesses, if any."""
     given = [guesses] if guesses is None or isinstance(guesses, Guesses) else list(guesses)
     if guesses is None:
         given *= len(measurements)
@@ -117,9 +117,9 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
     Raises:
         InvalidInputError: too few prompts, layers or resamples, a negative seed, or no such family.
     """
-    if positive_integer("resamples", counts.resamples) < LEAST_RESAMPLES:
+    if positive_integer("resamples", counts.resamples) < MIN_RESAMPLES:
         raise InvalidInputError(
-            f"resamples must be at least {LEAST_RESAMPLES}, of which one lies beyond each end of a "
+            f"resamples must be at least {MIN_RESAMPLES}, of which one lies beyond each end of a "
             f"95% interval; got {counts.resamples}; 1000 are usual"
         )
     if counts.seed < 0:
@@ -128,7 +128,7 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
     check_layers(counts.layers)
     weights = counts.weights()
     low, high = percentiles(resampled_rates(counts.hits, counts.tokens, weights))
-    kept = {name: getattr(counts, name) for name in COUNTED}
+    kept = {name: getattr(counts, name) for name in COPIED_FIELDS}
     return Calibration(
         **kept,
         p_correct=counts.hits.sum(axis=0) / counts.tokens.sum(),

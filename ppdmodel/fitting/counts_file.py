@@ -1,4 +1,4 @@
-"""A user's own counts of hits, as a calibration."""
+"""Calibration of hit counts from a user's CSV file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
 from ..results.hit_counts import HitCounts
 from ..results.timing import Timing
-from .calibrate import MOST_K, fit_counts
+from .calibrate import MAX_K, fit_counts
 
 if TYPE_CHECKING:
     from .._types import Ints
@@ -37,11 +37,11 @@ def fit_table(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Calibration:
-    """Fit counts that were made elsewhere: a CSV file `exit_layer,k,hits,n,prompt_id`.
+    """Fit counts from a CSV file with columns `exit_layer,k,hits,n,prompt_id`.
 
     A row says that of the n tokens of a prompt, `hits` ranked k or better at an exit layer. Every
-    prompt must have a row for each exit layer and k of the table; not all layers and k must be
-    there. Decisions are made among those that are.
+    prompt must have a row for each exit layer and k of the table; layers and k may be
+    missing. Decisions are made among those present.
 
     Args:
         path: the file, with a header.
@@ -88,7 +88,7 @@ def fit_table(
 
 
 def _hits(path: Path, cells: Cells, totals: Mapping[str, int], layers: int) -> Ints:
-    """Hits [prompts, layers, k_max]; a k that was not counted has those of the next smaller one."""
+    """Hits [prompts, layers, k_max]; a missing k takes those of the next smaller one."""
     ks = sorted({k for _, k in cells})
     hits = np.zeros((len(totals), layers, ks[-1]), dtype=np.int64)
     for e in sorted({exit_layer for exit_layer, _ in cells}):
@@ -108,7 +108,7 @@ def _hits(path: Path, cells: Cells, totals: Mapping[str, int], layers: int) -> I
                 )
             hits[:, e - 1, k - 1 :] = row[:, None]
             before = row
-    hits[:, -1] = np.array(list(totals.values()))[:, None]  # the last layer makes the token itself
+    hits[:, -1] = np.array(list(totals.values()))[:, None]  # the last layer always hits
     return hits
 
 
@@ -127,10 +127,10 @@ def _read(path: Path, layers: int) -> tuple[Cells, dict[str, int]]:
             for line, row in enumerate(reader, start=2):
                 e, k, hits, n = (_count(path, line, name, row[name]) for name in COLUMNS[:4])
                 prompt = row["prompt_id"] or ""
-                if not (1 <= e <= layers and 1 <= k <= MOST_K and 1 <= n < 2**53 and hits <= n):
+                if not (1 <= e <= layers and 1 <= k <= MAX_K and 1 <= n < 2**53 and hits <= n):
                     raise InvalidInputError(
                         f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k from 1 to "
-                        f"{MOST_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
+                        f"{MAX_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
                     )
                 if totals.setdefault(prompt, n) != n:
                     raise InvalidInputError(

@@ -51,7 +51,7 @@ def cross_fitted(
         for rows in (everyone, weights):
             mine = rows * outside
             drawn = mine @ tokens
-            safe = np.where(drawn[:, None] > 0, mine, outside)  # no prompt of the fold was drawn
+            safe = np.where(drawn[:, None] > 0, mine, outside)  # if no prompt of the fold was drawn
             values = evaluate(setting, safe)
             share = drawn / (rows @ tokens)
             found.append(values * share.reshape(-1, *[1] * (values.ndim - 1)))

@@ -141,7 +141,7 @@ FAMILIES = {
 
 
 def family_of(name: str) -> CurveFamily:
-    """The family of a name.
+    """Look a family up by name.
 
     Raises:
         InvalidInputError: there is none of that name.

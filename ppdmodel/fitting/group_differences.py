@@ -159,7 +159,7 @@ def _compared(
     paired = tuple(set(group.prompt_ids) <= set(first.prompt_ids) for group in others)
     values, draws = [], []
     for number, (group, same) in enumerate(zip(others, paired, strict=True), start=1):
-        rng = np.random.default_rng([seed, 0 if same else number])  # the same draws, if paired
+        rng = np.random.default_rng([seed, 0 if same else number])  # paired: the same draws
         rates, its_draws = _rates(group, first.prompt_ids if same else group.prompt_ids, rng)
         values.append(rates - base)
         draws.append(its_draws - base_draws)

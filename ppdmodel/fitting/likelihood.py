@@ -62,7 +62,7 @@ def maximize(
     """Maximum-likelihood parameters within their bounds, and whether the search converged.
 
     Projected Fisher scoring with step halving from a start; without a start, or where scoring does
-    not converge from it, L-BFGS-B gives one.
+    not converge from it, L-BFGS-B provides one.
     """
     if start is not None:
         theta, converged = _score(cells, hits, tokens, start)

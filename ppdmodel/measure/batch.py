@@ -1,4 +1,4 @@
-"""Some prompts decoded together, every token ranked at every exit."""
+"""Decoding of a batch of prompts, with the rank of every token at every exit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .progress import OnProgress, Progress, no_report
 from .prompts import Prompt
 
 #: largest margin in logits by which a greedily decoded token may miss rank 1 at the last layer:
-#: decoding and ranking multiply by the head in differently rounded products
+#: decoding and ranking compute the head's product with different rounding
 TIE_MARGIN = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
-#: margin in logits below which another batch size or machine, which rounds differently, may choose
-#: the runner-up: a near-tie
+#: margin in logits that defines a near-tie: with another batch size or machine, rounding may
+#: make the runner-up the chosen token
 NEAR_MARGIN = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 
 
 @dataclass(frozen=True)
 class _Ranks:
-    """A chunk on the CPU: [n] per key, [n, layers, ...] per exit."""
+    """Ranks of a chunk on the CPU: [n] per key, [n, layers, ...] per exit."""
 
     prompt: np.ndarray
     turn: np.ndarray
@@ -74,7 +74,7 @@ class BatchResult:
         }
 
     def measurement(self, provenance: Mapping[str, Any], numbers: Sequence[int]) -> Measurement:
-        """The batch as a measurement of prompts that have these numbers in the whole list."""
+        """The batch as a measurement; `numbers` are the prompts' places in the whole list."""
         coupled = self._chunks[0].coupled_rank is not None
         return Measurement(
             **self._keys(),
@@ -112,7 +112,7 @@ def measure_batch(
 
     Args:
         loaded: the model's tokenizer and end tokens.
-        decoder: the model, and how its exits are read.
+        decoder: the verified model and its exit.
         ranker: from its exit.
         prompts: decoded together, whatever the batch size in `generation`; at least one.
         generation: how their text is generated.
@@ -168,7 +168,7 @@ def _contexts(
     answers: Sequence[Sequence[str]],
     generation: GenerationOptions,
 ) -> list[Context]:
-    """What the model reads in one turn; each context must leave room for the answer."""
+    """Input token ids of one turn; each context must leave room for the answer."""
     contexts = []
     for i in taking_part:
         turns = prompts[i].turns[: turn + 1]
@@ -181,7 +181,7 @@ def _contexts(
 
 @dataclass(frozen=True)
 class _Collected:
-    """What the chunks of a batch came to so far."""
+    """Accumulated results of the chunks of a batch."""
 
     chunks: list[_Ranks]
     ties: list[dict[str, Any]]
@@ -196,7 +196,7 @@ class _Collected:
         owners: np.ndarray,
         turn: int,
     ) -> None:
-        """Take up a ranked chunk; `owners` [n] are the tokens' prompts."""
+        """Append a ranked chunk; `owners` [n] are the tokens' prompts."""
         ids = [prompts[i].id for i in owners]
         self.chunks.append(_on_cpu(chunk, ranked, owners, turn))
         self.ties.extend(_ties(exit_, chunk, ranked[-1], ids))
@@ -235,7 +235,7 @@ def _on_cpu(chunk: Chunk, ranked: Sequence[Ranked], owners: np.ndarray, turn: in
 def _ties(
     exit_: Exit, chunk: Chunk, last: Ranked, prompt_ids: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Tokens that the model ranks first and the last exit does not, each of them a near-tie.
+    """Tokens that the model ranks first and the last exit does not, all near-ties.
 
     Raises:
         RunFailedError: a margin is larger than rounding explains.
@@ -266,7 +266,7 @@ def _ties(
 def _near_ties(
     chunk: Chunk, last: Ranked, prompt_ids: Sequence[str], turn: int
 ) -> list[dict[str, Any]]:
-    """Greedy tokens whose margin over the runner-up is within rounding, with it in logits."""
+    """Greedy tokens whose margin over the runner-up is a near-tie, with the margin in logits."""
     if chunk.noise is not None:
         return []
     gaps = (last.guess_probs[:, 0] / last.guess_probs[:, 1]).log()

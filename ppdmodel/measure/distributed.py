@@ -1,4 +1,4 @@
-"""The processes that `accelerate launch` starts, or the only one."""
+"""The process group of `accelerate launch`, or a single process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Group:
-    """Processes that share a run: their number, this one's rank, and where it computes.
+    """Processes that share a run: their number, this one's rank and its device.
 
     Outside a launcher it is a group of one, and Accelerate is not imported.
     """
@@ -38,6 +38,6 @@ class Group:
             self._state.destroy_process_group()
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this (barrier)."""
         if self._state is not None:
             self._state.wait_for_everyone()

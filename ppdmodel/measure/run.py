@@ -1,4 +1,4 @@
-"""One measurement, from prompts to a folder: batch by batch, and resumable."""
+"""A measurement from prompts to a folder, batch by batch and resumable."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Shard:
             )
 
     def check(self, batches: int) -> None:
-        """Raise `InvalidInputError` where no batch is left for this part."""
+        """Raise `InvalidInputError` where this part would have no batches."""
         if self.number > batches:
             raise InvalidInputError(
                 f"shard must have a batch to do; got {self.number}/{self.count} of {batches} "
@@ -78,11 +78,11 @@ def measure(
     shard: Shard | None = None,
     on_progress: OnProgress = no_report,
 ) -> Measurement:
-    """Measure where the true token ranks at every exit layer, on the model's own text.
+    """Measure the true token's rank at every exit layer, on the model's own text.
 
     Each finished batch is written to disk before the next begins. After an interruption the same
     call resumes the run; after Ctrl-C or an error the folder is readable and holds the prompts
-    that were finished by then. A complete folder is returned without loading the model. Memory
+    finished so far. A complete folder is returned without loading the model. Memory
     does not grow with the number of prompts until the end, when the result is read back.
 
     Started by `accelerate launch`, the processes share the batches, each on its own device, and
@@ -95,7 +95,7 @@ def measure(
         generation: how the text is generated.
         hardware: where the model runs, and in which number format.
         exits: trained exits, from `load_exits`; None reads the logit exit.
-        guesses: whether to keep the first 8 guesses of every exit too, in `guesses.parquet`.
+        guesses: whether to store the first 8 guesses of every exit too, in `guesses.parquet`.
         shard: the part of the batches to do; `merge` joins them.
         on_progress: called after each decoding step and each ranked batch.
 
@@ -132,7 +132,7 @@ def measure(
         batches = store.pending(prompts, size)
         if shard:
             batches = [b for b in batches if b[0] // size % shard.count == shard.number - 1]
-        group.wait()  # until all have seen the same folder
+        group.wait()  # so that all processes see the same folder
         mine = batches[group.rank :: group.size]
         try:
             if mine:
@@ -150,7 +150,7 @@ def measure(
 
 
 def _balanced(n_prompts: int, batch_size: int) -> int:
-    """Prompts in a batch, so that the last is about as large as the others.
+    """Prompts per batch, such that all batches are about equally large.
 
     >>> _balanced(72, 32)
     24
@@ -220,10 +220,10 @@ class _Run:
             part = measured.measurement(about, batch)
             self.store.add(part, measured.guesses() if self.store.settings["guesses"] else None)
             done += len(batch)
-            del measured, part  # or they live until the next are made
+            del measured, part  # free the memory before the next batch
 
     def _check_context(self, chosen: Sequence[int]) -> None:
-        """Raise before anything is run where a conversation may outgrow the model's context."""
+        """Raise before decoding where a conversation may exceed the model's context."""
         for number in chosen:
             prompt = self.prompts[number]
             turns = prompt.turns

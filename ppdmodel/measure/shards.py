@@ -1,4 +1,4 @@
-"""Shards of one measurement, from any machines, joined into one. No torch here."""
+"""Merging of the shards of a measurement into one. No torch here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..results.measurement import Measurement
 from ..results.parquet import TOKENS, TableFile
 from .store import join_batches
 
-#: what may differ between shards: who made them, and which they are
-OF_THE_RUN = (
+#: provenance that may differ between shards
+RUN_KEYS = (
     "shard", "packages", "python", "platform", "date", "command", "device", "threads", "batch_size",
     "merged",
 )  # fmt: skip
@@ -24,8 +24,8 @@ OF_THE_RUN = (
 def merge(folders: Sequence[Path], out: Path) -> Measurement:
     """Join measurements of parts of one list of prompts, in the order of the list.
 
-    The result equals that of a single run, whatever the order of the folders. Where parts are
-    missing it is marked incomplete, and `measure` with this folder goes on with what is missing.
+    The result equals that of a single run, whatever the order of the folders. If parts are
+    missing it is marked incomplete, and `measure` with this folder measures the missing ones.
 
     Args:
         folders: measurements, such as the shards of `ppdmodel measure --shard i/N`.
@@ -53,7 +53,7 @@ def merge(folders: Sequence[Path], out: Path) -> Measurement:
 
 
 def _checked(folders: Sequence[Path]) -> dict[str, Any]:
-    """The provenance of the whole, after a look at whether the parts belong together."""
+    """The provenance of the whole, after checking that the parts are compatible."""
     first: dict[str, Any] = {}
     owner: dict[str, Path] = {}
     runs = []
@@ -64,7 +64,7 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
         check_agree(
             found,
             first,
-            sorted((first.keys() | found.keys()) - set(OF_THE_RUN)),
+            sorted((first.keys() | found.keys()) - set(RUN_KEYS)),
             rule="shards must be parts of one measurement",
             what=str(folder),
             fix=f"merge those with the settings of {folders[0]}",
@@ -88,8 +88,8 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
             raise InvalidInputError(
                 f"each shard must hold its {GUESSES_FILE}; got {folder} without it; copy it too"
             )
-        runs.append({key: found.get(key) for key in OF_THE_RUN})
-    shared = {key: value for key, value in first.items() if key not in OF_THE_RUN}
+        runs.append({key: found.get(key) for key in RUN_KEYS})
+    shared = {key: value for key, value in first.items() if key not in RUN_KEYS}
     mine = provenance(("numpy", "pyarrow"))
     kept: dict[str, Any] = {
         key: first[key] for key in ("device", "threads", "packages") if key in first
@@ -99,5 +99,5 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _partition(about: dict[str, Any]) -> str | None:
-    """Number of shards and size of batches, of "1/3 of batches of 2"; None of a whole."""
+    """Number of shards and size of batches, from "1/3 of batches of 2"; None if unsharded."""
     return (about.get("shard") or "").partition("/")[2] or None

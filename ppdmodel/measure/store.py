@@ -15,7 +15,7 @@ from ..results.parquet_merge import merge_tables
 from ..results.summary import Tally
 from .prompts import Prompt
 
-#: where finished batches wait until the run ends; inside the measurement's folder
+#: subfolder of finished batches, removed when the run ends
 UNFINISHED = ".unfinished"
 
 
@@ -27,7 +27,7 @@ class Store:
 
         Args:
             out: the folder; need not exist.
-            settings: what makes two measurements the same one; all of it is in their provenance.
+            settings: identify the measurement; all of them are in its provenance.
 
         Raises:
             InvalidInputError: the folder holds another measurement, or other files.
@@ -78,7 +78,7 @@ class Store:
             )
 
     def pending(self, prompts: Sequence[Prompt], size: int) -> list[list[int]]:
-        """Numbers of the prompts still to do, in batches of neighbours."""
+        """Numbers of the remaining prompts, in batches of consecutive ones."""
         batches: list[list[int]] = []
         for number, prompt in enumerate(prompts):
             if prompt.id in self.done:
@@ -91,7 +91,7 @@ class Store:
         return batches
 
     def add(self, part: Measurement, guesses: Guesses | None) -> None:
-        """Put a finished batch on disk; the table of tokens last, which makes it count."""
+        """Write a finished batch; its token table last, which marks it as complete."""
         assert part.prompt_numbers is not None
         path = self.out / UNFINISHED / f"{part.prompt_numbers[0]:06d}.{TOKENS_FILE}"
         if guesses is not None:
@@ -101,9 +101,9 @@ class Store:
         self.n_tokens += part.n_tokens
 
     def join_batches(self) -> None:
-        """Join what is finished into the files of the folder; nothing to do twice.
+        """Join the finished batches into the files of the folder; idempotent.
 
-        It goes by what is on disk: an interrupt may have come between a write and its record here,
+        The batches are those on disk: an interrupt may have come before a write was recorded here,
         and other processes may have written too.
         """
         batches = self._unfinished()
@@ -121,7 +121,7 @@ class Store:
         if folder.is_dir():
             left = {path.name for path in folder.iterdir()}
             alone = [name for name in left if name.endswith(GUESSES_FILE)]
-            if len(alone) == len(left):  # guesses whose tokens were never written
+            if len(alone) == len(left):  # guess tables without a token table
                 for name in alone:
                     (folder / name).unlink(missing_ok=True)
                 folder.rmdir()
@@ -133,9 +133,9 @@ def join_batches(
     """Join token tables, and the guesses beside them, into a measurement's folder.
 
     Args:
-        sources: token tables; none leaves nothing to do.
+        sources: token tables; with none, nothing is done.
         out: the measurement's folder.
-        provenance: what the joined table says of itself; by default what the last source says.
+        provenance: of the joined table; by default that of the last source.
     """
     if not sources:
         return

@@ -1,1 +1,1 @@
-"""What travels between rooms: measurements, calibrations, timings, intervals; their files."""
+"""Data types shared by all sub-packages (measurements, calibrations, timings) and their files."""

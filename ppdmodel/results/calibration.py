@@ -91,10 +91,10 @@ class Calibration(Frame):
     """Match rates of a measurement with intervals, their fitted curve, and counts by prompt.
 
     `hits` has shape [prompts, layers, k_max] and counts the tokens of a prompt whose true token
-    ranked k or better at a layer; `tokens` has shape [prompts]. `timing` says what the model costs
-    on one machine; None where only layers can be counted. `exit_layers` and `ks` are those that
+    ranked k or better at a layer; `tokens` has shape [prompts]. `timing` has the model's costs
+    on one machine; None if costs are counted in layers only. `exit_layers` and `ks` are those that
     were counted, None for all; others have the hits of the next smaller k, or none. `recorded`
-    counts what gates, two exits and self-speculation need; None where there were no tokens.
+    has counts for gates, two exits and self-speculation; None where there were no tokens.
     `reliability` calibrates the probabilities of the guesses; empty where there were none.
     """
 
@@ -149,5 +149,5 @@ class Calibration(Frame):
 
     @property
     def title(self) -> str:
-        """The model, with what sets its exits and its text apart from the ordinary."""
+        """The model, with its kind of exits and of text where not the defaults."""
         return titled(self.model, self.measured)

@@ -1,4 +1,4 @@
-"""Whether results belong together: their provenances must agree in what decides the numbers."""
+"""Checks that results are compatible: provenances must agree in what determines the numbers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from .measurement import Measurement
     from .timing import Timing
 
-#: what must be the same in measurements that are fitted together
-OF_MATCH_RATES = (
+#: provenance that must agree in measurements that are fitted together
+MATCH_RATE_KEYS = (
     "weights_sha256", "dtype", "exit_kind", "exits_sha256", "decoding", "temperature", "top_p",
     "ranks",
 )  # fmt: skip
-#: characters of a value in a message
-LONGEST = 200
-#: what must be the same in match rates, times, and a model that runs
-OF_MODEL = ("weights_sha256", "dtype", "exit_kind")
+#: most characters of a value in a message
+MAX_SHOWN_CHARS = 200
+#: provenance that must agree between match rates, timings and a running model
+MODEL_KEYS = ("weights_sha256", "dtype", "exit_kind")
 
 
 def check_agree(
@@ -35,15 +35,15 @@ def check_agree(
     """Refuse two provenances that differ.
 
     Args:
-        found: what is known of a result.
-        expected: what is known of that which it must belong to.
-        names: what must be the same in both; what both lack is the same.
+        found: provenance of a result.
+        expected: provenance that it must agree with.
+        names: keys that must agree; a key missing in both agrees.
         rule: what must hold, as the message begins.
         what: the result that `found` is of, as the message names it.
         fix: what to do, as the message ends.
 
     Raises:
-        InvalidInputError: they differ; the message says in what, and both values.
+        InvalidInputError: they differ; the message gives the keys and both values.
     """
     for name in names:
         if found.get(name) != expected.get(name):
@@ -54,10 +54,10 @@ def check_agree(
 
 
 def _shown(about: Mapping[str, Any], name: str) -> str:
-    """A value; that of the weights with the name of their model, which says more than a hash."""
+    """A value as shown in messages; the hash of weights with the name of their model."""
     model = f" ({about['model']})" if name == "weights_sha256" and "model" in about else ""
     text = repr(about.get(name))
-    return (text if len(text) <= LONGEST else f"{text[:LONGEST]}...") + model
+    return (text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}...") + model
 
 
 def check_together(measurements: Sequence[Measurement]) -> None:
@@ -74,7 +74,7 @@ def check_together(measurements: Sequence[Measurement]) -> None:
         check_agree(
             one.provenance,
             measurements[0].provenance,
-            OF_MATCH_RATES,
+            MATCH_RATE_KEYS,
             rule="measurements that are fitted together must be of one model and setting",
             what=f"measurement {number}",
             fix="fit them apart",
@@ -99,7 +99,7 @@ def check_timing(timing: Timing, measured: Mapping[str, Any], layers: int) -> No
     Raises:
         InvalidInputError: they differ.
     """
-    names = ["layers", *OF_MODEL]
+    names = ["layers", *MODEL_KEYS]
     if measured.get("exit_kind") == "trained":
         names.append("exits_sha256")
     check_agree(
@@ -123,7 +123,7 @@ def check_runs(
         timing: costs, if any.
 
     Returns:
-        Warnings: a timing of another machine may be used, but not unnoticed.
+        Warnings: a timing of another machine is allowed, with a warning.
 
     Raises:
         InvalidInputError: a result differs.
@@ -137,7 +137,7 @@ def check_runs(
         check_agree(
             about,
             running,
-            [*OF_MODEL, *(["exits_sha256"] if "exits_sha256" in about else [])],
+            [*MODEL_KEYS, *(["exits_sha256"] if "exits_sha256" in about else [])],
             rule=f"the {kind} must be of the model, number type and exits that run",
             what=f"a {kind}",
             fix="make one of these",

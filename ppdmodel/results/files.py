@@ -1,4 +1,4 @@
-"""How files are written and read: atomically, checked against a schema, with provenance.
+"""Writing and reading of files: atomic, validated by a schema, with provenance.
 
 A document is one JSON object with `schema` and `schema_version`; each kind has a JSON Schema in
 `ppdmodel/results/schemas`, checked on writing and on reading. Nothing is pickled.
@@ -27,7 +27,7 @@ TRAINED_EXITS, TIMING = "ppdmodel/trained-exits", "ppdmodel/timing"
 VALIDATION = "ppdmodel/validation"
 KINDS = (MEASUREMENT, CALIBRATION, TRAINED_EXITS, TIMING, VALIDATION)
 VALIDATION_FILE = "validation.json"
-#: what the files of a measurement's folder are called
+#: names of the files in a measurement's folder
 SUMMARY_FILE, TOKENS_FILE, GUESSES_FILE = "summary.json", "tokens.parquet", "guesses.parquet"
 
 
@@ -57,7 +57,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise before the work, if what it makes could not be written to `path`.
+    """Check before a long computation that its result can be written to `path`.
 
     Raises:
         InvalidInputError: it is a folder or a device.
@@ -87,7 +87,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def json_ready(value: Any) -> Any:
-    """Turn a value into what JSON holds: NaN and infinities become None."""
+    """Convert a value to JSON types: NaN and infinities become None."""
     if isinstance(value, Mapping):
         return {str(key): json_ready(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
@@ -161,7 +161,7 @@ def check_schema(document: Any, path: Path) -> None:
 
 
 def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Who made a result: versions, machine, date and command."""
+    """Provenance of a result: versions, machine, date and command."""
     names = ("ppdmodel", *packages)
     return {
         "packages": {name: metadata.version(name) for name in names},

@@ -1,4 +1,4 @@
-"""Hits out of tokens by prompt: what every rate, fit and decision is computed from."""
+"""Hits and tokens by prompt, from which every rate, fit and decision is computed."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class HitCounts:
         guesses: Guesses | None = None,
         with_recorded: bool = True,
     ) -> HitCounts:
-        """The counts of a measurement, or those that a calibration holds.
+        """Count a measurement, or take the counts of a calibration.
 
         Args:
             source: a measurement or a calibration.
             k_max: largest k to count hits for in a measurement; a calibration has its own.
             guesses: those of the measurement, for `recorded`.
-            with_recorded: whether to count what gates, two exits and self-speculation need.
+            with_recorded: whether to count for gates, two exits and self-speculation too.
 
         Raises:
             InvalidInputError: the guesses are of other tokens, or beside a calibration.
@@ -91,7 +91,7 @@ class HitCounts:
 
     @classmethod
     def joined(cls, parts: Sequence[HitCounts]) -> HitCounts:
-        """Several measurements of one model, one after another."""
+        """Concatenate several measurements of one model."""
         first = parts[0]
         recorded = [part.recorded for part in parts if part.recorded is not None]
         return replace(
@@ -108,7 +108,7 @@ class HitCounts:
 
     @property
     def title(self) -> str:
-        """The model, with what sets its exits and its text apart from the ordinary."""
+        """The model, with its kind of exits and of text where not the defaults."""
         return titled(self.model, self.provenance)
 
 

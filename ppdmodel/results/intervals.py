@@ -17,7 +17,7 @@ LEVEL = 0.95
 #: resamples of the prompts and the seed, unless told otherwise
 RESAMPLES, SEED = 1000, 0
 #: with fewer resamples, less than one lies beyond each end of an interval at that level
-LEAST_RESAMPLES = 40
+MIN_RESAMPLES = 40
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class IntervalEstimate:
     ci_high: float
 
     def scaled(self, factor: float) -> Self:
-        """The same in another unit; `factor` is positive."""
+        """The estimate in another unit; `factor` is positive."""
         low, high = factor * self.ci_low, factor * self.ci_high
         return replace(self, value=factor * self.value, ci_low=low, ci_high=high)
 
@@ -38,8 +38,8 @@ class IntervalEstimate:
 class Interval(IntervalEstimate):
     """An estimate with its interval, the tokens and prompts behind it, and the method.
 
-    The ends are NaN, and null in JSON, where there is none: of one prompt, or of a parameter that
-    the data do not determine.
+    The ends are NaN, and null in JSON, where there is none: for one prompt, or for a parameter that
+    is not identified.
     """
 
     n_tokens: int
@@ -48,7 +48,7 @@ class Interval(IntervalEstimate):
 
 
 def prompt_weights(n_prompts: int, resamples: int, seed: int | np.random.Generator) -> Ints:
-    """How often each prompt is drawn in each resample, shape [resamples, prompts].
+    """Bootstrap weights: draws of each prompt in each resample, [resamples, prompts].
 
     Raises:
         InvalidInputError: fewer than two prompts, for which no interval can be given.

@@ -43,7 +43,7 @@ def load(path: str | Path) -> Measurement | Calibration | Timing:
 
 
 def load_rates(path: str | Path) -> Measurement | Calibration:
-    """Read what has match rates: a measurement folder or a calibration file."""
+    """Read match rates: a measurement folder or a calibration file."""
     path = Path(path)
     return read_measurement(path) if path.is_dir() else load_calibration(path)
 
@@ -91,7 +91,7 @@ def _timing(document: Mapping[str, Any], path: Path) -> Timing:
 
 
 def _timing_fault(timing: Timing) -> str:
-    """What does not fit together in a timing whose fields are right; empty if nothing is."""
+    """An inconsistency between the fields of a timing; empty if there is none."""
     places = timing.exit_layers
     if list(places) != sorted(places) or places[-1] >= timing.layers:
         return f"exit layers that do not ascend below layer {timing.layers}: {list(places)}"
@@ -112,7 +112,7 @@ def _timing_fault(timing: Timing) -> str:
 
 
 def _lengths(samples: Any) -> Any:
-    """Of a list of numbers its length, of lists of them their lengths, None of anything else."""
+    """Length of a list of numbers, lengths of a list of lists, None otherwise."""
     if not isinstance(samples, list):
         return None
     if any(isinstance(one, list) for one in samples):
@@ -166,7 +166,7 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
 
 
 def _known(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Null as NaN: what was not determined."""
+    """Convert null to NaN, for parameters that are not identified."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
@@ -216,7 +216,7 @@ def read_measurement(folder: Path) -> Measurement:
     """Read a measurement folder.
 
     Raises:
-        InvalidInputError: it is not one, or its two files do not belong together.
+        InvalidInputError: it is not one, or its two files do not match.
     """
     if not (folder / SUMMARY_FILE).is_file():
         raise InvalidInputError(

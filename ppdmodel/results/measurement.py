@@ -1,4 +1,4 @@
-"""A measurement: where the true token ranked at every exit layer, for every generated token."""
+"""A measurement: the true token's rank at every exit layer, for every generated token."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """Where the true token ranked at every exit layer, for every generated token.
+    """The true token's rank at every exit layer, for every generated token.
 
     Arrays have one row per generated token, in the order of prompts, turns and positions, and the
     types of the file; `rank`, `coupled_rank` and `top_prob` have one column per exit layer 1...d.
     A rank is 1 + the number of larger logits, over the whole vocabulary.
 
     Attributes:
-        prompt_index: which of `prompt_ids` a token belongs to.
+        prompt_index: index of the token's prompt in `prompt_ids`.
         turn: the user message that it answers, from 0.
         position: its place in that answer, from 0.
         rank: its rank among the exit's logits.
@@ -31,8 +31,8 @@ class Measurement:
         coupled_rank: of a sampled token, its rank after the noise that sampled it was added to the
             exit's logits; None for greedy text.
         ties: tokens that the last exit does not rank first though the model did, with the margin.
-        near_ties: greedy tokens that the model chose by less than rounding may turn elsewhere.
-        prompt_numbers: place of each prompt in the whole list, of which a shard has a part.
+        near_ties: greedy tokens with a margin that rounding elsewhere may reverse.
+        prompt_numbers: place of each prompt in the whole list, also in a shard.
     """
 
     provenance: Mapping[str, Any]
@@ -62,12 +62,12 @@ class Measurement:
 
     @property
     def recorded_k(self) -> int | None:
-        """Largest rank that was recorded; None where all were."""
+        """Largest rank that was recorded; None if ranks are not limited."""
         most = self.provenance.get("k_max")
         return most if isinstance(most, int) else None
 
     def coupled(self) -> Measurement:
-        """The same tokens with the coupled ranks in the place of the plain ones.
+        """The same tokens with the coupled ranks instead of the plain ones.
 
         Raises:
             InvalidInputError: the text is greedy, which has no noise to couple.
@@ -121,7 +121,7 @@ class Guesses:
 
 
 def titled(model: str, about: Mapping[str, Any]) -> str:
-    """A model, with what sets its exits and its text apart, by a measurement's provenance."""
+    """A model, with its kind of exits and of text where not the defaults, from provenance."""
     parts = [model]
     if about.get("exit_kind") == "trained":
         parts.append("trained exits")

@@ -1,7 +1,7 @@
 """Counts in a JSON document: the bytes of an array, compressed, as text.
 
-What is read is checked for its size before and while it is unpacked, so that a small file cannot
-fill the memory.
+Sizes are checked before and during decompression, so that a small file cannot exhaust the
+memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: types that counts are stored in, the smallest that holds them
 TYPES = ("<u1", "<u2", "<u4")
-#: attributes of `TokenCounts` that say what was counted
+#: attributes of `TokenCounts` that label the axes of its arrays
 LABELS = ("drafted", "gates", "gated_k", "pair_k", "pair_exits")
 
 
@@ -41,7 +41,7 @@ def pack_array(counts: Ints) -> dict[str, Any]:
 
 
 def unpack_array(document: Mapping[str, Any], shape: tuple[int, ...], name: str) -> Ints:
-    """Read what `pack_array` gave; the rest of the document says which shape it must have.
+    """Read the result of `pack_array`, which must have this shape.
 
     Raises:
         InvalidInputError: it has another shape, or the data is damaged or of another size.
@@ -64,7 +64,7 @@ def unpack_array(document: Mapping[str, Any], shape: tuple[int, ...], name: str)
 
 
 def pack_token_counts(recorded: TokenCounts) -> dict[str, Any]:
-    """The counts as a calibration file holds them; its layers and tokens stand beside them."""
+    """The counts as stored in a calibration file, which has layers and tokens elsewhere."""
     labels = {name: list(getattr(recorded, name)) for name in LABELS}
     counts = {name: pack_array(getattr(recorded, name)) for name in ARRAYS}
     shared = None if recorded.shared is None else pack_array(recorded.shared)
@@ -105,7 +105,7 @@ def unpack_token_counts(
 
 
 def _fault(recorded: TokenCounts) -> str:
-    """What cannot be in counts of the right sizes; empty if nothing is."""
+    """An inconsistency in counts of the right sizes; empty if there is none."""
     tokens, pairs = recorded.tokens[:, None, None], recorded.pairs
     held = recorded.first.cumsum(axis=2)
     early, late = held[:, pairs[:, 0], :, None], held[:, pairs[:, 1], None, :]
@@ -124,6 +124,6 @@ def _fault(recorded: TokenCounts) -> str:
 
 
 def _up_to(classes: Ints) -> Ints:
-    """From counts in classes of two k's, those up to each k."""
+    """Cumulative counts up to each k, from counts in classes of two k's."""
     found: Ints = classes.cumsum(axis=2).cumsum(axis=3)
     return found

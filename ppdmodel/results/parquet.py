@@ -1,7 +1,7 @@
 """The Parquet tables of a measurement: ranks and guesses per token, a row group per batch.
 
-A row group is the unit that is written, resumed, merged and summed up, so a measurement of any
-number of prompts passes through memory a batch at a time.
+A row group is the unit of writing, resuming, merging and summarizing, so a measurement of any
+number of prompts is processed a batch at a time.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 #: the two kinds of tables
 TOKENS, GUESSES = "tokens", "guesses"
-#: what the metadata of each must have
+#: required keys in the metadata of each
 ABOUT = {
     TOKENS: {"layers", "complete", "provenance", "prompt_ids", "categories", "ties"},
     GUESSES: {"layers", "guesses", "vocabulary"},
 }
 FILES = {TOKENS: TOKENS_FILE, GUESSES: GUESSES_FILE}
 _UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
-#: lists of single tokens that a table's metadata hold
+#: lists of single tokens in a table's metadata
 TIES = ("ties", "near_ties")
 #: largest vocabulary whose token ids fit the two bytes of a guess
 SHORT_IDS = 2**16 - 1
@@ -129,13 +129,13 @@ def _about(result: Measurement) -> dict[str, Any]:
 
 
 def metadata(about: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a table, as its file keeps them."""
+    """The metadata of a table, as stored in its file."""
     document = {"schema": MEASUREMENT, "schema_version": SCHEMA_VERSION, **about}
     return {MEASUREMENT: json.dumps(json_ready(document), ensure_ascii=False)}
 
 
 def write_tokens(result: Measurement, path: Path) -> None:
-    """Write the per-token table of a measurement; its metadata hold all that the table does not."""
+    """Write the per-token table of a measurement; its metadata hold everything else."""
     with atomic(path) as part:
         _write(token_table(result), part)
 
@@ -147,7 +147,7 @@ def write_guesses(result: Guesses, path: Path) -> None:
 
 
 def _write(table: pa.Table, path: Path, **options: Any) -> None:
-    """A batch is one row group, whatever its size."""
+    """Write a batch as one row group, whatever its size."""
     pq.write_table(table, path, compression="zstd", row_group_size=max(1, len(table)), **options)
     pa.default_memory_pool().release_unused()
 
@@ -173,7 +173,7 @@ class TableFile:
         check_version(self.about, path)
 
     def _checked_about(self, found: bytes, kind: str) -> dict[str, Any]:
-        """The metadata, if they are those of such a table."""
+        """The metadata, checked for the kind of table."""
         try:
             about = json.loads(found)
         except ValueError:
@@ -222,8 +222,8 @@ class TableFile:
         try:
             whole = group is None
             table = self.file.read(columns) if whole else self.file.read_row_group(group, columns)
-            table.validate(full=True)  # text that is no UTF-8, lists of other lengths
-            return table.select(table.column_names)  # names that are none fail here
+            table.validate(full=True)  # invalid UTF-8, lists of wrong lengths
+            return table.select(table.column_names)  # invalid column names fail here
         except _UNREADABLE as error:
             raise self._damaged(error) from None
 
@@ -275,7 +275,7 @@ class TableFile:
         try:
             ids = stacked("ids", np.int32)
             if about["vocabulary"] <= SHORT_IDS:
-                ids[ids == SHORT_IDS] = -1  # no guess: two bytes have no sign
+                ids[ids == SHORT_IDS] = -1  # no guess: the stored type is unsigned
             return Guesses(
                 **self._read_keys(table),
                 vocabulary=about["vocabulary"],
@@ -305,12 +305,12 @@ class TableFile:
 
 
 def singles(about: Mapping[str, Any], name: str, prompts: set[str]) -> tuple[Any, ...]:
-    """A list of single tokens in a table's metadata, as far as they are of these prompts."""
+    """The tokens of these prompts in a list of a table's metadata."""
     return tuple(tie for tie in about.get(name, ()) if tie["prompt_id"] in prompts)
 
 
 def _column(table: Any, name: str, dtype: Any) -> Any:
-    """One column of whole numbers or of reals, none missing; else as if it was not there."""
+    """One column of integers or floats without nulls; otherwise treated as missing."""
     column = table.column(name)
     if not _is_of(column, dtype):
         raise KeyError(name)
@@ -318,14 +318,14 @@ def _column(table: Any, name: str, dtype: Any) -> Any:
 
 
 def _is_of(values: Any, dtype: Any) -> bool:
-    """Whether values are whole numbers, or reals, as a type is, and none is missing."""
+    """Whether values are integers or floats, as `dtype` is, without nulls."""
     whole = np.issubdtype(dtype, np.integer)
     is_right = pa.types.is_integer if whole else pa.types.is_floating
     return bool(is_right(values.type)) and not values.null_count
 
 
 def read_tokens(path: Path) -> Measurement:
-    """Read a per-token table back as the measurement it was.
+    """Read a per-token table as a measurement.
 
     Raises:
         InvalidInputError: the file is missing, cut short, newer, or not such a table.
@@ -335,11 +335,11 @@ def read_tokens(path: Path) -> Measurement:
 
 
 def read_guesses(path: Path) -> Guesses:
-    """Read a table of guesses back; raises like `read_tokens`."""
+    """Read a table of guesses; raises like `read_tokens`."""
     with TableFile(path, GUESSES) as file:
         return file.guesses()
 
 
 def guesses_beside(tokens: Path) -> Path:
-    """Where the guesses of a table of tokens are."""
+    """Path of the guess table beside a token table."""
     return tokens.with_name(tokens.name.removesuffix(TOKENS_FILE) + GUESSES_FILE)

@@ -32,8 +32,8 @@ def merge_tables(
 ) -> Iterator[Measurement]:
     """Merge token tables, with the guess tables beside them, into those of the folder `out`.
 
-    Yields each row group as it passes, in the order of the prompts, and replaces the folder's two
-    tables when all have passed. Sources may be among what is replaced.
+    Yields each row group in the order of the prompts, and replaces the folder's two tables at the
+    end. Sources may be among the replaced files.
 
     Args:
         sources: paths of token tables; each may have a table of guesses beside it. A prompt that
@@ -62,7 +62,7 @@ def merge_tables(
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group somewhere: the files are opened when it is read, however many there are."""
+    """Reference to a row group; its files are opened only while it is read."""
 
     number: int
     path: Path
@@ -90,7 +90,7 @@ class _Group:
 
 
 class _Index:
-    """The row groups of several tables in the order of the prompts, and what they are about."""
+    """The row groups of several tables in the order of the prompts, and their metadata."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
         self.with_guesses = all(guesses_beside(path).is_file() for path in sources)
@@ -144,7 +144,7 @@ def _numbers(about: Mapping[str, Any]) -> Sequence[int]:
 
 
 def _places(guesses: Path) -> dict[str, int]:
-    """Row group by its first prompt: a table of guesses may be newer than that of its tokens."""
+    """Row group by first prompt: a guess table may be newer than its token table."""
     with TableFile(guesses, GUESSES) as file:
         prompts = {group: file.prompts(group) for group in range(file.groups)}
         return {names[0]: group for group, names in prompts.items() if names}

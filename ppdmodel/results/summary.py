@@ -1,7 +1,7 @@
-"""The summary of a measurement: what `summary.json` says of `tokens.parquet`.
+"""The summary of a measurement, `summary.json`, computed from `tokens.parquet`.
 
-Everything in it is a ratio of counts that are summed over prompts, so batches are counted one after
-another, and the bootstrap over prompts comes at the end.
+Everything in it is a ratio of counts summed over prompts, so batches are counted one at a time,
+followed by the bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESAMPLES, SEED = 2000, 0
 #: largest k in the table of hits; the ranks in the Parquet file have no such limit
 SUMMARY_K = 100
 #: values of k with rates by category, autocorrelations and run lengths
-FOLLOWED_K = (1, 3, 5, 10)
+DETAILED_K = (1, 3, 5, 10)
 #: resamples at a time
 _CHUNK = 100
 
@@ -30,7 +30,7 @@ _CHUNK = 100
 def summarize(result: Measurement) -> dict[str, Any]:
     """Count hits by exit layer and k, with intervals of the bootstrap over prompts.
 
-    The intervals are None where there are fewer than two prompts.
+    The intervals are None with fewer than two prompts.
     """
     tally = Tally()
     tally.add(result)
@@ -66,7 +66,7 @@ class Tally:
         ties: Sequence[Mapping[str, Any]],
         near_ties: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
-        """The document of what was counted."""
+        """The summary document of all counts so far."""
         tokens, hits, matches = self._all("tokens"), self._all("hits"), self._all("matches")
         document = {
             "schema": MEASUREMENT,
@@ -93,25 +93,25 @@ class Tally:
         return document
 
     def _by_category(self, hits: Ints, tokens: Ints) -> list[dict[str, Any]]:
-        """Hits of each category at `FOLLOWED_K`; none where there is one category only."""
+        """Hits of each category at `DETAILED_K`; none where there is one category only."""
         names = list(dict.fromkeys(self.categories))
-        few = hits[:, :, [k - 1 for k in FOLLOWED_K]]
+        few = hits[:, :, [k - 1 for k in DETAILED_K]]
         rows = []
         for name in names if len(names) > 1 else []:
             mine = np.array([category == name for category in self.categories])
             about = {"category": name, "n_tokens": int(tokens[mine].sum())}
-            about |= {"n_prompts": int(mine.sum()), "k": list(FOLLOWED_K)}
+            about |= {"n_prompts": int(mine.sum()), "k": list(DETAILED_K)}
             rows.append(about | _rates(few[mine], tokens[mine]))
         return rows
 
 
 def _small(counts: Ints) -> Ints:
-    """Counts in the smallest type that holds them: they are kept for every prompt."""
+    """Counts in the smallest sufficient type, as they are stored for every prompt."""
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
 def _rates(hits: Ints, tokens: Ints) -> dict[str, Any]:
-    """Total hits, and the ends of their rates' intervals."""
+    """Total hits, and the intervals of their rates."""
     low, high = _ends(hits, np.broadcast_to(tokens[:, None, None], (len(tokens), 1, 1)))
     return {"hits": hits.sum(axis=0, dtype=np.int64), "ci_low": low, "ci_high": high}
 
@@ -128,7 +128,7 @@ def _ends(above: Ints, below: Ints) -> tuple[Floats | None, Floats | None]:
 
 
 def _weights(n_prompts: int) -> Iterator[Floats]:
-    """The weights of `prompt_weights`, some resamples at a time."""
+    """Yield the weights of `prompt_weights`, some resamples at a time."""
     rng = np.random.default_rng(SEED)
     for _ in range(0, RESAMPLES, _CHUNK):
         yield prompt_weights(n_prompts, _CHUNK, rng).astype(float)
@@ -144,17 +144,17 @@ def _total(weights: Floats, counts: Ints) -> Floats:
 def match_counts(part: Measurement) -> Ints:
     """Counts from which autocorrelations and run lengths follow, [prompts, layers, k, 6].
 
-    For each k of `FOLLOWED_K`: matches; pairs of successive tokens of one text; of these, those
+    For each k of `DETAILED_K`: matches; pairs of successive tokens of one text; of these, those
     where both matched, where the first did, where the second did; and runs of matches.
     """
     starts = part.starts()
     first = np.zeros(part.n_tokens, dtype=bool)
     first[starts[:-1]] = True
     follows = ~first[1:]
-    counts = np.zeros((len(part.prompt_ids), part.layers, len(FOLLOWED_K), 6), dtype=np.int64)
+    counts = np.zeros((len(part.prompt_ids), part.layers, len(DETAILED_K), 6), dtype=np.int64)
     prompts = len(part.prompt_ids)
     owner = part.prompt_index
-    for column, k in enumerate(FOLLOWED_K):
+    for column, k in enumerate(DETAILED_K):
         matched = part.rank <= k
         before, after = matched[:-1] & follows[:, None], matched[1:] & follows[:, None]
         begins = matched.copy()
@@ -183,7 +183,7 @@ def _matches(counts: Ints) -> dict[str, Any]:
     """Lag-1 autocorrelation and mean run length of matches, by layer and k, with intervals."""
     whole = counts.sum(axis=0).astype(float)
     document: dict[str, Any] = {
-        "k": list(FOLLOWED_K),
+        "k": list(DETAILED_K),
         "n_pairs": int(whole[0, 0, 1]),
         "n_runs": whole[:, :, 5].astype(int),
     }

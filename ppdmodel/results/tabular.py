@@ -29,7 +29,7 @@ class Frame(ABC):
         return json.dumps(json_ready(self._document()), indent=2, ensure_ascii=False)
 
     def _document(self) -> dict[str, Any]:
-        """What the JSON document says."""
+        """The content of the JSON document."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def to_frame(self) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What a model's layers and heads cost on one machine, in seconds."""
+"""Times of a model's layers and heads on one machine, in seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Timed(IntervalEstimate):
 
 @dataclass(frozen=True)
 class Timing:
-    """What a model's layers and heads cost on one machine, one unit a core.
+    """Times of a model's layers and heads on one machine, one core per unit.
 
     Attributes:
         model: the model's name.
@@ -66,7 +66,7 @@ class Timing:
 
 
 def resampled_timing(timing: Timing, rng: np.random.Generator) -> Timing:
-    """The timing as other repetitions of it would have been: all terms of one are drawn at once."""
+    """One bootstrap resample of the repetitions: all terms of a repetition are drawn together."""
     n = next(iter(timing.terms.values())).n
     rows = rng.integers(0, n, n)
 

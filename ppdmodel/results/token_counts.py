@@ -1,7 +1,7 @@
 """Counts by prompt for gates, two exits and self-speculation.
 
-They are sufficient statistics: on any resample of the prompts these methods come out as on the
-recorded tokens themselves.
+They are sufficient statistics: on any resample of the prompts these methods give the same results
+as on the recorded tokens.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ DRAFTED = tuple(range(1, 9))
 #: guesses behind a gate, and at each of two exits
 GATED_K, PAIR_K = (1, 2, 3, 5, 8), (1, 2, 3, 5)
 GATES = tuple(round(0.1 * n, 1) for n in range(1, 10))
-#: exits that are paired, at most, evenly over the second half of the layers: counts of pairs grow
-#: with the square
-MOST_PAIRED = 16
-#: arrays of a `TokenCounts`, without the one that may be missing
+#: most exits that are paired, spaced evenly over the second half of the layers: the number of pairs
+#: grows with the square
+MAX_PAIRED_EXITS = 16
+#: arrays of a `TokenCounts`, without the optional one
 ARRAYS = ("rounds", "passed", "right", "first", "both")
 
 
@@ -98,7 +98,7 @@ class TokenCounts:
 
     @classmethod
     def joined(cls, parts: Sequence[TokenCounts]) -> TokenCounts:
-        """Several measurements of one model, one after another."""
+        """Concatenate several measurements of one model."""
         if len(parts) == 1:
             return parts[0]
         names = ("tokens", *ARRAYS)
@@ -110,7 +110,7 @@ class TokenCounts:
         return replace(parts[0], **joint, shared=np.concatenate(shared) if whole else None)
 
     def only(self, prompts: Sequence[int]) -> TokenCounts:
-        """Some of the prompts."""
+        """Select some of the prompts."""
         kept: dict[str, Any] = {
             name: getattr(self, name)[list(prompts)] for name in ("tokens", *ARRAYS)
         }
@@ -128,7 +128,7 @@ class TokenCounts:
         return pairs_of(len(self.pair_exits))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of each array, what the other attributes make it."""
+        """The shape of each array, as the other attributes determine it."""
         n, exits, k = len(self.tokens), len(self.pair_exits), len(self.pair_k)
         gates = (n, self.layers - second_half(self.layers), len(self.gates))
         pairs = (n, exits * (exits - 1) // 2, k, k)
@@ -143,14 +143,14 @@ class TokenCounts:
 
 
 def second_half(layers: int) -> int:
-    """The first exit after which no process passes another exit before the verdict."""
+    """The first exit e with 2e >= d: no process passes a second exit before verification."""
     return -(-layers // 2)
 
 
 def paired(layers: int) -> tuple[int, ...]:
-    """Exits that are paired: all in the second half, or some evenly."""
+    """Exits that are paired: all in the second half, or an evenly spaced subset."""
     first, n = second_half(layers), layers - second_half(layers)
-    places = np.linspace(first, layers - 1, min(n, MOST_PAIRED)).round().astype(int)
+    places = np.linspace(first, layers - 1, min(n, MAX_PAIRED_EXITS)).round().astype(int)
     return tuple(sorted(set(places.tolist())))
 
 
@@ -163,7 +163,7 @@ def check_guesses(measurement: Measurement, guesses: Guesses) -> None:
     """Refuse guesses that are not of the measured tokens.
 
     Raises:
-        InvalidInputError: their numbers differ, or the true tokens are not where they ranked.
+        InvalidInputError: their numbers differ, or the true tokens disagree with the ranks.
     """
     rank, ids = measurement.rank, guesses.ids
     if ids.shape[:2] != rank.shape:
@@ -216,12 +216,12 @@ def _by_prompt(measurement: Measurement, cell: Ints, cells: int, rows: Ints | No
 
 
 def _gates(measurement: Measurement) -> tuple[Ints, Ints]:
-    """Tokens at which each gate of each exit is open, and where their ranks lie."""
+    """Tokens at which each gate of each exit is open, and those by class of rank."""
     n_gates, n_k = len(GATES), len(GATED_K)
     passed, right = [], []
     for e in range(second_half(measurement.layers), measurement.layers):
         confidence = measurement.top_prob[:, e - 1]
-        # how many gates are open: the first so many
+        # the number of open gates: these are the first ones
         open_ = (confidence[:, None] >= np.array(GATES)).sum(axis=1)
         rank_class = np.searchsorted(GATED_K, measurement.rank[:, e - 1])
         cell = open_ * (n_k + 1) + rank_class
@@ -236,7 +236,7 @@ def _gates(measurement: Measurement) -> tuple[Ints, Ints]:
 def _pairs(
     measurement: Measurement, guesses: Guesses | None, exits: tuple[int, ...]
 ) -> tuple[Ints, Ints, Ints | None]:
-    """Where ranks lie at each exit and at each two, and guesses that two share."""
+    """Tokens by class of rank at each exit and each pair, and guesses shared by pairs."""
     n_k, prompts = len(PAIR_K), len(measurement.prompt_ids)
     classes = [np.searchsorted(PAIR_K, measurement.rank[:, e - 1]) for e in exits]
     first = np.stack([_by_prompt(measurement, cell, n_k) for cell in classes], axis=1)
@@ -253,7 +253,7 @@ def _pairs(
 
 
 def _shared(measurement: Measurement, guesses: Guesses, early: int, late: int) -> Ints:
-    """Guesses of the earlier exit that the later one makes too, [prompts, k, k] by their places."""
+    """Guesses common to both exits, [prompts, k, k] by their places."""
     n_k, most = len(PAIR_K), max(PAIR_K)
     ids_1, ids_2 = (guesses.ids[:, e - 1, :most] for e in (early, late))
     row, i, j = np.nonzero(ids_1[:, :, None] == ids_2[:, None, :])

@@ -12,9 +12,9 @@ import pytest
 from ppdmodel import fit, load, save
 from ppdmodel.cli import run
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.calibrate import MOST_K, check_layers, check_recorded_k
+from ppdmodel.fitting.calibrate import MAX_K, check_layers, check_recorded_k
 from ppdmodel.results.calibration import Calibration
-from ppdmodel.results.intervals import LEAST_RESAMPLES, prompt_weights, resampled_rates
+from ppdmodel.results.intervals import MIN_RESAMPLES, prompt_weights, resampled_rates
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
 from tests.pipeline.test_prediction_error import a_timing
@@ -72,10 +72,10 @@ def test_several_measurements_of_one_model(tmp_path: Path) -> None:
 
 
 def test_numbers_at_the_ends_of_what_is_taken(measurement: Measurement) -> None:
-    least = fit(measurement, k_max=1, family="rank tail", resamples=LEAST_RESAMPLES)
+    least = fit(measurement, k_max=1, family="rank tail", resamples=MIN_RESAMPLES)
     assert (least.resamples, least.seed, least.k_max) == (40, 0, 1)
     with pytest.raises(InvalidInputError, match="k_max must be at most 1000; got 1001"):
-        fit(measurement, k_max=MOST_K + 1)
+        fit(measurement, k_max=MAX_K + 1)
     with pytest.raises(InvalidInputError, match="seed must be 0 or more; got -1"):
         fit(measurement, seed=-1)
     check_layers(2)

@@ -11,8 +11,8 @@ import pytest
 from ppdmodel import Calibration, fit
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.compatibility import (
-    LONGEST,
-    OF_MATCH_RATES,
+    MATCH_RATE_KEYS,
+    MAX_SHOWN_CHARS,
     check_agree,
     check_runs,
     check_timing,
@@ -60,10 +60,10 @@ def test_weights_are_told_by_their_model_too_and_long_values_are_cut() -> None:
     said = refusal(check_agree, found, expected, ["weights_sha256"], **WORDS)
     assert "weights_sha256 ['01'] (one) instead of ['02'] (other);" in said
     said = refusal(check_agree, {"a": "x" * 999}, {"a": 1}, ["a"], **WORDS)
-    assert f"with a '{'x' * (LONGEST - 1)}... instead of 1" in said
+    assert f"with a '{'x' * (MAX_SHOWN_CHARS - 1)}... instead of 1" in said
 
 
-@pytest.mark.parametrize("name", OF_MATCH_RATES)
+@pytest.mark.parametrize("name", MATCH_RATE_KEYS)
 def test_measurements_of_other_models_are_not_fitted_together(
     measurement: Measurement, name: str
 ) -> None:

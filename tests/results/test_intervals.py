@@ -10,9 +10,9 @@ import pytest
 
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.intervals import (
-    LEAST_RESAMPLES,
     LEVEL,
     METHOD,
+    MIN_RESAMPLES,
     Interval,
     interval_of,
     percentiles,
@@ -57,7 +57,7 @@ def test_the_ends_hold_all_but_a_fortieth_on_each_side() -> None:
     low, high = percentiles(np.arange(1001.0)[:, None] * [1, -1])
     assert low.tolist() == pytest.approx([25, -975])
     assert high.tolist() == pytest.approx([975, -25])
-    assert pytest.approx(1) == LEAST_RESAMPLES * (1 - LEVEL) / 2
+    assert pytest.approx(1) == MIN_RESAMPLES * (1 - LEVEL) / 2
 
 
 def test_an_interval_is_of_its_draws() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ppdmodel import save
 from ppdmodel.results import files
 from ppdmodel.results.measurement import Measurement
-from ppdmodel.results.summary import FOLLOWED_K, Tally, summarize
+from ppdmodel.results.summary import DETAILED_K, Tally, summarize
 from tests.conftest import make_measurement
 from tests.support.tables import SHAPES, Lengths, made_measurement
 
@@ -109,9 +109,9 @@ def followed(whole: Measurement, layer: int, k: int) -> tuple[float | None, floa
 def test_matches_are_followed_as_by_hand(lengths: Lengths, seed: int, top: int) -> None:
     whole = made_measurement(lengths, 2, seed, top=top)
     found = files.json_ready(summarize(whole)["matches"])
-    assert found["k"] == list(FOLLOWED_K)
+    assert found["k"] == list(DETAILED_K)
     for layer in range(2):
-        for column, k in enumerate(FOLLOWED_K):
+        for column, k in enumerate(DETAILED_K):
             correlation, run, pairs, runs = followed(whole, layer, k)
             assert found["n_pairs"] == pairs
             assert found["n_runs"][layer][column] == runs

@@ -22,7 +22,7 @@ from ppdmodel.results.token_counts import (
     DRAFTED,
     GATED_K,
     GATES,
-    MOST_PAIRED,
+    MAX_PAIRED_EXITS,
     PAIR_K,
     TokenCounts,
     paired,
@@ -87,7 +87,7 @@ def test_deep_models_pair_some_of_their_exits() -> None:
     assert paired(30) == tuple(range(15, 30))
     for layers in (80, 126, 1000):
         exits = paired(layers)
-        assert len(exits) == MOST_PAIRED
+        assert len(exits) == MAX_PAIRED_EXITS
         assert (exits[0], exits[-1]) == (layers // 2, layers - 1)
         assert max(np.diff(exits)) - min(np.diff(exits)) <= 1
 

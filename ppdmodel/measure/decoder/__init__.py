@@ -1,1 +1,1 @@
-"""Batched decoding with a cache, reading exits, and the check that both are right."""
+"""Batched decoding with a KV cache, early exits, and the check of both."""

@@ -1,4 +1,4 @@
-"""Attention that does not read the padding of a batch."""
+"""Attention that skips the padding of a batch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: what Transformers takes by default; its masks are flags, [batch, 1, queries, keys]
+#: Transformers' default attention, with boolean masks [batch, 1, queries, keys]
 NAME = "sdpa"
-#: keys, over all rows of a group, that a cut must save to be worth a call of its own
+#: fewest keys, over all rows of a group, that a split must save
 MIN_KEYS_SAVED = 512
 
 
 @contextmanager
 def without_padding() -> Iterator[None]:
-    """Have attention begin at the first key that a row's mask shows, for a while.
+    """Context in which attention starts at the first unmasked key of each row.
 
-    It does so on a CPU, where a step has one token per row. Rows that lie together and begin at
-    about the same place are read together, so a batch is best ordered by length. What is left out
-    has weight 0: the result is the same but for rounding.
+    It applies on a CPU to steps of one token per row. Adjacent rows that start at about the same
+    key share a call, so a batch is best ordered by length. Skipped keys have weight 0: the result
+    is the same up to rounding.
     """
-    from transformers import AttentionInterface  # slow: not before a model is there
+    from transformers import AttentionInterface  # slow import, deferred until a model is loaded
 
     whole = AttentionInterface()[NAME]
     AttentionInterface.register(NAME, _Shortened(whole))
@@ -35,7 +35,7 @@ def without_padding() -> Iterator[None]:
 
 
 class _Shortened:
-    """Attention in groups of rows; the layers of a step share a mask, and so its groups."""
+    """Attention in groups of rows, which all layers of a step share, as they share the mask."""
 
     def __init__(self, whole: Callable[..., tuple[Tensor, None]]) -> None:
         self.whole = whole
@@ -71,7 +71,7 @@ class _Shortened:
 
 
 def _is_step(query: Tensor, key: Tensor, mask: Tensor, options: dict[str, Any]) -> bool:
-    """Whether keys may be left out by rows: a step of one token on a CPU, with a mask of flags."""
+    """Whether keys may be skipped by rows: a one-token step on a CPU with a boolean mask."""
     return (
         query.device.type == "cpu"
         and query.shape[2] == 1
@@ -83,10 +83,10 @@ def _is_step(query: Tensor, key: Tensor, mask: Tensor, options: dict[str, Any]) 
 
 
 def groups(starts: Sequence[int], worth: int) -> list[tuple[slice, int]]:
-    """Cut rows that begin at these places into groups, each with the first place of its rows.
+    """Split rows by their first keys into groups, each with the smallest first key of its rows.
 
-    The cut that leaves out most places is made, and both parts are cut again, while it leaves out
-    at least `worth`.
+    The split that skips most keys is made, and both parts are split again, while a split skips at
+    least `worth` keys.
 
     >>> groups([9, 8, 9, 0], worth=3)
     [(slice(0, 3, None), 8), (slice(3, 4, None), 0)]

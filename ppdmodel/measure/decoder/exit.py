@@ -1,4 +1,4 @@
-"""Reading guesses for the next token off the middle of a decoder."""
+"""Early exits: next-token logits from the states of an intermediate layer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...errors import InvalidInputError
 from .head_path import HeadPath, trace_head_path
 from .kernels import Blocks
 
-#: how far an exit may be from the model's own logits, in parts of the largest one
+#: tolerance between the last exit's and the model's logits, relative to the largest one
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-#: where a configuration says what multiplies, or divides, the logits
+#: configuration keys of factors and divisors of the logits
 MULTIPLIERS, DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
 
 
@@ -48,14 +48,14 @@ class Exit:
 
     Attributes:
         decoder_layers: the model's layers, in order.
-        tail: what the model applies between its last layer and its head: the final norm, and a
-            projection in some models.
+        tail: modules between the last layer and the head: the final norm, and a projection in
+            some models.
         head: a module with `weight` [vocabulary, head input], and `bias` or None.
-        scale: what the logits are multiplied by after the head.
+        scale: factor on the logits after the head.
         softcap: c of c * tanh(logits / c) after that, or None.
         maps: trained corrections by layer, from 1; empty for the logit exit.
         kind: "logit", or "trained".
-        blocks: the head's product in blocks, where its weight is packed; else None.
+        blocks: the head's blocked product, if its weight is packed; else None.
     """
 
     decoder_layers: nn.ModuleList
@@ -84,7 +84,7 @@ class Exit:
         return len(self.weight)
 
     def head_input(self, hidden: Tensor, layer: int | None = None) -> Tensor:
-        """What the head reads for states [n, width] of a layer, from 1; None is the last one."""
+        """The head's input for states [n, width] of a layer, from 1; None is the last."""
         out = hidden
         for module in self.tail:
             out = module(out)
@@ -92,7 +92,7 @@ class Exit:
         return out if trained is None else out + trained(hidden)
 
     def finish(self, logits: Tensor) -> Tensor:
-        """Scale and cap the head's products, in place."""
+        """Apply scale and soft-cap to the head's output, in place."""
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.softcap:
@@ -113,7 +113,7 @@ REGISTER = (
 
 
 def register_exit(model_class: str) -> Callable[[Callable[[Any], Exit]], Callable[[Any], Exit]]:
-    """Say how exits of an unknown kind of model are read.
+    """Register how to make the exit of a model class.
 
     Args:
         model_class: the name of the model's class, as `type(model).__name__` gives it. The
@@ -128,14 +128,14 @@ def register_exit(model_class: str) -> Callable[[Callable[[Any], Exit]], Callabl
 
 
 def logit_exit(model: Any) -> Exit:
-    """Find a decoder's layers and its path from the last layer to its logits, and prove it.
+    """Find a decoder's layers and its path from last layer to logits, and check it.
 
-    The path is observed: a short probe text is run, and what the model calls after its last layer
-    is the tail and the head. Scales and soft-caps that follow are read off the same probe. Then the
-    last exit must make the model's own logits, for a registered exit too.
+    The path is observed: a short probe text is run, and the modules called after the last layer are
+    the tail and the head. Scale and soft-cap are inferred from the same probe. Then the last exit,
+    registered or found, must reproduce the model's logits.
 
     Raises:
-        InvalidInputError: no such path makes the model's logits; the message says how to register.
+        InvalidInputError: no path reproduces the logits; the message says how to register one.
     """
     make = _REGISTERED.get(type(model).__name__)
     registered = make(model) if make else None
@@ -150,7 +150,7 @@ def logit_exit(model: Any) -> Exit:
 
 
 def _with_finish(model: Any, path: HeadPath) -> Exit:
-    """The observed exit with the scale and soft-cap that explain the model's logits."""
+    """The observed exit with the scale and soft-cap inferred from the logits."""
     plain = Exit(decoder_layers=path.layers, tail=path.tail, head=path.head)
     with torch.inference_mode():
         read = plain.logits(path.last_hidden).double()
@@ -164,7 +164,7 @@ def _with_finish(model: Any, path: HeadPath) -> Exit:
 
 
 def _snapped(config: Any, ratio: float) -> float:
-    """The exact scale that a configuration names, where the observed ratio is that one."""
+    """The configuration's exact scale, if the observed ratio agrees with it."""
     text = config.get_text_config()
     stated = [getattr(text, name, None) for name in MULTIPLIERS]
     stated += [1 / value for name in DIVISORS if (value := getattr(text, name, None))]
@@ -194,7 +194,7 @@ def _unsupported(model: Any, why: str) -> InvalidInputError:
 
 @contextmanager
 def on_layers(exit_: Exit, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Hand each layer's output at the last position, [batch, width], to `keep(index, states)`."""
+    """Call `keep(index, states)` with each layer's output [batch, width] at the last position."""
 
     def hook(index: int) -> Any:
         def seen(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -1,7 +1,7 @@
-"""Text from the model itself, with the hidden states that made each token.
+"""Generation of text by the model, with the hidden states behind each token.
 
-A batch is decoded with a KV cache that does not move, texts that have ended are taken out of it,
-and the states are handed over in chunks as they come: memory does not grow with the text.
+A batch is decoded with a preallocated KV cache, finished texts are removed from it, and the states
+are yielded in chunks: memory does not grow with the text.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .exit import Exit, on_layers
 from .kernels import drop_pages, fast_linears, give_back_memory, lazy_zeros
 from .sampling import Sampling, TokenPosition, choose
 
-#: share of a batch that must have ended before the rest moves together
+#: share of a batch that must have finished before the batch is compacted
 ENDED_SHARE = 0.125
-#: how much longer the longest context of a group read together may be than the shortest, and the
-#: tokens of more than one
+#: prefill groups: largest ratio of longest to shortest context, and most tokens in a group of
+#: several contexts
 GROUP_SPREAD, GROUP_TOKENS = 1.2, 512
-#: tokens, over all texts of a batch, that a common beginning must save to be read apart
+#: tokens, over all texts of a batch, that a common prefix must save to be prefilled once
 MIN_SHARED_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Context:
-    """The text that a continuation follows: whose it is, and its token ids."""
+    """The token ids to continue, and the conversation they belong to."""
 
     prompt_id: str
     turn: int
@@ -41,7 +41,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some generated tokens, ordered by step: what chose them, and each layer's states.
+    """Some generated tokens, ordered by step, with each layer's states.
 
     `row` [n] counts the contexts of the batch, `position` [n] the tokens of a row; `hidden` has
     shape [layers, n, width], `noise` [n, vocabulary] or is None for greedy text, and `top_token`
@@ -57,7 +57,7 @@ class Chunk:
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of a layer in memory taken at once, so that a step copies only its own."""
+    """Preallocated keys and values of a layer, so that a step copies only its own."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_more: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append [batch, heads, n, size] and return all that is kept."""
+        """Append [batch, heads, n, size] and return all keys and values."""
         n = key_states.shape[-2]
         self._take(key_states, value_states, len(key_states))
         self.all_keys[:, :, self.used : self.used + n] = key_states
@@ -75,8 +75,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self._show(self.used + n)
 
     def adopt(self, rows: Sequence[int], batch: int, end: int, other: GrowingLayer) -> None:
-        """Take up what another cache keeps of some rows, or of one for all, up to place `end`."""
-        if other.used == 0:  # a layer that reads another one's keys
+        """Copy some rows of another cache, or one row for all, up to place `end`."""
+        if other.used == 0:  # a layer that shares another one's keys
             return
         self._take(other.keys, other.values, batch)
         index = torch.tensor(rows, device=other.keys.device)
@@ -100,9 +100,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def keep(self, rows: Sequence[int], starts: Sequence[int]) -> None:
-        """Keep only some rows of the batch, in order; each begins at its place in `starts`.
+        """Keep only some rows of the batch, in order; row starts are in `starts`.
 
-        They move down in place: what lies before a row's start is never read.
+        Rows are compacted in place: nothing before a row's start is ever read.
         """
         if self.used == 0:
             return
@@ -117,7 +117,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def growing_cache(config: Any, room: int) -> DynamicCache:
-    """A model's cache, with memory for `room` tokens taken at once in the plain layers."""
+    """A model's cache, with memory for `room` tokens preallocated in the plain layers."""
     cache = DynamicCache(config=config)
     cache.layers = [
         GrowingLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
@@ -179,10 +179,10 @@ class Batch:
         return all(isinstance(layer, GrowingLayer) for layer in self.cache.layers)
 
     def _by_length(self) -> tuple[Tensor, list[Tensor]]:
-        """Read the contexts in groups of about one length, so that little of it is padding.
+        """Prefill the contexts in groups of similar length, so that there is little padding.
 
-        What all of them begin with is read once, and lies before the padding of each group: where
-        keys lie does not matter, as their positions and the mask say what they are.
+        A common prefix is prefilled once and stored before each group's padding: the place of keys
+        in the cache does not matter, as position ids and the mask are explicit.
         """
         batch, shared = len(self.rows), self.shared
         beginning = growing_cache(self.model.config, shared)
@@ -217,13 +217,13 @@ class Batch:
         return whole([logits for _, logits, _ in parts]), [whole(layer) for layer in layers]
 
     def append(self, chosen: Tensor) -> None:
-        """Take up each row's next token."""
+        """Append each row's next token."""
         self.ids = chosen[:, None].to(self.mask.device)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Drop all rows of the batch but those at the given places, in ascending order."""
+        """Keep only the rows of the batch at the given places, in ascending order."""
         index = torch.tensor(kept, device=self.mask.device)
         self.rows = [self.rows[place] for place in kept]
         self.starts = [self.starts[place] for place in kept]
@@ -237,7 +237,7 @@ class Batch:
 
 
 def shared_prefix(texts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all texts begin with, of which each has more; 0 where there is little to save.
+    """Length of the common prefix, shorter than every text; 0 where it saves little.
 
     >>> shared_prefix([[7, 8, 9], [7, 8, 5, 6]] * 3)
     2
@@ -268,7 +268,7 @@ def grouped(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _rows(whole: Tensor, places: Tensor) -> Tensor:
-    """The rows at some places, in order; the tensor itself where these are all."""
+    """The rows at some places, in order; the tensor itself if these are all rows."""
     return whole if len(places) == len(whole) else whole[places.to(whole.device)]
 
 
@@ -327,8 +327,7 @@ def generate(
 ) -> Iterator[Chunk]:
     """Decode a batch of tokenized contexts, padded on the left, end tokens included.
 
-    A chunk must be used up before the next is asked for: its states lie in memory that is used
-    again.
+    A chunk must be consumed before the next is requested: the memory of its states is reused.
 
     Args:
         model: a decoder with a language-model head.
@@ -336,23 +335,23 @@ def generate(
         contexts: token ids of each text so far; none empty.
         max_new_tokens: tokens to generate for each, unless it ends earlier.
         end_ids: a text stops after one of these.
-        sampling: how tokens are drawn; None is greedy.
-        drops_rows: whether texts that have ended may leave the batch; some caches cannot.
-        chunk_tokens: tokens in a chunk, but for the last; at least one step's are.
-        on_step: called after each step with its number from 1 and how many rows got a token.
+        sampling: how tokens are sampled; None is greedy.
+        drops_rows: whether finished texts may leave the batch; some caches do not support it.
+        chunk_tokens: tokens per chunk, except the last; at least those of one step.
+        on_step: called after each step with its number from 1 and the number of active rows.
     """
     batch = Batch(model, exit_, contexts, max_new_tokens)
     buffer = _Buffer(len(exit_.decoder_layers), max(chunk_tokens, len(contexts)))
     active = list(range(len(contexts)))  # places in the batch whose text has not ended
     for step in range(max_new_tokens):
         if buffer.fill + len(active) > buffer.capacity:
-            give_back_memory()  # what the steps freed, and then what the reader of the chunk did
+            give_back_memory()  # freed by the steps and by the chunk's consumer
             yield buffer.take()
             give_back_memory()
         places = torch.tensor(active)
         with fast_linears(model):
             logits, states = batch.step()
-        if step == 0:  # reading the contexts took most
+        if step == 0:  # prefill used most memory
             give_back_memory()
         buffer.keep(states, places)
         rows = [batch.rows[place] for place in active]
@@ -365,7 +364,7 @@ def generate(
         buffer.tokens.append(chosen)
         buffer.top_tokens.append(live.argmax(-1) if sampling else chosen)
         buffer.noises += [] if noise is None else [noise]
-        del logits, states, live  # or they live until the next step has made its own
+        del logits, states, live  # free the memory before the next step
         on_step(step + 1, len(active))
         ended = [token in end_ids for token in chosen.tolist()]
         following = torch.zeros(len(batch.rows), dtype=torch.long)

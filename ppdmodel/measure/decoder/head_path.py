@@ -1,4 +1,4 @@
-"""What a model does after its last layer, found by watching it run."""
+"""The modules a model calls after its last layer, traced by hooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROBE_TOKENS = 8
 
 @dataclass(frozen=True)
 class HeadPath:
-    """What a probe showed: the layers, what came after the last one, and the model's logits.
+    """Result of a probe: the layers, the modules after the last one, and the logits.
 
     `last_hidden` is [tokens, width], `logits` [tokens, vocabulary]. `fault` says why no path was
     found, or is empty.
@@ -28,7 +28,7 @@ class HeadPath:
 
 
 class _CallRecorder:
-    """Notes the outermost modules that run after each candidate's last layer."""
+    """Records the outermost modules called after each candidate's last layer."""
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList) -> None:
         self.layers = layers
@@ -68,11 +68,11 @@ class _CallRecorder:
 
 @torch.inference_mode()
 def trace_head_path(model: Any, known: nn.ModuleList | None = None) -> HeadPath:
-    """Run a short probe and say what the model calls between its last layer and its logits.
+    """Run a short probe and trace the modules between the last layer and the logits.
 
     Args:
         model: a decoder with a language-model head.
-        known: its layers; None looks for a list of as many as its configuration says.
+        known: its layers; None searches for a list of the configured length.
     """
     config = model.config.get_text_config()
     depth = len(known) if known is not None else int(config.num_hidden_layers)

@@ -1,4 +1,4 @@
-"""Matrix products and memory on a CPU, faster and leaner than torch gives them by itself."""
+"""Faster matrix products and smaller memory use on a CPU than torch's defaults."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-#: oneDNN keeps code for each shape that it met, by default for 1024: it adds up as batches shrink
+#: oneDNN caches compiled code for up to 1024 shapes by default: too much as batches shrink
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-#: of the states for which oneDNN orders weights; it is near the best for 2 to some hundred
+#: rows of states for which oneDNN packs weights; near-optimal for 2 to a few hundred rows
 ROWS = 32
-#: rows of a product that is made by columns: this many, or a multiple
-FILLED = 4
-#: bytes of a head's weight of which a second copy, in oneDNN's order, is kept
+#: rows in `by_columns` are padded to a multiple of this
+ROW_MULTIPLE = 4
+#: largest part of a head's weight, in bytes, that is duplicated in oneDNN's packed format
 HEAD_BYTES = 2**26
-#: an anonymous map whose pages take memory only when they are written; not on every system
-PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+#: flags of an anonymous memory map, allocated page by page on writing; 0 if unsupported
+MAP_FLAGS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
 
 def linear_for(weight: Tensor) -> Linear:
-    """Multiply: states @ weight.T + bias by oneDNN where it can, else by torch's own way.
+    """Choose a linear product: oneDNN's where supported, else torch's default.
 
-    On a CPU torch multiplies float32 by MKL, which is slower on some processors, most so where
-    there are few rows.
+    On a CPU torch multiplies float32 by MKL, which is slower on some processors, most of all
+    with few rows.
     """
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn():
         return _by_onednn
@@ -50,17 +50,17 @@ def _has_onednn() -> bool:
     try:
         one = torch.ones(2, 3)
         return torch.equal(_by_onednn(one, one, None), one @ one.T)
-    except (AttributeError, RuntimeError):  # a torch without this operator
+    except (AttributeError, RuntimeError):  # this torch lacks the operator
         return False
 
 
 def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply a few states [n, in] by a weight that lies as [in, out].
+    """Multiply a few states [n, in] by a weight stored as [in, out].
 
     In float32 on one thread by NumPy's BLAS: with OpenBLAS, as in NumPy's wheels, one row takes
     little more than reading the weight, and a few much less than as many single ones. They are
-    filled up to a multiple of 4, for which it has its fast code. On several threads, and on
-    devices, torch does it: two libraries' threads would wait for each other's cores.
+    padded to a multiple of 4, for which it has fast code. On several threads and on other
+    devices torch is used: the threads of two libraries would compete for the cores.
     """
     n, alone = len(states), weight.device.type == "cpu" and torch.get_num_threads() == 1
     by_numpy = alone and weight.dtype == torch.float32
@@ -70,8 +70,8 @@ def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         product = product[None]
     elif by_numpy:
         filled = states
-        if n % FILLED:
-            filled = states.new_zeros(-(-n // FILLED) * FILLED, states.shape[1])
+        if n % ROW_MULTIPLE:
+            filled = states.new_zeros(-(-n // ROW_MULTIPLE) * ROW_MULTIPLE, states.shape[1])
             filled[:n] = states
         product = torch.from_numpy(filled.numpy() @ weight.numpy())[:n]
     else:
@@ -81,9 +81,9 @@ def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 @contextmanager
 def fast_linears(model: nn.Module) -> Iterator[None]:
-    """Have a model's linear layers multiply by `linear_for`, for a while.
+    """Context in which a model's linear layers use `linear_for`.
 
-    Layers that something else has changed already, such as a device map, are left alone.
+    Layers with a replaced `forward`, as by a device map, are left unchanged.
     """
     changed = _onednn_linears(model)
     try:
@@ -96,14 +96,13 @@ def fast_linears(model: nn.Module) -> Iterator[None]:
 
 
 def prepack_layers(model: nn.Module, layers: Iterable[nn.Module]) -> Callable[[], None]:
-    """Keep the weights of a model's layers in oneDNN's own order instead of rows, where it can.
+    """Replace the weights of a model's layers by oneDNN's packed format, where supported.
 
-    A product of a few rows takes less time so, and memory does not grow: a parameter that was moved
-    reads NaN. Weights that other modules share, the head's and embedding's among
-    them, stay.
+    Products of a few rows become faster. Memory does not grow: a replaced parameter reads NaN.
+    Weights shared between modules, such as those of head and embedding, are not replaced.
 
     Returns:
-        What brings the parameters back.
+        A function that restores the parameters.
     """
     uses = Counter(id(p) for m in model.modules() for p in vars(m)["_parameters"].values())
     inside = {id(module) for layer in layers for module in layer.modules()}
@@ -132,7 +131,7 @@ class Blocks:
         weight: [out, in].
         bias: [out], or None.
         size: outputs of a block; the last may have fewer.
-        packed_bytes: how much of the weight to keep a copy of in oneDNN's own order, where it can.
+        packed_bytes: how much of the weight to duplicate in oneDNN's packed format, if supported.
     """
 
     def __init__(
@@ -163,9 +162,9 @@ def _by(linear: Linear, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor
 
 
 def prepack_head(head: nn.Module, size: int) -> Blocks | None:
-    """Have a head multiply by a packed copy of its weight, up to `HEAD_BYTES`, where oneDNN can.
+    """Give a head a packed copy of up to `HEAD_BYTES` of its weight, where oneDNN can.
 
-    Its parameters stay as they are: an embedding may share them.
+    Its parameters are unchanged: an embedding may share them.
     """
     if not isinstance(head, nn.Linear) or not _onednn_linears(head):
         return None
@@ -175,7 +174,7 @@ def prepack_head(head: nn.Module, size: int) -> Blocks | None:
 
 
 def _onednn_linears(model: nn.Module) -> list[nn.Linear]:
-    """A model's plain linear layers whose products are left to oneDNN."""
+    """A model's plain linear layers that oneDNN can compute."""
     return [
         module
         for module in model.modules()
@@ -190,7 +189,7 @@ def _set_linear(module: nn.Linear, weight: Tensor) -> None:
 
 
 def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Zeros of the type and on the device of another tensor; on a CPU only what is written counts.
+    """Zeros like another tensor; on a CPU memory is allocated only for written pages.
 
     >>> lazy_zeros((2, 3), torch.ones(1)).sum()
     tensor(0.)
@@ -198,19 +197,19 @@ def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     size = like.element_size()
     for n in shape:
         size *= n
-    if like.device.type != "cpu" or not PRIVATE or not size:
+    if like.device.type != "cpu" or not MAP_FLAGS or not size:
         return like.new_zeros(tuple(shape))
-    pages = mmap.mmap(-1, size, flags=PRIVATE)
+    pages = mmap.mmap(-1, size, flags=MAP_FLAGS)
     return torch.frombuffer(pages, dtype=like.dtype).view(*shape)
 
 
 def drop_pages(zeros: Tensor) -> None:
-    """Return to the system what a part of `lazy_zeros` holds, if it lies in one piece.
+    """Return the pages of a contiguous part of `lazy_zeros` to the operating system.
 
-    What was there is lost.
+    Their contents are lost.
     """
     advice = getattr(mmap, "MADV_DONTNEED", None)
-    if zeros.device.type != "cpu" or not PRIVATE or advice is None or not zeros.is_contiguous():
+    if zeros.device.type != "cpu" or not MAP_FLAGS or advice is None or not zeros.is_contiguous():
         return
     begin = -(-zeros.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (zeros.data_ptr() + zeros.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -219,9 +218,9 @@ def drop_pages(zeros: Tensor) -> None:
 
 
 def give_back_memory() -> None:
-    """Return what was freed to the system, where the allocator would keep it (glibc)."""
+    """Return freed memory to the operating system, which glibc would retain."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another system's allocator
+    except (AttributeError, OSError, TypeError):  # not glibc
         return
     trim(0)

@@ -1,8 +1,8 @@
 """The rank of the true token among an exit's logits, and the exit's first guesses.
 
-The product of states and head is by far the largest part, so it is made in blocks of the vocabulary
-that stay in cache while everything else is read off them: on a CPU the whole stage runs close to
-the speed of a plain matrix product (`make bench`).
+The product of states and head dominates, so it is computed in blocks of the vocabulary that stay in
+cache while everything else is derived from them: on a CPU the whole stage runs close to the speed
+of a plain matrix product (`make bench`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .exit import Exit
 from .kernels import Blocks, drop_pages, lazy_zeros, linear_for
 from .sampling import scaled
 
-#: first guesses whose ids and probabilities are kept
+#: first guesses whose ids and probabilities are recorded
 GUESSES = 8
 #: rows of states in one product, and the memory that their logits may take
 ROWS, LOGITS_BYTES = 192, 256 * 2**20
 #: vocabulary entries in one product on a CPU, and per group of which the largest logit is kept
 BLOCK, GROUP = 1536, 64
-#: powers of 2 are faster than powers of e
+#: 2**x is faster than e**x
 LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What one exit thought of some tokens, on the CPU.
+    """Ranks, probabilities and guesses of one exit for some tokens, on the CPU.
 
     `rank` [n] int32 is 1 + the number of larger logits, `top_prob` [n] float32 the exit's largest
     probability, `guess_ids` [n, 8] int32 and `guess_probs` [n, 8] float32 its first guesses, in
@@ -45,7 +45,7 @@ class Ranked:
 
 
 class Ranker:
-    """Ranks true tokens at the exits of one model, in memory that it takes once."""
+    """Ranks true tokens at the exits of one model, in memory allocated once."""
 
     def __init__(self, exit_: Exit) -> None:
         self.exit = exit_
@@ -53,13 +53,13 @@ class Ranker:
         self._scan: _Scan | None = None
 
     def using(self, exit_: Exit) -> Ranker:
-        """A ranker for the same head with other maps, in the same memory."""
+        """A ranker for the same head with other maps, sharing the memory."""
         other = Ranker(exit_)
         other._scan = self._scan = self._scan or _Scan(self.exit, self.rows)
         return other
 
     def rest(self) -> None:
-        """Give back the memory of the logits, until the next are made."""
+        """Return the pages of the logits to the operating system until the next ones."""
         if self._scan is not None:
             drop_pages(self._scan.buffer)
 
@@ -72,17 +72,17 @@ class Ranker:
         noise: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Ranked:
-        """Rank each true token by the logits read off one layer.
+        """Rank each true token by the exit logits of one layer.
 
-        The true token's logit is taken from the same product that it is ranked in: made along
-        another path it may round differently, and be counted against itself.
+        The true token's logit comes from the same product as the others: computed separately it
+        may round differently, and seem to exceed itself.
 
         Args:
             hidden: that layer's states, [n, width]; n at least 1.
             targets: the token that followed each state, [n].
             layer: the layer, from 1, for its trained map; None is the model's own path.
             noise: Gumbel noise [n, vocabulary] that sampled the tokens, for coupled ranks.
-            temperature: what logits are divided by before the noise is added.
+            temperature: divides the logits before the noise is added.
         """
         scan = self._scan = self._scan or _Scan(self.exit, self.rows)
         parts = []
@@ -109,8 +109,8 @@ class Ranker:
 class _Scan:
     """Logits of some rows, [blocks, rows, block] with the vocabulary padded by -inf at the end.
 
-    A block of logits is contiguous: rows that are a whole vocabulary apart would fall on the same
-    cache lines.
+    A block of logits is contiguous: rows a whole vocabulary apart would compete for the same cache
+    lines.
     """
 
     def __init__(self, exit_: Exit, rows: int) -> None:
@@ -137,12 +137,11 @@ class _Scan:
             yield index * self.block, self.buffer[index, : self.n]
 
     def fill(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Make the logits of states [n, head input], and what the guesses need of them.
+        """Compute the logits of states [n, head input], with group maxima and sums.
 
-        A block is read off while it is in cache, so the targets' own logits must be known before
-        all blocks are: they are made ahead, and a row in which they came out rounded otherwise is
-        counted again. Powers are taken relative to the first block's largest logit, and added up
-        again in a row where that was too small.
+        A block is reduced while it is in cache, so the targets' own logits are computed first; a
+        row in which they round differently is counted again. Exponentials are relative to the
+        first block's largest logit, and summed again in a row where that was too small.
 
         Returns:
             How many logits [n] exceed the target's, int32.
@@ -194,12 +193,12 @@ class _Scan:
     def _above(self, scores: Tensor, own: Tensor) -> Tensor:
         """How many of a block's scores exceed each row's own, in float32, exact to 2**24.
 
-        As floats the comparison is several times faster than as flags.
+        A comparison that gives floats is several times faster than one that gives booleans.
         """
         return torch.gt(scores, own, out=self.scratch[: self.n]).sum(1)
 
     def _wide(self, logits: Tensor) -> Tensor:
-        """Logits [n, block] in float32; if they are not, in scratch memory."""
+        """Logits [n, block] in float32, converted in scratch memory if needed."""
         if logits.dtype == torch.float32:
             return logits
         return self.scratch[: self.n].copy_(logits)
@@ -211,8 +210,8 @@ class _Scan:
     def first_guesses(self) -> tuple[Tensor, Tensor]:
         """Ids [n, 8] int32 and probabilities [n, 8] float32 of the largest logits.
 
-        They are in the groups with the largest maxima, so only those are looked through. Where the
-        vocabulary is smaller than that, the rest has id -1 and probability 0.
+        They are in the groups with the largest maxima, so only those are searched. With a smaller
+        vocabulary the rest has id -1 and probability 0.
         """
         groups = self.group_max.topk(min(GUESSES, self.group_max.shape[1]), 1).indices
         within = torch.arange(GROUP, device=self.device)
@@ -226,7 +225,7 @@ class _Scan:
 
 @torch.inference_mode()
 def rank_and_margin(exit_: Exit, hidden: Tensor, target: int) -> tuple[int, float]:
-    """A token's rank, and how far its logit lies below the largest, for one state [width]."""
+    """A token's rank and the margin of the largest logit over its own, for one state [width]."""
     logits = exit_.logits(hidden[None].to(exit_.weight.device))[0].float()
     own = logits[target]
     return 1 + int((logits > own).sum()), float(logits.max() - own)

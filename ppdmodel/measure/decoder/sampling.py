@@ -1,8 +1,8 @@
-"""How the next token is chosen: the largest logit, or a sample that is the same on any machine.
+"""Choice of the next token: greedy, or sampled reproducibly on any machine.
 
 A sample is the largest of logits / temperature + Gumbel noise. The noise of a token depends on the
-seed, its prompt, turn and position alone, so the same text comes from any batch, shard or resumed
-run, and an exit that adds the same noise to its own logits guesses the sampled token more often.
+seed, its prompt, turn and position alone, so any batch, shard or resumed run gives the same
+text, and an exit that adds the same noise to its logits guesses the sampled token more often.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def choose(
 
     Args:
         logits: [rows, vocabulary].
-        places: where each row's next token stands.
+        places: the position of each row's next token.
         sampling: None takes the largest logit.
 
     Returns:
-        Token ids [rows], and the noise [rows, vocabulary] that chose them; None for greedy text.
+        Token ids [rows], and the noise [rows, vocabulary] used; None for greedy text.
     """
     if sampling is None:
         return logits.argmax(-1), None
@@ -76,9 +76,9 @@ def choose(
 
 
 def scaled(logits: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
-    """Logits / temperature in float32, rounded alike wherever and in whatever shape it is done.
+    """Logits / temperature in float32, with the same rounding for any shape and device.
 
-    By a tensor on their device: some devices multiply by the reciprocal of a plain number.
+    The divisor is a tensor: some devices multiply by the reciprocal of a Python number.
     """
     divisor = torch.full((), temperature, dtype=torch.float32, device=logits.device)
     return torch.div(logits.float(), divisor, out=out)
@@ -101,5 +101,5 @@ def within_top_p(scores: Tensor, top_p: float) -> Tensor:
         return scores
     ordered, order = scores.sort(-1, descending=True)
     probs = ordered.softmax(-1)
-    outside = probs.cumsum(-1) - probs >= top_p  # what comes before already has that much
+    outside = probs.cumsum(-1) - probs >= top_p  # the larger ones already reach top_p
     return scores.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), -torch.inf)

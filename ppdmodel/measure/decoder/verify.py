@@ -14,9 +14,9 @@ from .generate import Batch, Context
 from .kernels import prepack_head, prepack_layers
 from .ranks import BLOCK
 
-#: lengths of the probe's texts, one of which is padded for most of its length, and the length of
-#: their common prefix
-LENGTHS, SHARED = (13, 5, 9), 4
+#: lengths of the probe's texts, one of which is mostly padding, and the length of their common
+#: prefix
+LENGTHS, PREFIX_LENGTH = (13, 5, 9), 4
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Decoder:
     """A model that passed the check.
 
     Attributes:
-        model: decodes padded batches with a cache as it decodes each text alone.
-        exit: makes its logits from its last layer's states.
-        drops_rows: whether texts may be taken out of a batch; some caches do not support it.
+        model: gives the same logits for padded, cached batches as for each text alone.
+        exit: reproduces its logits from its last layer's states.
+        drops_rows: whether rows may be removed from a batch; some caches do not support it.
     """
 
     model: Any
@@ -34,14 +34,14 @@ class Decoder:
     drops_rows: bool
 
     def prepacked(self) -> Decoder:
-        """The same, its weights reordered in place for the fastest products.
+        """The same decoder with weights reordered in place for faster products.
 
-        The model can be run afterwards, and its layers' parameters can no longer be read.
+        The model still runs, but its layers' parameters can no longer be read.
         """
         undo = prepack_layers(self.model, self.exit.decoder_layers)
         head = self.exit.head
         blocks = prepack_head(head, BLOCK)
-        if _fault(self.model, self.exit, self.drops_rows):  # its code reads a weight by itself
+        if _fault(self.model, self.exit, self.drops_rows):  # its code accesses a weight directly
             undo()
             if blocks is not None:
                 del vars(head)["forward"]
@@ -53,8 +53,8 @@ def verified(model: Any) -> Decoder:
     """Find a model's exit and check how it decodes.
 
     Raises:
-        InvalidInputError: its exits are not found, or a padded batch with a cache gives other
-            logits than each text alone.
+        InvalidInputError: its exits are not found, or a padded, cached batch gives other logits
+            than each text alone.
     """
     exit_ = logit_exit(model)
     fault = _fault(model, exit_, drop=True)
@@ -68,10 +68,10 @@ def verified(model: Any) -> Decoder:
 
 @torch.inference_mode()
 def _fault(model: Any, exit_: Exit, drop: bool) -> str:
-    """How decoding some texts as one batch differs from each alone; empty where it does not."""
+    """How batched decoding differs from decoding each text alone; empty if it agrees."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = [
-        [(7 * n + 31 * length * (n >= SHARED)) % vocabulary for n in range(length)]
+        [(7 * n + 31 * length * (n >= PREFIX_LENGTH)) % vocabulary for n in range(length)]
         for length in LENGTHS
     ]
     try:
@@ -89,7 +89,7 @@ def _fault(model: Any, exit_: Exit, drop: bool) -> str:
             batch.append(chosen)
             if drop and step == 1:
                 batch.keep([1])
-    except Exception as error:  # whatever a model's own code raises
+    except Exception as error:  # the model's own code may raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return ""
 

@@ -1,4 +1,4 @@
-"""Where files that can be made again are kept, per user. No torch here."""
+"""The user's cache folder, for files that can be regenerated. No torch here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ...errors import InvalidInputError
 
 
 def cache_dir() -> Path:
-    """The folder for files that can be made again; it may not exist yet.
+    """The cache folder; it may not exist yet.
 
-    $PPDMODEL_CACHE, or else `ppdmodel` in $XDG_CACHE_HOME (where that is absolute, as its
-    standard wants) or in ~/.cache.
+    $PPDMODEL_CACHE, or else `ppdmodel` in $XDG_CACHE_HOME (if that is absolute, as its
+    specification requires) or in ~/.cache.
 
     Raises:
-        InvalidInputError: none is set and there is no home.
+        InvalidInputError: none is set and there is no home folder.
     """
     ours, base = os.environ.get("PPDMODEL_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if ours:

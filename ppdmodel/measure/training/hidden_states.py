@@ -1,4 +1,4 @@
-"""Hidden states of the model's own text, kept on disk while exits are trained on them."""
+"""Hidden states of the model's own text, stored on disk during training."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from ..prompts import Prompt
 class States:
     """Each layer's states of the answers to some prompts, in one file per batch of prompts.
 
-    The files hold `hidden` [layers, n, width], `token_id` [n] and `prompt` [n], its number.
+    Each holds `hidden` [layers, n, width], `token_id` [n] and `prompt` [n], prompt numbers.
     """
 
     files: tuple[Path, ...]
     n_prompts: int
 
     def layer(self, index: int, wanted: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """One layer's states [n, width], a file at a time, of prompts that `wanted` marks."""
+        """Yield one layer's states [n, width] of the selected prompts, a file at a time."""
         for path in self.files:
             with safe_open(path, "pt") as file:
                 mine = wanted(file.get_tensor("prompt"))
                 yield file.get_slice("hidden")[index][mine]
 
     def column(self, name: str, wanted: Callable[[Tensor], Tensor]) -> Tensor:
-        """`token_id` or `prompt` [n], of prompts that `wanted` marks."""
+        """Return `token_id` or `prompt` [n] of the selected prompts."""
         found = []
         for path in self.files:
             with safe_open(path, "pt") as file:
@@ -67,8 +67,8 @@ def collect(
         prompts: their first turns are answered.
         folder: where the files go.
         generation: how the text is generated; greedily, whatever its sampling.
-        settings: what makes two collections the same; kept in the files.
-        max_tokens: stop after the batch with which so many tokens are there.
+        settings: identify the collection; stored in the files.
+        max_tokens: stop after the batch that reaches this many tokens.
         on_progress: called after each step with the tokens so far and the share done.
 
     Raises:
@@ -105,7 +105,7 @@ def _answered(
     generation: GenerationOptions,
     on_progress: OnProgress,
 ) -> dict[str, Tensor]:
-    """The tensors of one file: states, tokens and prompt numbers, which begin at `first`."""
+    """The tensors of one file: states, tokens and prompt numbers from `first` on."""
     contexts = [Context(p.id, 0, loaded.encode([p.text], not generation.raw)) for p in prompts]
     most, tokens = generation.max_new_tokens, 0
     hidden, ids, owners, positions = [], [], [], []
@@ -146,7 +146,7 @@ def save(tensors: dict[str, Tensor], path: Path, about: dict[str, str] | None = 
     with atomic(path) as part:
         try:
             save_file(tensors, part, metadata=about)
-        except SafetensorError as error:  # its own error for a full disk, and no OSError
+        except SafetensorError as error:  # raised on a full disk instead of OSError
             raise RunFailedError(
                 f"{path} must be writable; got: {' '.join(str(error).split())[:200]}; "
                 "free some space or choose another place"
@@ -154,7 +154,7 @@ def save(tensors: dict[str, Tensor], path: Path, about: dict[str, str] | None = 
 
 
 def _checked(path: Path, settings: Mapping[str, Any]) -> int:
-    """Tokens in a file, after a look at whose they are."""
+    """Tokens in a file, after checking its settings."""
     with safe_open(path, "pt") as file:
         given = {key: str(value) for key, value in settings.items()}
         check_settings(path.parent, file.metadata() or {}, given)

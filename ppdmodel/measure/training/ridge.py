@@ -12,34 +12,34 @@ from ..decoder.exit import AffineMap, Exit, normalized
 from ..decoder.ranks import Ranker
 from .hidden_states import States
 
-#: penalties that are tried, relative to the number of tokens; infinity is the logit exit
+#: candidate penalties, relative to the number of tokens; infinity is the logit exit
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-#: k whose mean match rate on validation prompts chooses
-CHOICE_K = 8
-#: most validation tokens, and most logits of them: each penalty ranks them all
+#: the mean match rate over k = 1 to this, on validation prompts, selects the penalty
+SELECTION_K = 8
+#: limits on validation tokens and their logits: each penalty ranks all of them
 VALIDATION_TOKENS, VALIDATION_LOGITS = 1536, 150_000_000
 KL_ROWS, KL_RATE = 64, 3e-4
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which prompts train a map, and which validate its penalty.
+    """Split of the prompts into a training set and a validation set.
 
-    Every fourth prompt validates; prompts from `end` on are not used.
+    Every fourth prompt is for validation; prompts from `end` on are unused.
     """
 
     end: int
 
     def trains(self, prompt: Tensor) -> Tensor:
-        """Whether these prompts train."""
+        """Mask of the training prompts."""
         return (prompt < self.end) & (prompt % 4 != 3)
 
     def chooses(self, prompt: Tensor) -> Tensor:
-        """Whether these prompts choose."""
+        """Mask of the validation prompts."""
         return (prompt < self.end) & (prompt % 4 == 3)
 
     def both(self, prompt: Tensor) -> Tensor:
-        """Whether these prompts do either."""
+        """Mask of all prompts in use."""
         return prompt < self.end
 
 
@@ -62,11 +62,11 @@ class FittedMap:
 
 
 class NormalEquations:
-    """NormalEquations equations of the ridge regression of one layer, in float64.
+    """Normal equations of the ridge regression of one layer, in float64.
 
     The target is the head's input at the last layer minus the one at this layer. Features are the
-    state over its root mean square, centred and scaled to variance 1, so that one penalty suits
-    all; an infinite one gives the logit exit.
+    state over its root mean square, standardized so that one penalty suits all; an infinite
+    penalty gives the logit exit.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,14 @@ class NormalEquations:
         self.sums: tuple[Tensor, ...] = ()
 
     def add(self, features: Tensor, missing: Tensor) -> None:
-        """Count in rows of features [n, width] and of what is missing [n, head input]."""
+        """Accumulate rows of features [n, width] and targets [n, head input]."""
         x, y = features.double(), missing.double()
         sums = (x.sum(0), y.sum(0), x.T @ x, x.T @ y)
         self.sums = sums if not self.sums else tuple(map(torch.add, self.sums, sums))
         self.n += len(x)
 
     def decompose(self) -> None:
-        """Solve for every penalty at once, by eigenvectors of the correlations."""
+        """Eigendecompose the correlation matrix, which serves every penalty."""
         sum_x, sum_y, xx, xy = self.sums
         self.mean_x, self.mean_y = sum_x / self.n, sum_y / self.n
         covariance = xx / self.n - torch.outer(self.mean_x, self.mean_x)
@@ -91,7 +91,7 @@ class NormalEquations:
         self.projected = self.vectors.T @ (cross / self.scale[:, None])
 
     def solve(self, penalty: float, dtype: torch.dtype) -> AffineMap:
-        """The map [head input, width] at one penalty."""
+        """Solve for the map [head input, width] at one penalty."""
         inverse = 1 / (self.values.clamp(min=0) + penalty)
         weight = (self.vectors @ (inverse[:, None] * self.projected)) / self.scale[:, None]
         bias = self.mean_y - self.mean_x @ weight
@@ -102,13 +102,13 @@ class NormalEquations:
 def fit_layer(
     exit_: Exit, ranker: Ranker, states: States, split: Split, layer: int
 ) -> list[FittedMap]:
-    """Fit one layer's map at every penalty; the one with the best validation score comes first.
+    """Fit one layer's map at every penalty; the best validation score comes first.
 
     Args:
         exit_: the logit exit.
         ranker: from it.
         states: of the training prompts.
-        split: which of them choose the penalty.
+        split: training and validation prompts.
         layer: from 1, below the last.
     """
     training = _equations(exit_, states, split.trains, layer)
@@ -124,7 +124,7 @@ def fit_layer(
 
 @torch.inference_mode()
 def refit(exit_: Exit, states: States, split: Split, layer: int, best: FittedMap) -> FittedMap:
-    """A ridge candidate again, at its penalty, on the training and the validation prompts."""
+    """Refit a ridge candidate at its penalty on training and validation prompts."""
     if best.map is None:
         return best
     equations = _equations(exit_, states, split.both, layer)
@@ -149,7 +149,7 @@ def _equations(
 def validation_set(
     states: States, split: Split, layer: int, vocabulary: int
 ) -> tuple[Tensor, Tensor]:
-    """States [n, width] of one layer and true tokens [n] of the prompts that choose."""
+    """States [n, width] of one layer and true tokens [n] of the validation prompts."""
     hidden = torch.cat(list(states.layer(layer - 1, split.chooses)))
     targets = states.column("token_id", split.chooses)
     most = max(1, min(VALIDATION_TOKENS, VALIDATION_LOGITS // vocabulary))
@@ -162,7 +162,7 @@ def _hits(
 ) -> tuple[float, ...]:
     with_map = replace(exit_, maps={layer: map_} if map_ is not None else {})
     rank = ranker.using(with_map).rank(hidden, targets, layer).rank
-    return tuple(float((rank <= k).float().mean()) for k in range(1, CHOICE_K + 1))
+    return tuple(float((rank <= k).float().mean()) for k in range(1, SELECTION_K + 1))
 
 
 def descend(
@@ -175,20 +175,20 @@ def descend(
     epochs: int,
     seed: int = 0,
 ) -> FittedMap:
-    """Lower the divergence of the exit's distribution from the model's own, from a ridge map.
+    """Minimize the KL divergence of the exit from the model, starting at a ridge map.
 
-    Each epoch goes once through the training tokens with Adam; the epoch that did best on the
-    validation prompts is kept, or the start.
+    Each epoch is one pass of Adam over the training tokens. The epoch (or the start) with the best
+    validation score is kept.
 
     Args:
         exit_: the logit exit.
         ranker: from it.
         states: of the training prompts.
-        split: which of them train and which choose.
+        split: training and validation prompts.
         layer: from 1, below the last.
-        start: the candidate to begin with.
+        start: the initial candidate.
         epochs: passes through the training tokens.
-        seed: of the order of the tokens.
+        seed: of the shuffled token order.
     """
     device = exit_.weight.device
     hidden = torch.cat(list(states.layer(layer - 1, split.trains))).to(device)

@@ -43,9 +43,9 @@ OBJECTIVES = ("ridge", "kl")
 
 @dataclass(frozen=True)
 class TrainedExits:
-    """Affine maps by layer, and how they came about.
+    """Affine maps by layer, with the provenance of their training.
 
-    `about` has what a measurement's provenance repeats; `trained_on` has fingerprints of the
+    `about` is copied into a measurement's provenance. `trained_on` has fingerprints of the
     prompts, which must not be measured with these exits.
     """
 
@@ -56,14 +56,14 @@ class TrainedExits:
 
     @property
     def trained_on(self) -> frozenset[str]:
-        """Fingerprints of the texts that were used to train or to choose."""
+        """Fingerprints of the training and validation prompts."""
         return frozenset(self.document["trained_on"])
 
     def on(self, exit_: Exit) -> Exit:
-        """A model's exit with these maps.
+        """Return a model's exit with these maps.
 
         Raises:
-            InvalidInputError: their sizes are those of another model.
+            InvalidInputError: their shapes do not fit the model.
         """
         layers = len(exit_.decoder_layers)
         for layer, map_ in self.maps.items():
@@ -100,8 +100,8 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
         source: the model that they must have been trained for.
 
     Raises:
-        InvalidInputError: the folder holds none, its files do not belong together, or they are
-            those of other weights.
+        InvalidInputError: the folder holds none, its files do not match each other, or they were
+            trained for other weights.
     """
     folder = Path(folder)
     if not (folder / ABOUT_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
@@ -145,7 +145,7 @@ class TrainingOptions:
 
     Attributes:
         objective: "ridge" or "kl".
-        exit_layers: layers to train, from 1, below the last; None is all of them.
+        exit_layers: layers to train, from 1, below the last; None trains all.
         max_tokens: train on no more than about this many tokens: whole prompts, in order.
         epochs: passes through the tokens with "kl".
 
@@ -167,7 +167,7 @@ class TrainingOptions:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the exits' provenance says of the fit."""
+        """The fit's entries in the exits' provenance."""
         layers = self.exit_layers
         return {
             "max_tokens": self.max_tokens,
@@ -177,7 +177,7 @@ class TrainingOptions:
         }
 
 
-#: what `train_exits` takes by default
+#: defaults of `train_exits`
 GENERATION, TRAINING = GenerationOptions(batch_size=24), TrainingOptions()
 
 
@@ -187,7 +187,7 @@ def text_settings(
     generation: GenerationOptions,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """What decides the text that exits are trained on, and the states that it leaves."""
+    """Settings that determine the training text and its hidden states."""
     return {
         **source.provenance,
         "dtype": dtype,
@@ -216,12 +216,12 @@ def train_exits(
     on all prompts. With objective "kl", gradient descent on the divergence from the model's own
     distribution starts from that map.
 
-    An interrupted training keeps the text and the layers that are done; the same call resumes it.
-    Until the end, `out` holds the states of the text: layers x width numbers per token.
+    After an interruption the same call resumes from the stored text and finished layers. Until the
+    end, `out` also holds the hidden states: layers x width numbers per token.
 
     Args:
         source: the model, from `locate`.
-        prompts: their first turns are answered; at least 8. Never the ones to be measured.
+        prompts: their first turns are answered; at least 8. Never those to be measured.
         out: folder for the exits; new, empty, or holding this same training.
         training: how the exits are fitted.
         generation: how the text is generated; always greedily.
@@ -254,7 +254,7 @@ def train_exits(
 
 
 def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this training whole.
+    """Whether the folder holds this training, complete.
 
     Raises:
         InvalidInputError: it holds something else.
@@ -262,7 +262,7 @@ def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
     if out.exists() and not out.is_dir():
         raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
     for name in (WEIGHTS_FILE, ABOUT_FILE):
-        for cut_short in out.glob(f".{name}.part-*"):  # what a kill while writing left
+        for cut_short in out.glob(f".{name}.part-*"):  # left by a killed process
             cut_short.unlink(missing_ok=True)
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not found:
@@ -280,7 +280,7 @@ def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
 
 
 class Trainer:
-    """A model, its training prompts and their states; several trainings may share them."""
+    """A model, its training prompts and their states, shared by several fits."""
 
     def __init__(
         self,
@@ -296,10 +296,10 @@ class Trainer:
         self.states = States((), 0)
 
     def layers_to_train(self, exit_layers: Sequence[int] | None) -> list[int]:
-        """The given layers in order, each once; None is all below the last.
+        """The given layers, sorted and unique; None gives all below the last.
 
         Raises:
-            InvalidInputError: there is none, or one is not below the last layer.
+            InvalidInputError: the list is empty, or has a layer not below the last.
         """
         layers = self.loaded.layers
         chosen = sorted(set(exit_layers)) if exit_layers is not None else list(range(1, layers))
@@ -318,7 +318,7 @@ class Trainer:
     def collect(
         self, folder: Path, generation: GenerationOptions, max_tokens: int | None = None
     ) -> None:
-        """Answer the prompts and keep the states in a folder."""
+        """Answer the prompts and store the states in a folder."""
         self.states = collect(
             self.loaded,
             self.decoder,
@@ -331,7 +331,7 @@ class Trainer:
         )
 
     def split(self, max_tokens: int | None) -> Split:
-        """The prompts that make up so many tokens, and which of them choose."""
+        """Split the first prompts, up to this many tokens, for training and validation."""
         prompt = self.states.column("prompt", lambda p: p >= 0)
         tokens = torch.bincount(prompt, minlength=self.states.n_prompts).cumsum(0)
         within = int((tokens <= max_tokens).sum()) if max_tokens else len(tokens)
@@ -343,7 +343,7 @@ class Trainer:
         return Split(within)
 
     def train(self, out: Path, training: TrainingOptions = TRAINING) -> None:
-        """Train layers one by one and write the exits; a layer that is on disk is kept."""
+        """Train layers in turn and write the exits; layers already on disk are kept."""
         layers = self.layers_to_train(training.exit_layers)
         split = self.split(training.max_tokens)
         tokens = int(split.both(self.states.column("prompt", lambda p: p >= 0)).sum())
