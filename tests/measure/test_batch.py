@@ -22,7 +22,7 @@ from ppdmodel.measure.batch import (
     measure_batch,
     rank_chunk,
 )
-from ppdmodel.measure.decoder.exit import Exit
+from ppdmodel.measure.decoder.exit import AffineMap, Exit
 from ppdmodel.measure.decoder.generate import Chunk
 from ppdmodel.measure.decoder.ranks import Ranker
 from ppdmodel.measure.decoder.sampling import Sampling
@@ -317,6 +317,16 @@ def test_coupled_ranks_are_those_of_logits_over_temperature_plus_noise() -> None
             found = ranked.coupled_rank if coupled else ranked.rank
             assert found is not None
             assert found.tolist() == expected.tolist()
+
+
+def test_a_trained_map_is_added_at_its_own_layer() -> None:
+    """The first layer's states are zeros, so its guesses are those of the map's bias alone."""
+    bias = torch.arange(VOCABULARY).float()
+    map_ = AffineMap(torch.zeros(VOCABULARY, VOCABULARY), bias)
+    exit_ = replace(plain_exit(), maps={1: map_})
+    first, last = rank_chunk(Ranker(exit_), chunk_of(two_leading([1.0]), [5]), None)
+    assert first.guess_ids[0].tolist() == [11, 10, 9, 8, 7, 6, 5, 4]
+    assert (int(first.rank[0]), int(last.rank[0])) == (7, 1)
 
 
 def test_chunks_are_put_in_the_order_of_prompts_turns_and_positions() -> None:

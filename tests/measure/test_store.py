@@ -186,13 +186,14 @@ def test_nothing_to_join_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_the_joined_table_says_of_itself_what_it_is_told(tmp_path: Path) -> None:
-    filled(tmp_path / "m", (0, 1), (2, 3))
+    later = ABOUT | {"date": "2026-01-02T00:00:00+00:00"}
+    filled(tmp_path / "m", (0, 1)).add(*batch(2, 3, about=later))
     sources = sorted((tmp_path / "m" / UNFINISHED).glob(f"*.{TOKENS_FILE}"))
     join_batches(sources, tmp_path / "told", {**ABOUT, "n_prompts": 4, "note": "told"})
     assert read_measurement(tmp_path / "told").provenance["note"] == "told"
     assert read_measurement(tmp_path / "told").complete
     join_batches(sources, tmp_path / "last")
-    assert read_measurement(tmp_path / "last").provenance == ABOUT
+    assert read_measurement(tmp_path / "last").provenance == later
 
 
 def test_a_batch_that_is_joined_already_counts_once(tmp_path: Path) -> None:
