@@ -1,1 +1,1 @@
-"""From a calibration to a decision: estimates, the best setting, other methods beside it."""
+"""Decisions from a calibration: estimates, the best setting, comparison with other methods."""

@@ -1,4 +1,4 @@
-"""PPD beside the other methods, on one model's measured rates, at equal compute and units."""
+"""Comparison of PPD with other methods at one model's measured rates and equal budgets."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from ..results.measurement import Guesses
     from ..results.timing import Timing
 
-#: drafted tokens per round of speculative decoding that are tried
+#: most drafted tokens per round of speculative decoding that are tried
 MOST_DRAFTED = 16
-#: units over which one process of a hybrid is split, at most
+#: most devices of tensor parallelism within one process of PPD
 MOST_SPLIT = 8
 MEASURED, FITTED, IDEAL = "measured", "fitted", "ideal"
-#: units that methods without settings of their own take, at least
+#: fewest devices of the methods that have no search space
 LEAST_UNITS = {"split layers": 2, "PPD, split layers": 4}
 NOT_RECORDED = (
     "gated and two-exit PPD and self-speculation: they need counts of the recorded tokens; fit a "
@@ -61,27 +61,27 @@ def compare(
     efficiency: float = 1.0,
     link_time: float = 0.0,
 ) -> Comparison:
-    """Put the best of each method within one compute budget on one table.
+    """Compare the best settings of all methods within one compute budget.
 
-    Match rates are the model's own, and so is what its exits would draft for themselves: both are
-    counted on the recorded tokens. Latency and compute are in layers, heads and overheads left out,
-    as ratios to plain decoding on one unit; with a timing in the calibration two rows in seconds
-    come beside them. The best of many settings looks better than it is (selection bias): `held_out`
-    is cross-validated, of settings selected on 4/5 of the prompts and evaluated on the rest.
+    Match rates of PPD and acceptance rates of self-speculation are counted on the recorded tokens.
+    Latency and compute count layers only, without heads and overheads, as ratios to plain decoding
+    on one device; a timing adds two rows of measured times. The best of many settings looks better
+    than it is (selection bias); `held_out` is cross-validated: settings are selected on 4/5 of the
+    prompts and evaluated on the rest.
 
     Args:
-        source: a measurement, or its calibration, which gives the same; of one from own tables or
-            by an older version, gated and two exits and self-speculation are left out.
-        guesses: those of the measurement: then a guess that both of two exits make starts once.
-        timing: what a measured model costs on one machine; a calibration has its own.
+        source: a measurement, or its calibration, which gives the same. A calibration without
+            counts of recorded tokens leaves out gated, two-exit PPD and self-speculation.
+        guesses: of the measurement; a guess that two exits share then starts only once.
+        timing: times of the measured model on one machine; a calibration has its own.
         max_compute: budget in multiples of plain decoding's layer executions; at least 1.
-        max_units: most processes held at once; None for any number.
+        max_units: most processes at once; None for any number.
         acceptance_rate: alpha of speculative decoding with a draft model; None leaves it out.
-        draft_time: c, a step of that draft over one of the model, in time and in operations.
+        draft_time: c, a step of that draft model over the target's, in time and in operations.
         efficiency: eta of tensor parallelism: its speed-up over the number of units, without the
             link.
-        link_time: a small message between units, in layer times: a match of PPD waits for one,
-            tensor parallelism for two all-reduces a layer by recursive doubling.
+        link_time: a small message between devices, in layer times. It delays each match of PPD;
+            tensor parallelism has two all-reduces a layer by recursive doubling.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or the timing of another model.
@@ -125,7 +125,7 @@ def compare(
 
 
 def _beyond(max_units: int | None, least: Mapping[str, int], there: Sequence[str]) -> list[str]:
-    """Methods that are missing because they take more units than there may be."""
+    """Methods left out because they need more than `max_units` devices."""
     return [
         f"{name}: it takes {units} units or more"
         for name, units in least.items()
@@ -134,7 +134,7 @@ def _beyond(max_units: int | None, least: Mapping[str, int], there: Sequence[str
 
 
 def _checked_timing(source: Measurement | Calibration, timing: Timing | None) -> Timing | None:
-    """A calibration's own timing, or the one given beside a measurement."""
+    """A calibration's own timing, or the one given with a measurement."""
     if not isinstance(source, Calibration):
         if timing is not None:
             check_timing(timing, source.provenance, source.layers)
@@ -147,7 +147,7 @@ def _checked_timing(source: Measurement | Calibration, timing: Timing | None) ->
 
 
 def _method_settings(counts: HitCounts, link_time: float) -> list[MethodSettings]:
-    """PPD first, then what the counts of recorded tokens cover."""
+    """PPD first, then the methods that need counts of the recorded tokens."""
     found = [ppd(_ppd_settings(counts, LayerCosts(), link_time))]
     recorded = counts.recorded
     if recorded is not None:
@@ -158,19 +158,19 @@ def _method_settings(counts: HitCounts, link_time: float) -> list[MethodSettings
 
 @dataclass(frozen=True)
 class _Search:
-    """Finds the best setting of methods: on the prompts, under the rule, within the units."""
+    """The prompts, rule and device limit under which each method's best setting is selected."""
 
     prompts: PromptSample
     rule: Rule
     max_units: int | None
 
     def best(self, method: MethodSettings, basis: str) -> Method | None:
-        """The best setting; None where the method has none within the units."""
+        """The best setting; None where the method has none within the device limit."""
         return best_method(Selection(self.prompts, method.within(self.max_units)), self.rule, basis)
 
 
 def _ppd_settings(counts: HitCounts, costs: CostModel, link_time: float = 0.0) -> PpdSettings:
-    """PPD at one exit and depth 1, every setting that was measured."""
+    """Every measured setting of PPD at one exit and depth 1."""
     grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
     if counts.exit_layers is not None:
         grid = grid.only(np.isin(grid.exit_layer, counts.exit_layers))
@@ -182,7 +182,7 @@ def _ppd_settings(counts: HitCounts, costs: CostModel, link_time: float = 0.0) -
 def _speculative(
     layers: int, acceptance_rate: float, draft_time: float, rule: Rule
 ) -> list[Method]:
-    """Speculative decoding with a draft model of a given acceptance rate, its best block."""
+    """Speculative decoding at a given acceptance rate, with the best number of drafted tokens."""
     check("acceptance_rate", acceptance_rate)
     check("draft_time", draft_time)
     drafted = np.arange(1, MOST_DRAFTED + 1)
@@ -206,14 +206,14 @@ def _speculative(
 
 @dataclass(frozen=True)
 class _Link:
-    """What tensor parallelism over units reaches."""
+    """Efficiency and link of tensor parallelism."""
 
     efficiency: float
     link_time: float
 
     @classmethod
     def of(cls, efficiency: float, link_time: float) -> _Link:
-        """Checked numbers."""
+        """Check the arguments."""
         if not 0 < real_number("efficiency", efficiency, 0, "give a share") <= 1:
             raise InvalidInputError(
                 f"efficiency must lie in (0, 1]; got {efficiency}; 1 is perfect"
@@ -222,7 +222,7 @@ class _Link:
         return cls(efficiency, float(link))
 
     def latency(self, layers: int, units: int) -> float:
-        """Over plain decoding's: two all-reduces a layer, ceil(log2 N) messages each."""
+        """Ratio to plain decoding: two all-reduces a layer, ceil(log2 N) messages each."""
         messages = math.ceil(math.log2(units))
         time = formulas.tensor_parallel_linked_latency(
             layers, units, 1, messages * self.link_time, 0, self.efficiency
@@ -231,7 +231,7 @@ class _Link:
 
     @property
     def words(self) -> str:
-        """Its numbers."""
+        """Efficiency and link time in words."""
         link = f", link {self.link_time:g}" if self.link_time else ""
         return f"efficiency {self.efficiency:g}{link}"
 
@@ -239,7 +239,7 @@ class _Link:
 def _tensor_parallel(
     search: _Search, ppd_space: MethodSettings, methods: Sequence[Method], layers: int, link: _Link
 ) -> list[Method]:
-    """Every layer split over the units that PPD holds, and PPD of processes that are split."""
+    """Tensor parallelism on the devices of PPD, and PPD with tensor-parallel processes."""
     held = [method.units for method in methods if method.name == "PPD" and method.units > 1]
     units = held[0] if held else min(search.max_units or 2, 2)
     if units < 2:
@@ -251,7 +251,7 @@ def _tensor_parallel(
 
 
 def _hybrid(search: _Search, ppd_space: MethodSettings, layers: int, link: _Link) -> list[Method]:
-    """PPD whose processes are each split over n units, with the best n within the units."""
+    """PPD with processes tensor parallel over n devices each, for the best n."""
     most = search.max_units
     found = []
     for n in range(2, min(most // 2, MOST_SPLIT) + 1) if most else (2,):
@@ -275,7 +275,7 @@ def _hybrid(search: _Search, ppd_space: MethodSettings, layers: int, link: _Link
 
 
 def _timed(search: _Search, counts: HitCounts, costs: TimedCosts) -> list[Method]:
-    """The rows in seconds: PPD by the calibrated model, and measured tensor parallelism."""
+    """The rows of measured times: PPD by the calibrated model, and tensor parallelism."""
     note = "measured times, heads and overheads included, against plain decoding in seconds"
     best = search.best(ppd(_ppd_settings(counts, costs), "PPD, timed", note), FITTED)
     found = [] if best is None else [best]

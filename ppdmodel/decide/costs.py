@@ -1,4 +1,4 @@
-"""What settings cost: counted in layers, or in a machine's measured times."""
+"""Cost models of settings: layer counts, or a machine's measured times."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 LAYERS, TIMES, IDEAL_TIMES = "layers", "measured times", "ideal times"
 #: resampled timings of a bootstrap
 TIMING_DRAWS = 20
-#: match rates in one call of a formula
+#: most match rates in one call of a formula
 BLOCK = 2**18
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Settings side by side: exit layers below the last, k's, depths."""
+    """Settings as parallel arrays: exit layers below the last, k's, depths."""
 
     layers: int
     exit_layer: Ints
@@ -65,9 +65,9 @@ class Grid:
         return table[..., self.exit_layer - 1, self.k - 1]
 
     def blocks(self, draws: int) -> Iterator[tuple[int, Ints]]:
-        """Each depth and where it is, some settings at a time.
+        """Blocks of settings of one depth: the depth and their indices.
 
-        The formulas are fastest at one depth, on arrays that stay in cache.
+        The formulas are fastest at one depth, on arrays that fit in the cache.
         """
         size = max(BLOCK // max(draws, 1), 1)
         for depth in np.unique(self.depth):
@@ -76,7 +76,7 @@ class Grid:
                 yield int(depth), places[start : start + size]
 
     def peak_units(self) -> Ints:
-        """Most processes at once, of each setting."""
+        """Most processes at once for each setting."""
         return np.asarray(formulas.peak_units(self.layers, self.exit_layer, self.k, self.depth))
 
 
@@ -89,20 +89,20 @@ class CostModel(Protocol):
         """The settings that the model covers."""
 
     def units(self, grid: Grid) -> Ints:
-        """Processes, or devices, that each setting holds at once, [settings]."""
+        """Processes, or devices, of each setting, [settings]."""
 
     def ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
         """Latency and compute of each setting, for match rates [..., settings]."""
 
     def drawn_ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
-        """The same for resampled match rates [draws, settings], with draws of the costs too."""
+        """The same for resampled match rates [draws, settings] and resampled costs."""
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
-        """Match rate above which PPD saves time; None where none does."""
+        """Match rate above which PPD saves time; None if it never does."""
 
 
 class LayerCosts:
-    """Every layer costs one, and nothing else does: the closed forms of theory pages 2 and 3."""
+    """Costs in layer executions alone: the closed forms of theory pages 2 and 3."""
 
     name = LAYERS
 
@@ -127,14 +127,14 @@ class LayerCosts:
     drawn_ratios = ratios
 
     def break_even(self, exit_layer: int, k: int) -> float | None:  # noqa: ARG002
-        """Without overheads any match saves time."""
+        """Zero: without overheads any match saves time."""
         return 0.0
 
 
 class TimedCosts:
-    """The calibrated model of theory page 10, at depth 1 on two units, for the k that were timed.
+    """The calibrated model of theory page 10, at depth 1 on two devices, for the timed k.
 
-    Draws use one of a few timings, resampled from the repetitions.
+    Bootstrap draws cycle through a few timings resampled from the repetitions.
     """
 
     def __init__(self, timing: Timing, seed: int = 0) -> None:
@@ -151,7 +151,7 @@ class TimedCosts:
 
     @property
     def n_units(self) -> int:
-        """Devices: one runs the main process, one the batch; more with tensor parallelism."""
+        """Devices: one for the main process, one for the batch; more with tensor parallelism."""
         return 2 * self.timing.units_per_process
 
     def units(self, grid: Grid) -> Ints:
@@ -163,7 +163,7 @@ class TimedCosts:
         return _timed_ratios(self.timing, grid, p_correct)
 
     def drawn_ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
-        """The same, with the resampled timings in turn along the first axis."""
+        """The same, cycling through the resampled timings along the first axis."""
         latency, compute = np.empty_like(p_correct), np.empty_like(p_correct)
         for number, timing in enumerate(self.draws):
             rows = slice(number, None, len(self.draws))
@@ -171,7 +171,7 @@ class TimedCosts:
         return latency, compute
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
-        """Where the predicted latency crosses plain decoding's, by bisection."""
+        """Match rate at which predicted and plain latency are equal, by bisection."""
 
         def pays(p: float) -> bool:
             seconds = predicted_latency_s(self.timing, p, exit_layer, k)
@@ -191,7 +191,7 @@ def _timed_ratios(timing: Timing, grid: Grid, p_correct: Floats) -> tuple[Floats
 
 
 def cost_model(calibration: Calibration, *, ideal: bool = False) -> CostModel:
-    """Measured times where the calibration has them, unless only layers are to count."""
+    """Measured times where the calibration has them; layer counts if not, or if `ideal`."""
     if calibration.timing is None or ideal:
         return LayerCosts()
     return TimedCosts(calibration.timing, calibration.seed)

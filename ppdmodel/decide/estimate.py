@@ -1,4 +1,4 @@
-"""One setting's whole estimate, from a given match rate or a measured one."""
+"""Estimate of one setting, from a given or a measured match rate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def estimate(
         depth: tokens in flight beyond the one being verified; a positive integer, None: unlimited.
         tokens: also give the distribution of the total latency of so many tokens.
         layer_time_s: seconds per layer; every time then also appears in seconds.
-        overhead: what every token pays beside its layers, in layer times; it counts as latency.
+        overhead: extra latency of every token, in layer times.
         target_speedup: also give the match rate that reaches this speed-up.
 
     Raises:
@@ -100,8 +100,8 @@ def estimate_from(
         exit_layer: as `estimate`.
         k: as `estimate`.
         depth: as `estimate`.
-        resamples: resamples of the bootstrap over prompts; by default those of the calibration, so
-            that its intervals come out again, or 1000 of a measurement.
+        resamples: resamples of the bootstrap over prompts; by default as many as the calibration
+            has, for the same intervals, or 1000 for a measurement.
         seed: seed of the bootstrap; by default the calibration's, or 0.
         **options: the keywords of `estimate`.
 
@@ -164,7 +164,7 @@ def required_p_correct(
     depth: int | None = 1,
     overhead: float = 0.0,
 ) -> float | None:
-    """Match rate at which PPD reaches a speed-up over plain decoding, or None if none does.
+    """Match rate at which PPD reaches a speed-up over plain decoding; None if it never does.
 
     Latency never rises with p, so bisection finds it; the result is rounded to 12 digits.
 
@@ -180,7 +180,7 @@ def required_p_correct(
 
 
 def least_p_correct(reached: Callable[[float], bool]) -> float | None:
-    """The least match rate from which on something holds, to 12 digits; None if it never does."""
+    """The least match rate for which `reached` holds, to 12 digits; None if it never does."""
     if reached(0.0):
         return 0.0
     if not reached(1.0):

@@ -1,4 +1,4 @@
-"""Sizes of some decoders and speeds of devices, with sources."""
+"""Sizes of decoder models and speeds of devices, with sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers that fix how many weights a decoder of Llama's build has."""
+    """Sizes that determine the number of weights of a Llama-like decoder."""
 
     layers: int
     width: int
@@ -26,20 +26,20 @@ class ModelShape:
 
     @property
     def layer_weights(self) -> int:
-        """Of a layer's matrices: queries, output, keys, values, and three of the feed-forward."""
+        """Weights of a layer: query, key, value, output and three feed-forward matrices."""
         one = self.head_width or self.width // self.heads
         attention = 2 * self.width * one * (self.heads + self.kv_heads)
         return attention + 3 * self.width * self.inner
 
     @property
     def head_weights(self) -> int:
-        """Of the matrix that makes logits."""
+        """Weights of the LM head."""
         return self.vocabulary * self.width
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a device delivers by its data sheet: bytes and operations (bfloat16) per second."""
+    """Data-sheet speed of a device: bytes and operations (bfloat16) per second."""
 
     bytes_per_s: float
     flops_per_s: float
@@ -71,7 +71,7 @@ def device(name: str) -> Device:
 
 
 def published_decoding() -> tuple[dict[str, Any], ...]:
-    """Decoding speeds that others measured: model, device, units, bytes per weight, source."""
+    """Published decoding speeds: model, device, units, bytes per weight, source."""
     return tuple(dict(row) for row in _document()["published_decoding"])
 
 

@@ -1,6 +1,6 @@
-"""Decoding methods with all their settings, as search spaces on the measured prompts.
+"""Search spaces: decoding methods with all their settings, on the measured prompts.
 
-For weights of the prompts each gives the latency and the compute of its settings, as ratios to
+For given weights of the prompts, each computes latency and compute of its settings, as ratios to
 plain decoding.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Evaluate = Callable[["Ints", "Ints"], "tuple[Floats, Floats]"]
 
 GIVEN = "given, not measured"
-#: the setting of a method that has none within the budget
+#: shown for a method without a setting within the budget
 NOTHING = "none is faster than plain decoding"
 
 
@@ -38,10 +38,10 @@ class MethodSettings:
     Attributes:
         name: the method.
         settings: each setting in words.
-        units: processes that each setting holds at once, [settings].
+        units: most processes of each setting at once, [settings].
         evaluate: weights [rows, prompts] and the indices of some settings -> their latency and
             compute, [rows, settings].
-        note: what to know of the numbers.
+        note: a remark on the numbers.
     """
 
     name: str
@@ -56,7 +56,7 @@ class MethodSettings:
         return len(self.settings)
 
     def within(self, max_units: int | None) -> MethodSettings:
-        """The settings that hold at most so many units."""
+        """The settings with at most `max_units` processes."""
         if max_units is None:
             return self
         kept = np.flatnonzero(self.units <= max_units)
@@ -71,7 +71,7 @@ class MethodSettings:
 def best_method(selection: Selection[MethodSettings], rule: Rule, basis: str) -> Method | None:
     """The best setting of a method with its intervals, also cross-validated.
 
-    Plain decoding's latency and compute where no setting is better; None where there is none.
+    Plain decoding where no setting is better; None where the method has no settings.
     """
     space = selection.space
     if not space.size:
@@ -100,7 +100,7 @@ def best_method(selection: Selection[MethodSettings], rule: Rule, basis: str) ->
 def given(
     name: str, setting: str, latency: float, compute: float, units: int, basis: str, note: str = ""
 ) -> Method:
-    """A method without uncertainty of its own."""
+    """A method without confidence intervals."""
     value, cost = (Interval(x, x, x, 0, 0, GIVEN) for x in (latency, compute))
     return Method(name, setting, value, None, cost, units, basis, note)
 
@@ -111,10 +111,10 @@ class PpdSettings:
 
     Attributes:
         grid: the settings.
-        costs: what they cost at a match rate.
-        hits: of each prompt, [prompts, layers, k_max].
+        costs: the cost model.
+        hits: matched tokens of each prompt, [prompts, layers, k_max].
         tokens: of each prompt, [prompts].
-        link_time: layer times that the guesses wait for a message, as if their exit lay later.
+        link_time: delay of the guesses by a message, in layer times; it moves the exit later.
     """
 
     grid: Grid
@@ -130,13 +130,13 @@ class PpdSettings:
 
     @cached_property
     def units(self) -> Ints:
-        """Processes, or devices, that each setting holds at once, [settings]."""
+        """Processes, or devices, of each setting, [settings]."""
         return self.costs.units(self.grid)
 
     def rates(self, weights: Ints, at: Ints) -> Floats:
         """Match rates of some settings, [rows, settings]."""
         grid = self.grid.only(at)
-        if len(weights) == 1:  # all of them at once: settings of any depth share them
+        if len(weights) == 1:  # one table of rates serves all depths
             return grid.rates(resampled_rates(self.hits, self.tokens, weights))
         hits = self.hits[:, grid.exit_layer - 1, grid.k - 1]
         return resampled_rates(hits, self.tokens, weights)
@@ -158,14 +158,14 @@ class PpdSettings:
 
 
 def ppd(space: PpdSettings, name: str = "PPD", note: str = "") -> MethodSettings:
-    """PPD at one exit layer and depth 1 as a method beside the others."""
+    """PPD at one exit layer and depth 1 as a method."""
     pairs = zip(space.grid.exit_layer, space.grid.k, strict=True)
     words = [f"exit {e}, k = {k}" for e, k in pairs]
     return MethodSettings(name, words, space.units, space.evaluate, note)
 
 
 def self_speculation(recorded: TokenCounts) -> MethodSettings:
-    """The model's own first layers draft, the rest verifies; drafted layers are not run again."""
+    """Self-speculative decoding: the first layers draft, and the verification reuses them."""
     layers, tokens = recorded.layers, recorded.tokens
     flat = recorded.rounds.reshape(len(tokens), -1)
     axes = np.meshgrid(np.arange(1, layers), np.array(recorded.drafted), indexing="ij")
@@ -187,9 +187,9 @@ def self_speculation(recorded: TokenCounts) -> MethodSettings:
 
 
 def gated(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings:
-    """PPD with one exit in the second half, only where its top probability passes a gate.
+    """PPD with one exit in the second half, gated by the top probability there.
 
-    Guesses that wait for a message are started as if their exit lay so much later.
+    The link time moves the exit later.
     """
     layers, tokens, passed = recorded.layers, recorded.tokens, recorded.passed
     right = recorded.right.cumsum(axis=3)
@@ -219,10 +219,10 @@ def gated(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Every two exits and numbers of guesses at them, counted; arrays [settings] or by prompt.
+    """Counts for all pairs of exits and k at each; arrays [settings] or [prompts, settings].
 
-    `early` and `late` are the exits; `q_early` and `q_late` the tokens that each is the first to
-    hold; `new` the guesses that the later one starts.
+    `early` and `late` are the exits; `q_early` and `q_late` count the tokens that each is the first
+    to guess; `new` the guesses that the later one starts.
     """
 
     early: Ints
@@ -235,7 +235,7 @@ class Pairs:
 
     @classmethod
     def of(cls, recorded: TokenCounts) -> Pairs:
-        """All of them; a guess that both exits make starts once, where guesses were recorded."""
+        """All pairs; a guess that both exits share starts once, where guesses were recorded."""
         n, ks, pairs = len(recorded.tokens), np.array(recorded.pair_k), recorded.pairs
         shape = (n, len(pairs), len(ks), len(ks))
         held = recorded.first.cumsum(axis=2)  # [prompts, exits, k]
@@ -261,9 +261,9 @@ class Pairs:
 
 
 def two_exits(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings | None:
-    """PPD with two exits in the second half: the later one starts what it guesses anew.
+    """PPD with two exits in the second half: the later one starts only its new guesses.
 
-    Messages count as in `gated`; exits whose guesses would come after the verdict are left out.
+    The link time counts as in `gated`; exits whose guesses come too late are left out.
     """
     layers, tokens = recorded.layers, recorded.tokens
     found = Pairs.of(recorded)

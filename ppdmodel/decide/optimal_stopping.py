@@ -1,7 +1,7 @@
-"""The threshold rule over several exits: start a guess now, or wait for a better look at it.
+"""The threshold rule over several exits, as an optimal-stopping problem.
 
-What starting is worth adds up over the candidates of a token, so each is a stopping problem of its
-own. It is solved backwards on recorded tokens, for a threshold at each exit.
+The objective is a sum over the candidates of a token, so each is a stopping problem of its own.
+Backward induction on recorded tokens gives a threshold at each exit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
     from ..results.measurement import Guesses, Measurement
 
-#: exits of the policy, evenly over the second half of the layers
+#: exits of the policy, spaced evenly over the exits that have logits
 EXITS = 5
 
 
 class StoppingProblem:
-    """Every guess that any of some exits makes, once per token, with its logits at all of them.
+    """All distinct guesses of each token at several exits, with their logits at each exit.
 
-    Starting a guess stops; waiting for the next exit gives a better probability for less worth.
+    Starting a guess stops; at the next exit its probability is better known but it saves less.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class StoppingProblem:
         logits: Mapping[int, Floats],
         delay: float = 0.0,
     ) -> None:
-        """Take the guesses of some of the exits that have logits, started so much later."""
+        """Collect the guesses of some of the exits that have logits; `delay` moves exits later."""
         d, self.delay = measurement.layers, delay
         first, last = min(logits), max(logits)
         places = np.linspace(first, last, EXITS + 1)[:-1] if last - first >= EXITS else [*logits]
@@ -69,17 +69,17 @@ class StoppingProblem:
         return found
 
     def thresholds(self, price: float, q: Floats, prompts: np.ndarray) -> tuple[float, ...]:
-        """From which probability to start at each exit, solved on some prompts.
+        """The probability threshold of each exit, by backward induction on some prompts.
 
-        Backwards from the last exit: of all thresholds the one that would have brought most on
-        those prompts, each candidate below it waiting for what the later exits' thresholds bring.
+        From the last exit to the first, the threshold is the one with the largest gain on those
+        prompts, where candidates below it continue to the later exits.
         """
         inside = prompts[self.owner[self.row]]
         q, true = q[inside], self.true[inside].astype(float)
         waited = np.zeros(len(q))
         found = []
         for j in reversed(range(len(self.exits))):
-            seen = np.flatnonzero(q[:, j] > 0)  # NaN is not
+            seen = np.flatnonzero(q[:, j] > 0)  # NaN compares false
             order = seen[np.argsort(-q[seen, j], kind="stable")]
             worth = np.asarray(start_worth(true, self.layers, self.exits[j] + self.delay, price))
             gained = np.concatenate([[0.0], np.cumsum((worth - waited)[order])])
@@ -90,7 +90,7 @@ class StoppingProblem:
         return tuple(reversed(found))
 
     def started(self, q: Floats, thresholds: tuple[float, ...]) -> tuple[Ints, Ints]:
-        """Guesses started and right ones, [exits, prompts], each at the first exit that lets it."""
+        """Started and matched guesses, [exits, prompts], each at the first exit that starts it."""
         passes = q >= np.array(thresholds)
         at = np.where(passes.any(axis=1), passes.argmax(axis=1), -1)
         prompts, owner = len(self.tokens), self.owner[self.row]
@@ -103,9 +103,9 @@ class StoppingProblem:
 
 
 def _least(q: Floats, gained: Floats) -> float:
-    """The probability, q falling, down to which starting has gained most; infinite if it never has.
+    """The threshold on decreasing q with the largest gain; infinite if no gain is positive.
 
-    Candidates of one probability start together.
+    Candidates of equal probability start together.
     """
     ends = np.flatnonzero(np.append(q[1:] < q[:-1], True)) if len(q) else np.array([], dtype=int)
     if not len(ends) or gained[ends + 1].max() <= 0:

@@ -1,4 +1,4 @@
-"""Which exit layer, k and depth are best for a measured model, and how sure that is."""
+"""The best exit layer, k and depth for a measured model, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def optimize(
     max_units: int | None = None,
     ideal: bool = False,
 ) -> Decision:
-    """Find the best setting under each compute budget and at each price, by trying all of them.
+    """Find the best setting under each compute budget and at each price by exhaustive search.
 
-    With a timing in the calibration, latency is in its seconds (depth 1, the k that were timed),
-    else in layer times by the closed forms; both at the measured match rates, without the fitted
-    match-rate curve. The best of many noisy settings looks better than it is (selection bias), so
+    With a timing in the calibration, latency is in seconds (depth 1, the timed k), else in layer
+    times by the closed forms; both at the measured match rates, without the fitted match-rate
+    curve. The best of many noisy settings looks better than it is (selection bias), so
     each selection is also cross-validated: repeated on 4/5 of the prompts and evaluated on the rest
-    (`held_out_latency`). Where layers count and the calibration holds counts of the recorded
-    tokens, the best gated and two-exit PPD stand beside.
+    (`held_out_latency`). Where costs are in layers and the calibration has counts of the recorded
+    tokens, the best gated and two-exit PPD are included.
 
     Args:
         calibration: from `fit`.
@@ -47,9 +47,9 @@ def optimize(
             default 1.5, 2 and 3, or none if there is a price.
         price: the most extra layer executions that one layer time saved is worth; >= 0. The choice
             minimizes price x latency + compute.
-        max_depth: depths 1...max_depth are tried, where only layers are counted.
+        max_depth: depths 1...max_depth are tried, where costs are in layers.
         max_units: most processes at once, or devices where there are times; None for any number.
-        ideal: count layers although there are times.
+        ideal: count layers only, even if the calibration has a timing.
 
     Returns:
         A choice per budget and per price, and the latency-compute frontier.
@@ -103,7 +103,7 @@ def _several(value: float | Sequence[float]) -> list[float]:
 def _settings(
     calibration: Calibration, costs: CostModel, max_depth: int, max_units: int | None
 ) -> PpdSettings:
-    """Every setting that was measured and holds at most so many units."""
+    """Every measured setting with at most `max_units` processes or devices."""
     grid: Grid = costs.grid(calibration.layers, calibration.k_max, max_depth)
     grid = grid.only(calibration.has(grid.exit_layer, grid.k))
     if max_units is not None:
@@ -114,7 +114,7 @@ def _settings(
 def _other_methods(
     calibration: Calibration, costs: CostModel, max_units: int | None
 ) -> tuple[list[MethodSettings], tuple[str, ...]]:
-    """PPD behind a gate and with two exits, in layers; and why, where there are none."""
+    """Gated and two-exit PPD, in layers; and the reasons for methods left out."""
     recorded, names = calibration.recorded, "gated and two-exit PPD"
     if recorded is None:
         return [], (f"{names}: there are no counts of recorded tokens at these layers",)
@@ -131,7 +131,7 @@ def _other_methods(
 
 
 def plain_and_split(costs: CostModel) -> tuple[float | None, float | None]:
-    """Seconds per token of plain decoding, and tensor parallelism's ratio to it; None untimed."""
+    """Seconds per token of plain decoding, and tensor parallelism's ratio to it, or None."""
     if not isinstance(costs, TimedCosts):
         return None, None
     return costs.plain_s, costs.timing.terms["split_latency_s"].value / costs.plain_s
@@ -196,7 +196,7 @@ def _better_than_plain(others: Iterable[Selection[MethodSettings]], rule: Rule) 
 
 
 def _frontier(latency: Floats, compute: Floats) -> list[int]:
-    """The Pareto frontier: settings that no other beats in both, by increasing compute."""
+    """The Pareto frontier of latency and compute, by increasing compute."""
     frontier: list[int] = []
     least = 1.0
     for index in np.lexsort((latency, compute)):

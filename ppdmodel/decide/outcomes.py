@@ -12,9 +12,9 @@ from ..results.tabular import Frame
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run PPD on a measured model; ratios are to plain decoding on one unit.
+    """One setting of PPD on a measured model; ratios are to plain decoding on one device.
 
-    `latency_per_token_s` is there where times were measured.
+    `latency_per_token_s` is None where no times were measured.
     """
 
     exit_layer: int
@@ -29,7 +29,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to decode, on the axes of all others: ratios to plain decoding on one unit.
+    """One decoding method; latency and compute are ratios to plain decoding on one device.
 
     Attributes:
         name: the method.
@@ -41,8 +41,8 @@ class Method:
         units: devices or processes held at once.
         basis: "measured": counted on recorded tokens, or timed; "fitted": times of the calibrated
             model; "ideal": assumed.
-        note: what to know of the number.
-        held_out_compute: as `held_out`, the layer executions.
+        note: a remark on the numbers.
+        held_out_compute: compute, cross-validated as `held_out`.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best setting under one compute budget or at one price, and how sure that is.
+    """The best setting under one compute budget or at one price, with its uncertainty.
 
     Attributes:
         max_compute: the budget, in multiples of plain decoding; None for a price.
@@ -66,12 +66,12 @@ class Choice:
         setting: None where plain decoding is the best.
         held_out_latency: normalized latency, cross-validated: on prompts that did not select the
             setting.
-        held_out_compute: normalized compute there: what the choice will cost.
+        held_out_compute: normalized compute, cross-validated in the same way.
         chosen_share: share of the bootstrap resamples that select the same setting.
-        runner_up: the best setting but one.
-        others: the best PPD behind a gate and with two exits under the same rule, in layers.
-        break_even: match rate above which this exit and k save time at all; 0 where only layers
-            are counted, None where no rate does.
+        runner_up: the second-best setting.
+        others: the best gated and two-exit PPD under the same rule, in layers.
+        break_even: match rate above which this exit and k save time; 0 where only layers are
+            counted, None if they never do.
     """
 
     max_compute: float | None
@@ -87,7 +87,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a decision's table: a setting of the frontier, or another policy's best."""
+    """A row of a decision's table: a setting of the frontier, or another policy's best."""
 
     policy: str
     setting: str
@@ -129,11 +129,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Decision(Frame):
-    """The answer of `optimize`: a choice per budget and price, and the frontier over all settings.
+    """The result of `optimize`: a choice per budget and price, and the frontier over all settings.
 
-    `costs` says what settings were judged by: "layers", "measured times" or "ideal times". With
-    times, `plain_latency_s` is plain decoding on one unit, and `split_latency` that of all units
-    on each token over it. `left_out` says which policies were not judged, and why.
+    `costs` names the cost model: "layers", "measured times" or "ideal times". With times,
+    `plain_latency_s` is plain decoding on one device, and `split_latency` tensor parallelism's
+    ratio to it. `left_out` names the policies left out, and why.
     """
 
     model: str
@@ -156,7 +156,7 @@ class Decision(Frame):
 
 @dataclass(frozen=True)
 class Comparison(Frame):
-    """The answer of `compare`: the best of each method within one budget."""
+    """The result of `compare`: the best of each method within one budget."""
 
     title: str
     model: str

@@ -1,4 +1,4 @@
-"""Predicted latency and compute of PPD: match rates of a calibration, times of a timing."""
+"""Predicted latency and compute of PPD from measured match rates and times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..formulas import (
 from ..results.calibration import Calibration
 from ..results.timing import Timing
 
-#: the times of `calibrated_latency`, by the names of its arguments; a timing has them in seconds
+#: the time arguments of `calibrated_latency`; a timing has them in seconds
 SCHEDULE = (
     "layer_time", "busy_layer_time", "batch_layer_time", "head_time", "exit_time", "token_time",
     "start_delay", "promotion_delay",
@@ -42,8 +42,7 @@ def predicted_match_rate(calibration: Calibration, exit_layer: int, k: int) -> f
 def schedule_times(timing: Timing, exit_layer: int, k: int) -> dict[str, float]:
     """The times of `calibrated_latency`, by the names of its arguments, for one setting.
 
-    Between the exit layers at which PPD was timed they are interpolated; beyond, the nearest ones
-    hold.
+    They are interpolated between the timed exit layers, and constant beyond the outermost.
 
     Raises:
         InvalidInputError: that k was not timed.
@@ -69,14 +68,14 @@ def predicted_latency_s(
     k: int,
     corrections: Mapping[str, float] | None = None,
 ) -> Any:
-    """Seconds per token of PPD at depth 1 on two units.
+    """Seconds per token of PPD at depth 1 on two devices.
 
     Args:
-        timing: what layers and heads cost.
+        timing: times of layers and heads.
         p_correct: match rate of the k guesses; a number, or an array of any shape.
-        exit_layer: where they are read.
+        exit_layer: layer after which they are read.
         k: guesses in one batch.
-        corrections: factors of some of the times of `schedule_times`, fitted to real runs.
+        corrections: factors on the times of `schedule_times`, fitted to real runs.
 
     Source:
         theory/10-seconds.md, equations (10.1) and (10.7).
@@ -84,14 +83,14 @@ def predicted_latency_s(
     times = schedule_times(timing, exit_layer, k)
     for name, factor in (corrections or {}).items():
         times[name] *= factor
-    unfinished = None if timing.is_ideal else 0.5  # ideal layers always take the same time
+    unfinished = None if timing.is_ideal else 0.5  # ideal layer times are constant
     return calibrated_early_latency(
         p_correct, timing.layers, exit_layer, **times, unfinished=unfinished
     )
 
 
 def predicted_plain_latency_s(timing: Timing) -> float:
-    """Seconds per token of plain decoding on one unit, equation (10.2)."""
+    """Seconds per token of plain decoding on one device, equation (10.2)."""
     terms = timing.terms
     return float(
         calibrated_plain_latency(
@@ -116,8 +115,8 @@ def predicted_plain_compute(timing: Timing) -> float:
 def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -> Any:
     """Layer executions per token, heads included, equation (10.5).
 
-    For a match rate, or an array of them. Where sub-processes get past their own exit before the
-    verdict it counts what they run after it as wrong ones do: an upper bound.
+    For a match rate, or an array of them. An upper bound where sub-processes pass their own exit
+    before the verification.
     """
     times = schedule_times(timing, exit_layer, k)
     for name in ("layer_time", "token_time", "promotion_delay"):

@@ -1,4 +1,4 @@
-"""Recorded matches replayed through the schedule, beside the closed form for independent ones."""
+"""Replay of recorded matches, compared with the closed form for independent matches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
 
 RESAMPLES, SIMULATED_TOKENS = 2000, 20_000
-#: relative error of the closed form, against the replayed latency, that is warned of
+#: least relative error of the closed form against the replayed latency that is reported
 MISLEADS = 0.01
 
 
@@ -34,13 +34,13 @@ class ReplayReport(Frame):
 
     Attributes:
         latency: of the schedule on the recorded matches, start-up of each text included.
-        closed_form: what independent matches at the same rate give for texts of these lengths;
-            None for several exits or a gate that the formulas do not cover.
-        simulated: independent matches at the same rate through the simulator; None as before.
+        closed_form: latency with independent matches at the same rate for texts of these lengths;
+            None for several exits or a gate.
+        simulated: the same from the simulator, on one long text.
         match_rate: None where no text has two tokens.
-        autocorrelation: of the matches of one text, lag 1; None where undefined.
-        misleads: closed form / replayed - 1 where that is more than its share and the interval
-            leaves it out; else None.
+        autocorrelation: lag-1 autocorrelation of the matches of a text; None where undefined.
+        misleads: closed form / replayed - 1, where that exceeds `MISLEADS` and the closed form lies
+            outside the interval; else None.
     """
 
     policy: Policy
@@ -66,12 +66,12 @@ class ReplayReport(Frame):
 
 
 def replay_report(measurement: Measurement, policy: Policy, *, seed: int = 0) -> ReplayReport:
-    """Replay a policy on every recorded text, and say whether independence would mislead.
+    """Replay a policy on every recorded text, and test the assumption of independent matches.
 
     Args:
         measurement: ranks, and for a gate the exits' confidences.
         policy: exits, guesses, depth, gate.
-        seed: of the bootstrap over prompts and of the simulation.
+        seed: seed of the bootstrap over prompts and of the simulation.
 
     Raises:
         InvalidInputError: the policy does not fit the measurement.

@@ -1,7 +1,7 @@
-"""Roofline model of a timing: memory bandwidth and arithmetic of a data sheet, sizes of a config.
+"""Roofline model of a timing, from data-sheet bandwidth and arithmetic and a model's sizes.
 
-Every time is the larger of two: reading the weights that a step needs from memory, and computing
-with them. No launch, no contention and no attention over a cache is in it: the times are ideal.
+Every time is the larger of the memory time and the arithmetic time of a step. Kernel launches,
+contention and attention over the KV cache are ignored: the times are ideal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .hardware import Device, ModelShape
 from .prediction import SCHEDULE
 
 MOST_LAYERS = 1000
-#: numbers of guesses that get a time
+#: default batch sizes of sub-processes
 DEFAULT_K = (1, 2, 3, 4, 5, 8, 16, 32)
 
 
@@ -57,16 +57,16 @@ def roofline(
     units_per_process: int = 1,
     link_time_s: float = 0.0,
 ) -> Timing:
-    """Times of a model's layers and heads on a device, by its memory and its arithmetic.
+    """Ideal times of a model's layers and heads on a device.
 
     Args:
         shape: sizes of the model.
         device: bytes and operations per second.
         ks: sizes of a batch of sub-processes.
         bytes_per_weight: 2 for float16 and bfloat16.
-        units_per_process: devices of tensor parallelism in each process, at no cost.
-        link_time_s: a small message between devices: PPD's guesses wait for one, and splitting
-            over two processes' devices for two all-reduces a layer and one for the head.
+        units_per_process: devices of tensor parallelism in each process, without communication.
+        link_time_s: a small message between devices. It delays PPD's guesses once; the tensor
+            parallel baseline has two all-reduces a layer and one for the head.
 
     Returns:
         A timing without intervals, labelled ideal: delays and contention are zero.
@@ -137,11 +137,11 @@ def roofline(
 
 
 def carried_over(calibration: Calibration, timing: Timing) -> Calibration:
-    """A model's match rates at another's layers, by relative depth, with an ideal timing.
+    """Transfer match rates to another model by relative depth, with its ideal timing.
 
-    Each prompt's counts are interpolated between the measured layers at the same share of the
-    depth; exits before the first one are left out. That another model's exits guess as well as
-    these is an assumption.
+    Each prompt's counts are interpolated between the measured layers at equal relative depth;
+    exits before the first one are left out. It is an assumption that the other model's exits guess
+    equally well.
     """
     d, new = calibration.layers, timing.layers
     measured = np.array([*(calibration.exit_layers or range(1, d)), d])
@@ -166,7 +166,7 @@ def carried_over(calibration: Calibration, timing: Timing) -> Calibration:
         ci_high=high,
         timing=timing,
         exit_layers=kept,
-        recorded=None,  # counted at the measured model's own layers
+        recorded=None,  # these counts belong to the measured model's layers
         provenance={
             **calibration.provenance,
             "rates_of": calibration.title,
@@ -180,10 +180,10 @@ def _exact(value: float) -> Timed:
 
 
 def shape_from_config(path: str | Path) -> ModelShape:
-    """The sizes in a model's `config.json`, of a decoder of Llama's build.
+    """The sizes in the `config.json` of a Llama-like decoder.
 
     Raises:
-        InvalidInputError: the file is missing, no such config, or of a mixture of experts.
+        InvalidInputError: the file is missing, not such a config, or of a mixture of experts.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,9 +1,9 @@
 """Selection of a setting under a rule, and K-fold evaluation of the selected setting.
 
-One engine for the settings of PPD, those of other decoding methods and threshold policies: each is
-a search space that gives the latency and the compute of its settings on any weights of the prompts.
-The setting that looks best of many does worse on new prompts (selection bias), so the selection is
-repeated without each fold of the prompts and evaluated on that fold.
+PPD, other decoding methods and threshold policies are search spaces, which compute latency and
+compute of their settings for any weights of the prompts. The best of many settings looks better
+than it is (selection bias), so the selection is repeated without each fold of the prompts and
+evaluated on that fold.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def check_price(price: float) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """What the best setting minimizes, given as one of two.
+    """The objective that the best setting minimizes; give one of the two.
 
     Attributes:
-        max_compute: a budget: the least latency among settings with at most this compute.
-        price: the least price x latency + compute.
+        max_compute: minimize latency among settings with at most this compute.
+        price: minimize price x latency + compute.
     """
 
     max_compute: float | None = None
     price: float | None = None
 
     def objective(self, latency: Floats, compute: Floats) -> Floats:
-        """What is minimized; infinite where the rule excludes a setting."""
+        """The objective; infinite where the rule excludes a setting."""
         if self.price is not None:
             return self.price * latency + compute
         within = True if self.max_compute is None else compute <= min(self.max_compute, 1e30)
@@ -95,12 +95,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class PromptSample:
-    """The prompts that were measured, their bootstrap resamples and their folds.
+    """The measured prompts, with their bootstrap resamples and folds.
 
     Attributes:
         tokens: generated tokens of each prompt, [prompts].
         resamples: resamples of the bootstrap over prompts.
-        seed: of the bootstrap and of the folds.
+        seed: seed of the bootstrap and of the folds.
     """
 
     tokens: Ints
@@ -124,7 +124,7 @@ class Evaluation:
 
     Attributes:
         values: the point estimates, [2].
-        draws: of the bootstrap, [resamples, 2].
+        draws: bootstrap draws, [resamples, 2].
         tokens: of each prompt, [prompts].
     """
 
@@ -152,13 +152,13 @@ class Selection(Generic[Space]):
         space: Space,
         refit: Callable[[int, np.ndarray], SearchSpace] | None = None,
     ) -> None:
-        """Select from a space; one that depends on the prompts is made anew without each fold.
+        """Select from a space; a space that depends on the prompts is refitted without each fold.
 
         Args:
-            prompts: what the settings are evaluated on.
-            space: the settings, as all prompts together make them.
-            refit: a fold's number and which prompts, [prompts], are outside it -> the same space
-                made from those; by default the space itself.
+            prompts: prompts on which the settings are evaluated.
+            space: the settings, fitted on all prompts.
+            refit: fold number and mask of the training prompts, [prompts] -> the space fitted on
+                those; by default the space itself.
         """
         self.prompts, self.space = prompts, space
         self._refit = refit or (lambda _fold, _training: space)
@@ -174,13 +174,13 @@ class Selection(Generic[Space]):
         return _place(rule.best(*self.ratios))
 
     def runner_up(self, rule: Rule, best: int) -> int | None:
-        """The best setting but one; None where that is plain decoding."""
+        """The second-best setting; None where that is plain decoding."""
         others = np.delete(np.arange(self.space.size), best)
         second = _place(rule.best(*(values[others] for values in self.ratios)))
         return None if second is None else int(others[second])
 
     def evaluation(self, place: int) -> Evaluation:
-        """One setting on all prompts and their resamples."""
+        """Latency and compute of one setting on all prompts, with bootstrap draws."""
         values, draws = (
             _evaluated(self.space, place, weights)
             for weights in (self.prompts.all_once, self.prompts.weights)
@@ -188,7 +188,7 @@ class Selection(Generic[Space]):
         return Evaluation(values[0], draws, self.prompts.tokens)
 
     def held_out(self, rule: Rule) -> Evaluation | None:
-        """K-fold evaluation: on each fold the setting that the other folds select, pooled.
+        """K-fold evaluation: each fold evaluates the setting that the other folds select.
 
         None with too few prompts for folds.
         """
@@ -205,7 +205,7 @@ class Selection(Generic[Space]):
         return None if found is None else Evaluation(*found, prompts.tokens)
 
     def _on_training(self, fold: int, training: np.ndarray) -> tuple[SearchSpace, Ratios]:
-        """Every setting on the prompts outside a fold: the same for every rule."""
+        """Every setting on the training prompts of a fold, cached for all rules."""
         if fold not in self._training:
             space = self._refit(fold, training)
             ratios = _ratios_of_all(space, training[None].astype(np.int64))
@@ -214,12 +214,12 @@ class Selection(Generic[Space]):
 
 
 def chosen_share(rule: Rule, draws: Ratios, best: int | None) -> float | None:
-    """Share of the bootstrap's resamples that select the same; None where there is no setting.
+    """Share of bootstrap resamples that select the same setting; None without any settings.
 
     Args:
-        rule: what selects.
+        rule: objective of the selection.
         draws: latency and compute of every setting, each [resamples, settings].
-        best: what was selected on all prompts.
+        best: the setting selected on all prompts; None is plain decoding.
     """
     if not draws[0].shape[-1]:
         return None

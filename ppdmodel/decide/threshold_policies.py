@@ -1,7 +1,7 @@
 """Threshold policies and fixed settings on recorded guesses, as search spaces.
 
-A guess starts when its exit has been read, so reading delays it; and a token is verified when the
-head, a reading of the last layer, is done. Theory page 7 has both, from page 10.
+Reading an exit delays its guesses, and the LM head delays the verification. Theory pages 7 and 10
+derive both.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading an exit costs, and what the model's own head costs, in layer executions."""
+    """Costs of reading an exit and of the LM head, in layer executions."""
 
     exit_cost: float = 0.0
     head_cost: float = 0.0
 
     @classmethod
     def of_timing(cls, timing: Timing) -> Reading:
-        """The median over exit layers and k, each over a layer of its own time as in (10.5)."""
+        """Ratios to the layer time as in (10.5); of an exit, the median over exit layers and k."""
         ratios = [
             read.value / layer.value
             for terms in timing.by_k.values()
@@ -48,11 +48,11 @@ class Reading:
 
     @property
     def delay(self) -> float:
-        """How much later an exit seems to lie: its guesses wait, and so does the verdict."""
+        """Effective shift of an exit, in layers: the exit's delay minus the head's."""
         return self.exit_cost - self.head_cost
 
     def exits(self, layers: int) -> range:
-        """Exits that no promoted process has passed, and whose guesses come before the verdict.
+        """Exits that no promoted process has passed, with guesses before the verification.
 
         Raises:
             InvalidInputError: there are none.
@@ -69,16 +69,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Policies that read the same number of exits, a search space; counts are by prompt.
+    """Search space of policies that read the same number of exits.
 
     Attributes:
         tokens: of each prompt, [prompts].
         layers: decoder layers d.
-        reading: what reading costs.
-        exits: at each exit that is read, its layer, [settings]; none is plain decoding.
-        started: the guesses that are started there, [prompts, settings].
-        right: the tokens whose true guess is started there first, [prompts, settings].
-        k: guesses started for every token, [settings], of fixed settings.
+        reading: costs of reading an exit and of the head.
+        exits: for each exit that is read, its layer, [settings]; none is plain decoding.
+        started: guesses that are started there, [prompts, settings].
+        right: matched guesses that are started there, [prompts, settings].
+        k: guesses per token of fixed settings, [settings].
     """
 
     tokens: Ints
@@ -97,8 +97,8 @@ class PolicySettings:
     def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         """Latency and compute over plain decoding's, [rows, settings].
 
-        The head counts as so many layers more, an exit lies later by its reading, and each reading
-        is executed.
+        The head adds to the layers, reading moves each exit later, and each reading adds to the
+        compute.
         """
         if not self.exits:
             return np.ones((len(weights), len(at))), np.ones((len(weights), len(at)))
@@ -113,7 +113,7 @@ class PolicySettings:
 
 
 class Policies(Guessed):
-    """The guesses of the exits in the second half of the layers, and policies that start them."""
+    """Policies on the recorded guesses of the exits in the second half of the layers."""
 
     def __init__(
         self, measurement: Measurement, guesses: Guesses, reading: Reading | None = None
@@ -126,7 +126,7 @@ class Policies(Guessed):
         self.pairs = pairs.only(inside)
 
     def by_threshold(self, price: float, fitted: Fits) -> PolicySettings:
-        """At each exit the threshold rule: as q falls with the guess, it starts the first few."""
+        """The threshold rule at each exit: it starts the guesses at or above the threshold."""
         least = logit(np.clip(formulas.threshold(price), NEAREST, 1 - NEAREST))
         started = {
             e: (scale * self.logits[e] + shift >= least).sum(axis=1)
@@ -135,13 +135,13 @@ class Policies(Guessed):
         return self._at_one_exit(started.items())
 
     def fixed(self) -> PolicySettings:
-        """Every exit, and every k at it."""
+        """Every exit with every k."""
         ks = range(1, self.most + 1)
         every = ((e, np.full(len(self.owner), k)) for e in self.exits for k in ks)
         return self._at_one_exit(every, k=(np.tile(ks, len(self.exits)),))
 
     def two_fixed(self) -> PolicySettings:
-        """Every two exits, with every k at each; only those that were paired."""
+        """Every recorded pair of exits, with every k at each."""
         pairs = self.pairs
         started = (self.tokens[:, None] * pairs.k_early, pairs.new)
         right, k = (pairs.q_early, pairs.q_late), (pairs.k_early, pairs.k_late)
@@ -150,10 +150,10 @@ class Policies(Guessed):
     def several(
         self, price: float, fitted: Fits, prompts: np.ndarray
     ) -> tuple[PolicySettings, tuple[float, ...]]:
-        """The rule over several exits, and its thresholds, solved on some prompts.
+        """The rule over several exits and its thresholds, fitted on some prompts.
 
-        Where reading costs something, exits are left unread one after another as long as that
-        lowers the objective on those prompts; their thresholds are infinite.
+        Where reading has a cost, backward elimination removes exits while that lowers the objective
+        on those prompts; the thresholds of removed exits are infinite.
         """
         q, weights = self.stopping.probabilities(fitted), prompts[None].astype(np.int64)
         read = [*range(q.shape[1])]
@@ -182,7 +182,7 @@ class Policies(Guessed):
     def _at_one_exit(
         self, started: Iterable[tuple[int, Ints]], k: Sequence[Ints] = ()
     ) -> PolicySettings:
-        """Policies at one exit each, from the guesses that they start for each token."""
+        """Policies at one exit each, from the numbers of guesses started for each token."""
         exits, counts = zip(*started, strict=True)
         right = [self.rank[e] <= each for e, each in zip(exits, counts, strict=True)]
         by_prompt = [np.stack([*map(self._by_prompt, each)], axis=1) for each in (counts, right)]
@@ -202,7 +202,7 @@ class Policies(Guessed):
 
 
 def _eliminated(kept: list[int], objective: Callable[[list[int]], float]) -> list[int]:
-    """Backward elimination: leave out one after another as long as that lowers the objective."""
+    """Backward elimination: remove one element at a time while that lowers the objective."""
     least = objective(kept)
     while kept:
         every = ([j for j in kept if j != out] for out in kept)

@@ -1,4 +1,4 @@
-"""The threshold policy on recorded guesses: start each guess that is likely enough for a price.
+"""The threshold policy on recorded guesses, evaluated against the best fixed setting.
 
 Theory page 7: at depth 1 and an exit in the second half of the layers, the best policy at a price
 starts exactly the candidates whose calibrated probability is at least 1 / (1 + price).
@@ -33,15 +33,14 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Priced:
-    """The threshold rule beside the best fixed exit and k, at one price, on held-out prompts.
+    """The threshold rule and the best fixed exit and k at one price, on held-out prompts.
 
-    Latency and compute are ratios to plain decoding. `gain` is what the rule takes off
-    price x latency + compute, against the fixed setting, in plain decoding's layer executions.
-    `exit_layer`, `fixed_exit_layer` and `fixed_k` are the choices of all prompts together; None is
-    plain decoding. `several_` are those of the rule over `several_exits`, each with a threshold of
-    its own (infinite: not read), and `several_gain` what that takes off further. `two_` are those
-    of the best two exits with a fixed k each, and `two_gain` what they take off against the best
-    one.
+    Latency and compute are ratios to plain decoding. `gain` is the reduction of
+    price x latency + compute against the fixed setting, in plain decoding's layer executions.
+    `exit_layer`, `fixed_exit_layer` and `fixed_k` are selected on all prompts; None is plain
+    decoding. `several_` is the rule over `several_exits`, each with its own threshold (infinite:
+    not read), and `several_gain` its gain against the rule at one exit. `two_` is the best pair of
+    exits with a fixed k each, and `two_gain` its gain against the best fixed exit.
     """
 
     price: float
@@ -68,7 +67,7 @@ class Priced:
 
 @dataclass(frozen=True)
 class ThresholdReport(Frame):
-    """The threshold rule on one measurement; costs of a reading are in layer executions."""
+    """The threshold rule on one measurement; costs are in layer executions."""
 
     title: str
     model: str
@@ -97,20 +96,20 @@ def threshold_report(
 ) -> ThresholdReport:
     """Evaluate the threshold rule and the best fixed setting on held-out prompts.
 
-    5-fold: on four fifths of the prompts each exit's probabilities are calibrated and each policy's
-    exit (and k) selected; the rest evaluates them. Only the first 8 guesses are recorded, so
-    neither policy starts more.
+    5-fold cross-validation: on four fifths of the prompts each exit's probabilities are calibrated
+    and each policy's exit (and k) selected; the rest evaluate them. Only the first 8 guesses are
+    recorded, so neither policy starts more.
 
     Args:
         measurement: ranks of the true tokens.
         guesses: the first guesses of the same tokens, with their probabilities.
         prices: the most extra layer executions that a layer time saved is worth; >= 0.
-        exit_cost: what one reading of an exit executes (norm, map, head, best k), in layer
-            executions; it also delays the exit's guesses. By default reading costs nothing.
-        head_cost: what the model's own head executes; None: as much as an exit. It delays the
-            verdict, in plain decoding too.
-        timing: takes both costs from a machine's times of this model.
-        seed: of the folds and the bootstrap over prompts.
+        exit_cost: compute of one reading of an exit (norm, map, head, top k), in layer executions;
+            it also delays the exit's guesses. 0 by default.
+        head_cost: compute of the LM head; None: as much as an exit. It delays the verification, in
+            plain decoding too.
+        timing: measured times of this model, which give both costs instead.
+        seed: seed of the folds and of the bootstrap over prompts.
 
     Raises:
         InvalidInputError: a price or a cost is negative, the guesses are of other tokens, the
@@ -228,7 +227,7 @@ def _setting(selection: Selection[PolicySettings], rule: Rule) -> tuple[Any, Any
 
 
 def _held_out(evaluations: Sequence[Evaluation | None], rule: Rule) -> dict[str, Interval]:
-    """Held-out intervals of: the rule at one exit, a fixed one, the rule at several, two fixed."""
+    """Held-out intervals: rule at one exit, one fixed exit, rule at several, two fixed exits."""
     found = [evaluation for evaluation in evaluations if evaluation is not None]
     values = [float(rule.objective(*one.values)) for one in found]
     draws = [rule.objective(*one.draws.T) for one in found]

@@ -1,7 +1,7 @@
-"""Closed forms and recursions, a module per subject; nothing else in the package holds a formula.
+"""All closed forms and recursions of the package, one module per subject.
 
-A formula enters `registry.FORMULAS` by the decorator above its definition, which is the only place
-that its name stands in. A new module needs a line below.
+The decorator above a formula registers it in `registry.FORMULAS`; its name is written nowhere else.
+A new module needs an import line below.
 """
 
 from typing import TYPE_CHECKING
@@ -21,5 +21,5 @@ from .roofline import *
 from .seconds import *
 from .speculative import *
 
-if not TYPE_CHECKING:  # type checkers read the modules; a list made at run time would hide all
+if not TYPE_CHECKING:  # type checkers cannot read a list that is made at run time
     __all__ = list(FORMULAS)

@@ -23,10 +23,10 @@ from .registry import register
 P = ParamSpec("P")
 
 _LARGEST = sys.float_info.max
-#: tokens in flight beyond which a formula is not worked out: far deeper than any model
+#: most tokens in flight for which a formula is computed: far deeper than any model
 _DEEPEST = 10_000
 
-#: what must hold, a test of it, and what to do instead
+#: the condition in words, its test, and the fix that an error message names
 Domain = tuple[str, Callable[[Any], Any], str]
 
 
@@ -50,7 +50,7 @@ def _whole(least: int, fix: str) -> Domain:
     )
 
 
-#: by parameter name: a name means the same in every closed form
+#: domains by parameter name: a name means the same in every closed form
 DOMAINS: dict[str, Domain] = {
     "p_correct": _probability("give a probability"),
     "layers": _positive("give a layer count"),
@@ -135,13 +135,13 @@ def closed_form(
     return decorate
 
 
-#: reading a signature takes as long as some formulas: once each, and not when they are imported
+#: cached and lazy, because inspecting a signature takes as long as computing some formulas
 _signature = functools.cache(inspect.signature)
 _SCHEDULE = ("layers", "exit_layer", "depth")
 
 
 def _checked(values: dict[str, Operand]) -> dict[str, Operand]:
-    """The arguments of a closed form, each in its domain and all of one kind, `depth` settled."""
+    """The checked arguments of a closed form: floating point, `depth` cut as in (2.2)."""
     for name, value in values.items():
         if not (name == "depth" and value is None):
             array = value.to_numpy() if hasattr(value, "to_numpy") else value  # pandas
@@ -160,7 +160,7 @@ def _checked(values: dict[str, Operand]) -> dict[str, Operand]:
 def check(name: str, value: Operand, shown: str = "") -> None:
     """Raise `InvalidInputError` unless `value`, or each element of it, lies in `name`'s domain.
 
-    `shown` is what the message calls it, where that is not `name`.
+    `shown` is the parameter's name in the message, `name` by default.
     """
     must, rule, fix = DOMAINS[name]
     require(value, f"{shown or name} must {must}", fix, rule)
@@ -223,9 +223,9 @@ def _element(value: Operand, holds: Operand, index: tuple[int, ...]) -> Operand:
 
 
 def check_kinds(values: dict[str, Operand]) -> None:
-    """Raise `InvalidInputError` unless the arguments go together: one kind, shapes that broadcast.
+    """Raise `InvalidInputError` unless the arguments are of one kind and their shapes broadcast.
 
-    Arrays mix with numbers, tensors with numbers, symbols with numbers; none of the three mix.
+    Arrays, tensors and symbols each mix with numbers, but not with each other.
     """
     shaped = {name: x for name, x in values.items() if getattr(x, "shape", ())}
     if not shaped:
@@ -276,10 +276,10 @@ def as_real(value: Operand) -> Operand:
 
 
 def _settled_depth(layers: Operand, exit_layer: Operand, depth: Operand) -> Operand:
-    """The depth that a schedule can use: theory equation (2.2).
+    """The depth, at most the largest that changes the schedule: theory equation (2.2).
 
-    A formula holds for any depth, so symbols keep theirs. Numbers are cut at the depth where
-    nothing changes any more, so that a large one costs nothing.
+    A formula holds for any depth, so symbols are kept. Numbers are cut, so that a larger one
+    costs nothing.
     """
     if isinstance(depth, int) and depth == 1:
         return depth

@@ -167,7 +167,7 @@ def total_latency_variance(
         autocorrelation: rho, as in `correlated_latency`.
 
     Returns:
-        Variance in squared layer times. For shallower schedules take `total_latency(...).std`.
+        Variance in squared layer times. For shallower schedules use `total_latency(...).std`.
 
     Raises:
         InvalidInputError: an argument is outside its domain.

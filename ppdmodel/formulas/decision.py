@@ -12,7 +12,7 @@ def exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
     r"""Extra layer executions per layer time saved, at depth 1: $k/p - 1$.
 
     It is the same for every exit layer e < d. With depth 2 or more it is not a function of p and k
-    alone: take (C - d) / (d - latency).
+    alone: compute (C - d) / (d - latency).
 
     Args:
         p_correct: p, match rate of all k guesses together; in [0, 1].
@@ -42,7 +42,7 @@ def break_even(layers: Operand, exit_layer: Operand, overhead: Operand) -> Opera
     Args:
         layers: d, decoder layers; positive.
         exit_layer: e, exit layer; 0 < e <= d.
-        overhead: o, what each token pays, in layer times; >= 0.
+        overhead: o, extra latency of each token, in layer times; >= 0.
 
     Returns:
         A match rate; `inf` for e = d with a positive overhead.
@@ -67,7 +67,7 @@ def best_relative_exit(exponent: Operand) -> Operand:
     $0 < c \le 1$, and a depth $D \ge 1/a$.
 
     Args:
-        exponent: a; positive. Guesses that are read late only have a large a.
+        exponent: a; positive. It is large where only late exits guess well.
 
     Returns:
         Relative depth in (0, 1).
@@ -88,17 +88,17 @@ def best_relative_exit(exponent: Operand) -> Operand:
 def best_exit(exponent: Operand, layers: Operand) -> Operand:
     r"""Exit layer with the lowest latency, for a match rate that is a power of the depth.
 
-    It is the better neighbour of the real optimum d a/(a+1). With $e_0 = \lfloor d a/(a+1) \rfloor$
+    It is the better neighbour of the optimum d a/(a+1). With $e_0 = \lfloor d a/(a+1) \rfloor$
     it is $e_0$ if $(e_0/(e_0+1))^a (d - e_0) > d - e_0 - 1$, else $e_0 + 1$, and at least 1. Of two
-    equally fast layers it is the later one, which costs less compute.
+    equally fast layers it is the later one, which needs less compute.
 
     Args:
-        exponent: a of $p = c\,(e/d)^a$; positive; for unlimited depth, or one that is enough at
-            the layer below the result too.
+        exponent: a of $p = c\,(e/d)^a$; positive; for unlimited depth, or a depth D with
+            (D+1)e >= d at the layer below the result too.
         layers: d, decoder layers; a whole number.
 
     Returns:
-        A whole exit layer; `layers` itself where no earlier exit saves anything.
+        A whole exit layer; `layers` itself where no earlier exit saves time.
 
     Raises:
         InvalidInputError: an argument is outside its domain.
@@ -149,7 +149,7 @@ def start_worth(
     $G = (d-e)\,\bigl[(\pi + 1)\,p - 1\bigr]$: at depth 1 and e >= d/2; 0 at the threshold (7.6).
 
     Args:
-        p_correct: p, probability of that one guess, or 1 and 0 for what came true; in [0, 1].
+        p_correct: p, probability that the guess matches, or its outcome, 1 or 0; in [0, 1].
         layers: d, decoder layers; positive.
         exit_layer: e, where it is started; 0 < e <= d.
         price: pi, the most extra layer executions that one layer time saved is worth; >= 0.

@@ -1,4 +1,4 @@
-"""Total latency of a finite generation: its exact distribution under independent matches."""
+"""Exact distribution of the total latency of a finite generation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TotalLatency:
     """Distribution of the time to generate a number of tokens, in layer times.
 
-    `times` is increasing; `probabilities` are those of its elements.
+    `times` is increasing; `probabilities[i]` is the probability of `times[i]`.
     """
 
     times: Floats
@@ -43,7 +43,7 @@ class TotalLatency:
         return self.times, self.probabilities
 
     def quantile(self, q: float) -> float:
-        """Smallest total latency that is not exceeded with probability `q` or more, 0 < q <= 1."""
+        """Smallest total latency t with P(T <= t) >= `q`, 0 < q <= 1."""
         if not 0 < real_number("q", q, 0, "give a probability") <= 1:
             raise InvalidInputError(f"q must lie in (0, 1]; got {q}; give a probability")
         if q == 1:
@@ -74,7 +74,7 @@ def total_latency(
         tokens: tokens to generate; a positive integer.
         depth: D; a positive integer, or None for unlimited.
         autocorrelation: rho, lag-1 autocorrelation of the matches, as in `correlated_latency`; 0
-            means independent. Otherwise time grows as tokens cubed: seconds for 1000 tokens.
+            means independent. Otherwise run time grows as tokens cubed: seconds for 1000 tokens.
 
     Returns:
         The exact distribution, in layer times.
@@ -131,7 +131,7 @@ def _counts(
 ) -> tuple[Floats, Floats, Floats]:
     """Hits, completed groups of `size` hits, and the probability of each pair of them.
 
-    Without a `size` no group makes anything wait, and all counts of groups are 0.
+    Without a `size` no process waits, and all counts of groups are 0.
     """
     _check_size(trials + 1, chained=autocorrelation != 0, grouped=size is not None)
     if autocorrelation != 0:
@@ -142,7 +142,7 @@ def _counts(
 
 
 def _check_size(tokens: int, *, chained: bool, grouped: bool) -> None:
-    """Raise unless the counts to go through fit into a minute and memory."""
+    """Raise unless the distribution can be computed in a minute and fits in memory."""
     most = {(0, 0): 10**7, (0, 1): 20_000, (1, 0): 20_000, (1, 1): 2000}[chained, grouped]
     if tokens > most:
         raise InvalidInputError(
@@ -171,7 +171,7 @@ def _grouped(trials: int, p: float, size: int) -> tuple[Floats, Floats, Floats]:
     """Hits, completed groups of `size` hits within a run, and the probability of each pair."""
     hits, groups, probabilities = [], [], []
     log_p, log_miss = _log(p), _log(1 - p)
-    #: weights of the incomplete rests of m+1 runs by their sum, times p**sum, over exp(log_scale)
+    #: ways that the remainders of m+1 runs add up to each sum, times p**sum / exp(log_scale)
     rests = window = p ** np.arange(float(size))
     log_scale = 0.0
     for misses in range(trials + 1):
@@ -197,11 +197,11 @@ def _grouped(trials: int, p: float, size: int) -> tuple[Floats, Floats, Floats]:
 def _chained(
     trials: int, p: float, size: int | None, autocorrelation: float
 ) -> tuple[Floats, Floats, Floats]:
-    """Hits, completed groups of `size` hits within a run, and their probability, token by token.
+    """Hits, completed groups of `size` hits within a run, and the probability of each pair.
 
-    `matched[r]` holds the probabilities of [groups, hits] so far where the token matched and its
-    run has r more hits than whole groups, `missed` those where it did not. Without a `size` no
-    groups are counted.
+    A dynamic program over tokens. `matched[r]` holds the probabilities of [groups, hits] where the
+    last token matched and its run has r hits beyond whole groups, `missed` those where it did not.
+    Without a `size` no groups are counted.
     """
     after_match, after_miss = p + autocorrelation * (1 - p), p * (1 - autocorrelation)
     places = 1 if size is None else size
@@ -211,7 +211,7 @@ def _chained(
     missed[0, 0] = 1.0
     hit_rate = p
     for done in range(trials):
-        # after so many tokens no larger counts can be
+        # larger counts are impossible after so few tokens
         w, h = (1 if size is None else (done + 1) // size + 1), done + 2
         was, ran = missed[:w, :h].copy(), [state[:w, :h].copy() for state in matched]
         missed[:w, :h] = (1 - hit_rate) * was + (1 - after_match) * sum(ran)

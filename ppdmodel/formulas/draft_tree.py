@@ -50,14 +50,14 @@ class DraftTree:
 def draft_tree(rank_acceptance: Sequence[float], nodes: int, depth: int | None = None) -> DraftTree:
     r"""The tree of at most so many nodes and levels whose round yields the most tokens.
 
-    A node's guess of rank b is the true next token with probability p_b, if the node itself is
-    right. So a round yields $\tau = \sum_v \prod p_{\mathrm{rank}}$ along the path from the root
+    A node's guess of rank b is accepted with probability p_b, if the node itself is
+    accepted. So a round yields $\tau = \sum_v \prod p_{\mathrm{rank}}$ along the path from the root
     to v, summed over all nodes, the root counting 1. A dynamic program over nodes and levels finds
-    the best tree; a node's guesses are taken in the order of their ranks, none left out.
+    the best tree; a node's guesses are used in the order of their ranks, without gaps.
 
     Args:
-        rank_acceptance: p_1...p_b, for each rank the probability that this guess is right; each in
-            [0, 1], adding up to 1 at most.
+        rank_acceptance: p_1...p_b, acceptance probability of the guess of each rank; in [0, 1],
+            adding up to 1 at most.
         nodes: most nodes of the tree, its root included; a positive integer.
         depth: most drafted levels below the root; a positive integer, or None.
 
@@ -96,7 +96,7 @@ def draft_tree(rank_acceptance: Sequence[float], nodes: int, depth: int | None =
 
 
 class _TreeProgram:
-    """Tables of the best value with at most n nodes, by levels and by the first rank in use."""
+    """Dynamic program: tables of the best value by nodes, levels and first rank."""
 
     def __init__(self, rates: list[float], size: int, levels: int) -> None:
         import numpy as np
@@ -119,7 +119,7 @@ class _TreeProgram:
         self.levels = len(value) - 1
 
     def _best_split(self, child: Any, rest: Any) -> tuple[Any, Any]:
-        """For m = 0...size-1 nodes: the child of this rank gets x >= 1 of them, or all end here."""
+        """Best value and nodes x of this rank's child (0: no child), for m = 0...size-1 nodes."""
         import numpy as np
 
         best, choice = np.zeros(self.size), np.zeros(self.size, dtype=int)
@@ -131,7 +131,7 @@ class _TreeProgram:
         return best, choice
 
     def tree(self) -> DraftTree:
-        """Follow the choices from the root."""
+        """Build the best tree by backtracking from the root."""
         parents, ranks = [-1], [0]
         pending = [(0, self.size - 1, self.levels)]
         for node, nodes, levels in pending:

@@ -1,4 +1,4 @@
-"""Latency of PPD in seconds at early exits: a recursion along a run of matches, for numbers."""
+"""Latency of PPD in seconds at early exits: a numerical recursion along a run of matches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .contract import check, check_order, is_unknown
 from .ops import Operand
 from .registry import recursion
 
-#: matches in a row after which a run is taken to repeat its last two steps
+#: matches in a row after which the last two steps are assumed to repeat
 _LONGEST_RUN = 200_000
 
 
@@ -31,9 +31,9 @@ def calibrated_early_latency(
 ) -> Operand:
     r"""Mean time between tokens on real units at depth 1, for early exits too.
 
-    As `calibrated_latency` where $n \le e$. A process that has passed its exit when it is promoted
-    reads it once it goes on, so what it saved already shortens the time of the next sub-processes:
-    the steps $t_r$ of a run of matches differ, and $T = (1-p) \sum_{r \ge 0} p^r t_r$.
+    As `calibrated_latency` where $n \le e$. A process that is promoted after its exit reads
+    the exit when it resumes, which leaves less time for the next sub-processes. So the steps $t_r$
+    of a run of matches differ, and $T = (1-p) \sum_{r \ge 0} p^r t_r$.
 
     Args:
         p_correct: p, match rate of the k guesses; in [0, 1], a number or an array of any shape.
@@ -48,7 +48,7 @@ def calibrated_early_latency(
         token_time: a.
         start_delay: s.
         promotion_delay: m.
-        unfinished: phi; or None for layers that never vary: each time what is left of the layer.
+        unfinished: phi; or None for constant layer times: the exact rest of each layer.
 
     Returns:
         Latency per token, in the unit of the times.
@@ -66,7 +66,7 @@ def calibrated_early_latency(
     check_order(exit_layer, layers)
 
     def ahead(left: float) -> float:
-        """Layers that a sub-process has run at the verdict, `left` after the exit is there."""
+        """Layers that a sub-process has run at the verification, `left` after the exit layer."""
         return min(max(left - start_delay - exit_time, 0) / batch_layer_time, layers)
 
     left = (layers - exit_layer) * busy_layer_time + head_time
@@ -77,7 +77,7 @@ def calibrated_early_latency(
         places[round(n, 9)] = len(steps)
         going_on = min(n + (-n % 1 if unfinished is None else unfinished), layers)
         pause = (going_on - n) * batch_layer_time + promotion_delay
-        early = n <= exit_layer + 1e-9  # as computed: n = e is on this side
+        early = n <= exit_layer + 1e-9  # n = e counts as early, in spite of rounding
         before = (exit_layer - going_on) * layer_time if early else 0
         rest = layers - (exit_layer if early else going_on)
         left = rest * busy_layer_time + head_time
@@ -87,7 +87,7 @@ def calibrated_early_latency(
 
 
 def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:
-    """The mean step if place r of a run is taken by p^r and `first` follows the last place."""
+    """The mean step if place r of a run has weight p^r and `first` follows the last place."""
     begun = sum((1 - p) * p**r * step for r, step in enumerate(steps[:first]))
     weights = [p**j for j in range(len(steps) - first)]
     again = sum(w * step for w, step in zip(weights, steps[first:], strict=True))
@@ -95,7 +95,7 @@ def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:
 
 
 def _check_numbers(given: Mapping[str, Any]) -> None:
-    """Numbers in their domains, and of the match rate any number of them."""
+    """Raise unless each argument is a number in its domain; the match rate may be an array."""
     for name, value in given.items():
         if name == "unfinished" and value is None:
             continue

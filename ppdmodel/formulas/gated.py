@@ -17,7 +17,7 @@ def gated_latency(
 ) -> Operand:
     r"""Mean time between tokens when only a share of them passes the gate, in layer times.
 
-    A token matches when it passes and its guesses are right, with probability $s\,p_s$:
+    A token matches when it passes the gate and a guess matches, with probability $s\,p_s$:
     $\Lambda_s = d - s\,p_s (d-e) + g (s\,p_s)^{D+1} / \sum_{j=0}^{D} (s\,p_s)^j$,
     $g = \max(d - (D+1)e, 0)$.
 
@@ -63,8 +63,8 @@ def gated_compute(
         p_correct: p_s, match rate of the tokens that pass the gate; in [0, 1].
         layers: d, decoder layers; positive.
         exit_layer: e, exit layer; 0 < e <= d.
-        share: s, share of processes that pass, right or wrong (the wrong ones matter only for
-            D >= 2); in [0, 1].
+        share: s, share of processes that pass, true or wrong (wrong ones matter only for D >= 2);
+            in [0, 1].
         k: guesses per exit; >= 1.
         depth: D; a whole number >= 1, or None for unlimited.
 

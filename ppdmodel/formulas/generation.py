@@ -60,13 +60,13 @@ def generation_time(
 ) -> Operand:
     r"""Time of one generation whose matches are counted, in layer times.
 
-    $T_\ell = d\ell - (d-e)\,h + g\,w$, $g = \max(d - (D+1)e, 0)$, in whatever order they came.
+    $T_\ell = d\ell - (d-e)\,h + g\,w$, $g = \max(d - (D+1)e, 0)$, whatever their order.
 
     Args:
         layers: d, decoder layers; positive.
         exit_layer: e, exit layer; 0 < e <= d.
         tokens: l, tokens that were generated; a whole number >= 1.
-        matches: h, tokens after the first that some guess held; 0 ... l - 1.
+        matches: h, tokens after the first that matched a guess; 0 ... l - 1.
         groups: w, matches that are number D+1, 2(D+1), ... of their run; 0 ... h/(D+1).
         depth: D; a whole number >= 1, or None for unlimited.
 

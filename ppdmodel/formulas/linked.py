@@ -1,8 +1,7 @@
-"""Closed forms of the same units used in two ways: PPD, or every layer split over all of them.
+"""Closed forms of PPD and of tensor parallelism on the same linked devices.
 
-Units are joined by a link on which a small message takes `link_time` one way; all times are in one
-unit of the user's choice. The forms, and what they leave out, are those of
-theory/11-when-ppd-pays.md.
+`link_time` is the one-way time of a small message between devices; all times are in one unit of
+the user's choice. theory/11-when-ppd-pays.md derives the forms and states what they leave out.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def tensor_parallel_linked_latency(
             delta: delta for two units, ceil(log2 N) delta by recursive doubling, twice that by a
             tree, 2 (N - 1) delta around a ring.
         head_time: h, the head on one unit; >= 0.
-        efficiency: eta, speed-up over N of what is split, without the link; positive; 1 is perfect.
+        efficiency: eta, parallel speed-up over N, without the link; positive; 1 is perfect.
 
     Returns:
         Latency per token, in the unit of the times.
@@ -75,8 +74,8 @@ def ppd_linked_latency(
         layer_time: tau, a layer on one unit; positive.
         head_time: h, the head on one unit; >= 0.
         exit_time: x, reading the exit; >= 0.
-        messages_per_match: q, messages that a match waits for, one after another; >= 0; 1 is the
-            state at the exit; more if the promotion waits for some too.
+        messages_per_match: q, sequential messages that delay a match; >= 0; 1 is the state at the
+            exit; more if the promotion needs messages too.
 
     Returns:
         Latency per token, in the unit of the times.
@@ -123,12 +122,12 @@ def link_break_even(
         head_time: h.
         exit_time: x.
         efficiency: eta.
-        all_reduce_messages: mu, messages one after another in an all-reduce, r = mu delta; >= 1.
+        all_reduce_messages: mu, sequential messages of an all-reduce, r = mu delta; >= 1.
         messages_per_match: q; below 2 d + 1.
 
     Returns:
-        A link time, in the unit of the times; 0 where PPD wins on any link. At p = 0 one unit alone
-        beats the split ones from there on.
+        A link time, in the unit of the times; 0 where PPD wins on any link. At p = 0 it is the link
+        time above which one device beats tensor parallelism.
 
     Raises:
         InvalidInputError: an argument is outside its domain.

@@ -1,7 +1,7 @@
 """PPD with several exits and unlimited depth: recursions over the exits.
 
-They run on floats, NumPy arrays, torch tensors and SymPy symbols, but are no closed forms in the
-sense of `contract`.
+They run on floats, NumPy arrays, torch tensors and SymPy symbols. They are not registered
+as closed forms and check their own arguments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def multi_exit_latency(first_match: Operands, layers: Operand, exit_layers: Oper
     $\Lambda = d - \sum_{j=1}^{m} q_j\,(d - e_j)$.
 
     Args:
-        first_match: q_1...q_m, probability that exit j is the first whose guesses hold the next
+        first_match: q_1...q_m, probability that exit j is the first whose guesses contain the next
             token; each in [0, 1], of any shape, adding up to 1 at most.
         layers: d, decoder layers; positive.
         exit_layers: e_1 < ... < e_m, each in (0, d].
@@ -72,17 +72,17 @@ def multi_exit_compute(
         first_match: q_1...q_m, as in `multi_exit_latency`.
         layers: d, decoder layers; positive.
         exit_layers: e_1 < ... < e_m, each in (0, d].
-        k: k_1...k_m, new guesses started at each exit, all distinct; each >= 0, and a mean where
-            their number varies, if no sub-process starts any (2 e_1 >= d).
-        depth: None for unlimited; for symbols, the generations D of sub-processes that fit, which
-            means d <= (D+1) e_1.
+        k: k_1...k_m, new guesses started at each exit, all distinct; each >= 0. A mean is exact
+            where sub-processes start no guesses (2 e_1 >= d).
+        depth: None for unlimited; for symbols, a D with d <= (D+1) e_1, the most generations of
+            sub-processes.
 
     Returns:
-        Layer executions per token; `inf` where they are too many for a float.
+        Layer executions per token; `inf` where the number overflows a float.
 
     Raises:
         InvalidInputError: an argument is outside its domain, not one value per exit, or a depth
-            that would hold processes back, which no closed form here covers: `simulate` does.
+            that delays processes, which only `simulate` covers.
 
     Source:
         theory/06-exits-and-gates.md, equations (6.2) and (6.3).
@@ -112,10 +112,10 @@ def _family_work(
     first_exit: int,
     generations: float,
 ) -> Operand:
-    """W(d - e_j): how many processes have how much time left, those with the most first.
+    """W(d - e_j), summed over processes grouped by their remaining layers.
 
-    In numbers, processes with equal time left are one entry. Otherwise the exits that a line of
-    processes has taken say how much is left, and the generations end it.
+    For arrays and symbols, processes are grouped by how often their line of ancestors started at
+    each exit, one generation after another.
     """
     left = layers - exits[first_exit]
     if all(isinstance(x, (int, float)) for x in (left, *exits)):
@@ -163,7 +163,7 @@ def _one_more(starts: tuple[int, ...], number: int) -> tuple[int, ...]:
 
 
 def _all_spent(left: Operand) -> bool:
-    """Whether no element has time left; symbols always may."""
+    """Whether no element has time left; False for symbols."""
     if is_unknown(left):
         return False
     spent = left <= 0

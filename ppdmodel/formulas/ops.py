@@ -1,8 +1,7 @@
-"""The few operations on which floats, NumPy, torch and SymPy disagree.
+"""The few operations that differ between floats, NumPy, torch and SymPy.
 
-A closed form is written once, on Python's operators and the functions below. Packages are
-recognized by the arguments they made and never imported here: an argument can only be a
-tensor if torch is loaded already.
+A closed form is written once, with Python's operators and the functions below. Packages are looked
+up in `sys.modules` and never imported here: an argument can only be a tensor if torch is loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, TypeAlias
 
 from ..errors import InvalidInputError
 
-#: terms beyond which a sum would take minutes
+#: most terms of a sum; more would take minutes
 MOST_TERMS = 2_000_000
 
 #: A float, a NumPy array, a torch tensor or a SymPy expression.
@@ -116,9 +115,9 @@ def sum(term: Callable[[Operand], Operand], lower: Operand, upper: Operand) -> O
     """Sum of `term(j)` for the integers `lower <= j <= upper`; an empty sum is 0.
 
     Number bounds give a loop, whatever `term` returns. Array bounds give one sum per element:
-    `term` is only ever evaluated inside the bounds of each element, so that no value (and no
-    gradient) of a term that does not belong to the sum can reach it. A symbolic bound gives a
-    `sympy.Sum` over an index called like `term`'s parameter.
+    `term` is evaluated only inside the bounds of each element, so that terms outside the sum
+    affect neither its value nor its gradient. A symbolic bound gives a `sympy.Sum` over an index
+    named after `term`'s parameter.
     """
     if is_symbolic(lower) or is_symbolic(upper):
         if not (_is_integer(lower) and _is_integer(upper)):

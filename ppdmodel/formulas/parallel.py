@@ -1,6 +1,6 @@
-"""Closed forms of methods that keep several devices busy: parallel drafting, pipelines, splitting.
+"""Closed forms of parallel drafting, pipelined speculation and tensor parallelism.
 
-All in the units of PPD: layer times and layer executions of the target model.
+All are in layer times and layer executions of the target model.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def pipelined_latency(
     rejected one, which flushes the pipeline.
 
     Args:
-        acceptance_rate: alpha, probability that a drafted token is right, given that those before
-            it were; in [0, 1], any shape.
+        acceptance_rate: alpha, probability that a drafted token is accepted, given that those
+            before it were; in [0, 1], any shape.
         layers: d, decoder layers; positive.
         stages: n, stages of d/n layers; a whole number >= 1.
         draft_layers: L, time that the draft adds to a cycle, in layer times; >= 0; 0 where it runs
-            beside the stages.
+            in parallel with the stages.
 
     Returns:
         Latency per token in layer times.
@@ -174,8 +174,8 @@ def tensor_parallel_latency(layers: Operand, units: Operand, efficiency: Operand
 def tensor_parallel_compute(layers: Operand, units: Operand) -> Operand:
     r"""Layer executions per token when every layer is split over N devices: $N\,(d/N) = d$.
 
-    The same work as on one device. What splitting wastes shows in the device time that is held,
-    N times the latency, which is d / eta.
+    The same work as on one device. The loss of efficiency shows in the device time held: N times
+    the latency, d / eta.
 
     Args:
         layers: d, decoder layers; positive.

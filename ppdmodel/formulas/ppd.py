@@ -45,7 +45,7 @@ def latency_per_token(
 
 
 def _latency(p: Operand, layers: Operand, exit_layer: Operand, depth: Operand) -> Operand:
-    """Equation (2.1), also where the matches come about in another way."""
+    """Equation (2.1) at any match rate, also that of a gated exit."""
     wait = ops.maximum(layers - (depth + 1) * exit_layer, 0)
     run = ops.sum(lambda j: p**j, 0, depth)
     return layers - p * (layers - exit_layer) + wait * p ** (depth + 1) / run

@@ -1,4 +1,4 @@
-"""The list of public formulas; a formula enters it where it is defined, by its decorator."""
+"""The registry of public formulas; the decorator of a formula adds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registered(NamedTuple):
-    """A public formula, and where `theory/` derives it.
+    """A public formula and its derivation in `theory/`.
 
     `equation` is the number of its equation, and `page` the name of the page without ".md".
     """
@@ -20,7 +20,7 @@ class Registered(NamedTuple):
     is_recursion: bool
 
 
-#: by name, in the order in which they are defined
+#: formulas by name, in the order of their definitions
 FORMULAS: dict[str, Registered] = {}
 
 

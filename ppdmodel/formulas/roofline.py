@@ -1,4 +1,4 @@
-"""The least time of a step: its weights read from memory once, its arithmetic at full speed."""
+"""Roofline bound of a step: weights read from memory once, arithmetic at peak speed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def roofline_time(
 ) -> Operand:
     r"""Least time of a product of some rows with weights, in seconds.
 
-    $t_r = \max\bigl(w b / B, 2 w r / F\bigr)$: reading the weights, or multiplying and adding once
-    per weight and row, whichever takes longer.
+    $t_r = \max\bigl(w b / B, 2 w r / F\bigr)$: the larger of the time to read the weights and the
+    time of one multiplication and addition per weight and row.
 
     Args:
         weights: w, numbers in the matrices; positive.
         rows: r, tokens in the batch; a whole number >= 1.
         bytes_per_weight: b, 2 in 16 bits; positive.
-        bytes_per_second: B, what the memory delivers; positive.
-        flops_per_second: F, floating-point operations; positive.
+        bytes_per_second: B, memory bandwidth; positive.
+        flops_per_second: F, floating-point operations per second; positive.
 
     Returns:
         Seconds.

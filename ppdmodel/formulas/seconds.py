@@ -30,25 +30,25 @@ def calibrated_latency(
     $T = a + e \tau + R - p \theta \bigl[a - m + n \tau - \phi (\tau_k - \tau)\bigr]$ with
     $R = (d-e) \tau_b + h$, $n = \max(R - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
 
-    R is the time from the exit to the verdict, n what a sub-process has run by then, and theta is 0
-    where the guesses come too late to be used. For n <= e; for earlier exits
+    R is the time from the exit to the verification, n the layers that a sub-process has run by
+    then, and theta is 0 where the guesses come too late to be used. For n <= e; for earlier exits
     `calibrated_early_latency`.
 
     Args:
         p_correct: p, match rate of the k guesses; in [0, 1], any shape.
         layers: d, decoder layers; positive.
         exit_layer: e, exit layer; 0 < e <= d.
-        layer_time: tau, a layer of the main process while the other unit waits; positive.
+        layer_time: tau, a layer of the main process while the other device is idle; positive.
         busy_layer_time: tau_b, a layer of the main process while sub-processes run; positive.
-        batch_layer_time: tau_k, a layer of the batch of k sub-processes meanwhile; positive.
-        head_time: h, final norm, head and choice of the token while sub-processes run; >= 0.
-        exit_time: x, reading the exit on the sub-processes' unit; >= 0.
-        token_time: a, what a token that starts from layer 0 takes beside its layers; >= 0.
+        batch_layer_time: tau_k, a layer of the batch of k sub-processes; positive.
+        head_time: h, final norm, head and token selection while sub-processes run; >= 0.
+        exit_time: x, reading the exit on the sub-processes' device; >= 0.
+        token_time: a, fixed time per token that starts from layer 0; >= 0.
         start_delay: s, from the end of layer e to the start of reading the exit; >= 0.
         promotion_delay: m, pause of a promoted process before its next layer; >= 0.
-        unfinished: phi, share of a batch layer that is left at a verdict, on average; in [0, 1]:
-            1/2 where verdicts fall anywhere in a layer, 0 for units in step, ceil(n) - n for times
-            that never vary.
+        unfinished: phi, mean share of a batch layer that is left at a verification; in [0, 1]: 1/2
+            where it falls anywhere in a layer, 0 for synchronized devices, ceil(n) - n for constant
+            times.
 
     Returns:
         Latency per token, in the unit of the times.
@@ -72,14 +72,14 @@ def calibrated_latency(
 def _rest(
     layers: Operand, exit_layer: Operand, busy_layer_time: Operand, head_time: Operand
 ) -> Operand:
-    """R of equation (10.1): the time from the exit to the verdict."""
+    """R of equation (10.1): the time from the exit to the verification."""
     return (layers - exit_layer) * busy_layer_time + head_time
 
 
 def _ahead(
     rest: Operand, start_delay: Operand, exit_time: Operand, batch_layer_time: Operand
 ) -> Operand:
-    """N of equation (10.1): the layers that sub-processes have run at the verdict."""
+    """The n of equation (10.1): layers that sub-processes have run at the verification."""
     return ops.maximum(rest - start_delay - exit_time, 0) / batch_layer_time
 
 
@@ -91,13 +91,13 @@ def _saved(
     promotion_delay: Operand,
     unfinished: Operand,
 ) -> Operand:
-    """What a match saves, equation (10.1): theta times the bracket."""
+    """The time that a match saves, equation (10.1): theta times the bracket."""
     late = unfinished * (batch_layer_time - layer_time)
     return _in_time(ahead) * (token_time - promotion_delay + ahead * layer_time - late)
 
 
 def _in_time(ahead: Operand) -> Operand:
-    """Whether guesses are there before the verdict: theta of equation (10.1), 1 or 0."""
+    """Theta of equation (10.1): 1 if the guesses come before the verification, else 0."""
     return ops.ceil(ops.minimum(ahead, 1))
 
 
@@ -110,8 +110,8 @@ def calibrated_plain_latency(
     Args:
         layers: d, decoder layers; positive.
         layer_time: tau, one layer; positive.
-        plain_head_time: h_0, final norm, head and choice of the token; >= 0.
-        token_time: a, what a token takes beside its layers and its head; >= 0.
+        plain_head_time: h_0, final norm, head and token selection; >= 0.
+        token_time: a, fixed time per token; >= 0.
 
     Returns:
         Latency per token, in the unit of the times.
@@ -162,7 +162,7 @@ def calibrated_speedup(
         unfinished: phi.
 
     Returns:
-        A ratio; below 1 where PPD loses.
+        A ratio; below 1 where PPD is slower.
 
     Raises:
         InvalidInputError: an argument is outside its domain.
@@ -197,7 +197,7 @@ def calibrated_break_even(
 ) -> Operand:
     r"""Match rate above which PPD saves time against plain decoding on one unit.
 
-    $p_0 = [(d-e)(\tau_b - \tau) + h - h_0] / \max(S, 0)$ with what a match saves,
+    $p_0 = [(d-e)(\tau_b - \tau) + h - h_0] / \max(S, 0)$ with the time that a match saves,
     $S = \theta \bigl[a - m + n \tau - \phi (\tau_k - \tau)\bigr]$,
     $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
 
@@ -216,8 +216,8 @@ def calibrated_break_even(
         unfinished: phi.
 
     Returns:
-        A match rate; above 1 where none is enough, `inf` where a match saves nothing although
-        sub-processes slow the main one down.
+        A match rate; above 1 where none is enough, `inf` where a match saves no time although
+        sub-processes slow the main process down.
 
     Raises:
         InvalidInputError: an argument is outside its domain.
@@ -253,8 +253,8 @@ def calibrated_compute(
     $C = d + (h + x) / \tau_b + (k - p)\, \theta\, (n + \phi)$ with
     $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
 
-    A head counts as the layers that take as long, both while sub-processes run. The layer in flight
-    at a verdict is run to its end.
+    A head counts as its time over that of a layer, while sub-processes run. The layer in flight at
+    a verification is completed.
 
     Args:
         p_correct: p, match rate of the k guesses; in [0, 1], any shape.
@@ -306,7 +306,7 @@ def calibrated_busy_time(
     + \theta \bigl[(n + \phi) \tau_k - p (a + (n + \phi) \tau)\bigr]$ with
     $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
 
-    Delays count as waiting. The units are held for 2 T.
+    Delays count as idle time. The two devices are reserved for 2 T.
 
     Args:
         p_correct: p, and the rest: as `calibrated_latency`.
@@ -322,7 +322,7 @@ def calibrated_busy_time(
         unfinished: phi.
 
     Returns:
-        Unit-time per token, in the unit of the times.
+        Device time per token, in the unit of the times.
 
     Raises:
         InvalidInputError: an argument is outside its domain.
@@ -404,7 +404,7 @@ def calibrated_unfinished(
         start_delay: s.
 
     Returns:
-        The argument `unfinished` of the others, in [0, 1).
+        The argument `unfinished` of the other closed forms, in [0, 1).
 
     Raises:
         InvalidInputError: an argument is outside its domain.
@@ -429,10 +429,10 @@ def calibrated_plain_compute(
     Args:
         layers: d, decoder layers; positive.
         layer_time: tau, one layer; positive.
-        plain_head_time: h_0, final norm, head and choice of the token; >= 0.
+        plain_head_time: h_0, final norm, head and token selection; >= 0.
 
     Returns:
-        Layer executions per token, on the scale of `calibrated_compute`.
+        Layer executions per token, comparable with `calibrated_compute`.
 
     Raises:
         InvalidInputError: an argument is outside its domain.

@@ -1,7 +1,7 @@
-"""Closed forms of speculative decoding, in the units of PPD: layer times and layer executions.
+"""Closed forms of speculative decoding, in layer times and layer executions of the target.
 
 A *round* drafts tokens and verifies them in one pass of the target model, on all drafted positions
-and one more. It yields the accepted tokens and one of the target's own. Verifying a position costs
+and one more. It yields the accepted tokens and one of the target. Verifying a position costs
 d layer executions; the positions of one pass run at the same time.
 """
 

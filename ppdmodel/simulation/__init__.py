@@ -1,1 +1,1 @@
-"""The schedule of PPD, event by event, on random or recorded matches, without any formula."""
+"""Discrete-event simulation of PPD on random or recorded matches, without the formulas."""

@@ -1,4 +1,4 @@
-"""How PPD is run: exit layers, guesses, depth and gate."""
+"""A PPD policy: exit layers, guesses, depth and gate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Policy:
-    """How PPD is run: where guesses are read, how many, how deep, and behind which gate.
+    """A PPD policy: exit layers, guesses per exit, depth and confidence gate.
 
     Args:
         exit_layer: exit layer, or several in increasing order.
@@ -34,7 +34,7 @@ class Policy:
     gate: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("exit_layer", "k"):  # sequences of any kind as tuples
+        for name in ("exit_layer", "k"):  # store any sequence as a tuple
             value = getattr(self, name)
             object.__setattr__(self, name, value if _is_one(value) else _each(value))
         exits = self.exits
@@ -73,7 +73,7 @@ def _is_one(value: Any) -> bool:
 
 
 def _each(value: Any) -> tuple[int, ...]:
-    """Whole numbers as `int`; what is none is left for the checks to name."""
+    """Whole numbers as `int`; other values unchanged, for the checks to reject."""
     values = (value,) if _is_one(value) else tuple(value)
     return tuple(_as_whole(x) for x in values)
 

@@ -1,4 +1,4 @@
-"""What a simulated or replayed generation comes to: times, layer executions, processes."""
+"""Results of simulated and replayed generations: times, layer executions, processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """When a group of processes that did the same held its units.
+    """When a group of identical processes occupied its devices.
 
-    `generation` counts the guesses since the last right one: 0 for a right process. `started` is
-    when it took its unit.
+    `generation` counts the guesses since the last match: 0 for a true process. `started` is when
+    it occupied its device.
     """
 
     token: int
@@ -33,9 +33,9 @@ class ProcessRecord:
 class Simulation:
     """One simulated generation; in layer times and executions, or the unit of its layer times.
 
-    `finish_times[i]` is when token i was verified, `work_done[i]` what all processes that had ended
-    by then had executed; shape [tokens]. `first_hit[i]` is the exit, counted from 1, whose guesses
-    first held token i+1, or 0; shape [tokens - 1].
+    `finish_times[i]` is when token i was verified, `work_done[i]` the work of all processes that
+    had ended by then; shape [tokens]. `first_hit[i]` is the number, from 1, of the first exit whose
+    guesses contained token i+1, or 0; shape [tokens - 1].
     """
 
     first_hit: Ints
@@ -51,12 +51,12 @@ class Simulation:
 
     @property
     def latency_per_token(self) -> float:
-        """Time until the last token was verified, over the tokens: start-up included."""
+        """Time until the last token was verified, per token; start-up included."""
         return float(self.finish_times[-1] / self.tokens)
 
     @property
     def compute_per_token(self) -> float:
-        """Layer executions until the last token was verified, over the tokens."""
+        """Layer executions until the last token was verified, per token."""
         return float(self.work_done[-1] / self.tokens)
 
 
@@ -72,7 +72,7 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Replay(Frame):
-    """Recorded matches run through a policy's schedule, one simulation per generation."""
+    """Recorded matches replayed under a policy, one simulation per generation."""
 
     policy: Policy
     layers: int
@@ -85,12 +85,12 @@ class Replay(Frame):
 
     @property
     def latency_per_token(self) -> float:
-        """Time of all generations over their tokens."""
+        """Time of all generations per token."""
         return sum(float(run.finish_times[-1]) for run in self.generations) / self.n_tokens
 
     @property
     def compute_per_token(self) -> float:
-        """Layer executions of all generations over their tokens."""
+        """Layer executions of all generations per token."""
         return sum(float(run.work_done[-1]) for run in self.generations) / self.n_tokens
 
     def _rows(self) -> Sequence[Generation]:
@@ -101,7 +101,7 @@ class Replay(Frame):
 
     @property
     def match_rate(self) -> float | None:
-        """Share of tokens but the first of each generation that a guess held; None without any."""
+        """Share of matched tokens, the first of each generation excluded; None without any."""
         trials = self.n_tokens - len(self.generations)
         hits = sum(int((run.first_hit > 0).sum()) for run in self.generations)
         return hits / trials if trials else None

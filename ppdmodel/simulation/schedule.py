@@ -1,8 +1,8 @@
-"""Event simulator of PPD: the schedule of theory/01-setting.md, without any formula.
+"""Discrete-event simulator of the PPD schedule of theory/01-setting.md.
 
-The formulas are tested against it, so it uses none of them. Sub-processes that do the same at the
-same time, because they were started together and are all wrong, are kept as one group with a count;
-time jumps from event to event. So a million tokens, or 5**79 sub-processes, can be simulated.
+The formulas are tested against it, so it uses none of them. Wrong sub-processes that were started
+together behave alike and are stored as one group with a count. So a million tokens, or 5**79
+sub-processes, can be simulated.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..errors import InvalidInputError
 from .policy import Policy
 from .runs import ProcessRecord, Simulation
 
-#: kinds of event; of several at the same time a verification comes first, then exits, then starts
+#: kinds of event; simultaneous events are processed in this order
 _VERIFIED, _EXIT, _START = 0, 1, 2
 
 
 class ScheduleTimes(NamedTuple):
-    """The times that a schedule needs.
+    """The layer times and delays of a schedule.
 
     `after[n]` is when a process that runs without a pause has finished n layers; a sub-process
     begins `start_delay` after its exit is read, and a promoted one pauses for `promotion_delay`.
@@ -64,9 +64,9 @@ def schedule_times(
 
 
 class _Group:
-    """Processes that do the same at the same time: one true process, or wrong ones of one start.
+    """One true process, or wrong processes that were started together and behave alike.
 
-    `line` is the token of its last true ancestor, itself included: equal to `token` if it is true.
+    `line` is the token of its last true ancestor, or its own `token` if it is true.
     """
 
     __slots__ = ("alive", "begins", "children", "count", "line", "started", "token")
@@ -82,7 +82,7 @@ class _Group:
 
 
 class Schedule:
-    """One generation, run to its end on construction."""
+    """One generation, simulated on construction."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Schedule:
             ) from None
 
     def result(self) -> Simulation:
-        """What happened."""
+        """The result of the simulation."""
         return Simulation(
             first_hit=np.array(self.first_hit, dtype=np.int64),
             finish_times=self.finished,
@@ -152,10 +152,10 @@ class Schedule:
     def _enter(
         self, token: int, line: int, processes: int, started: float, begins: float
     ) -> _Group:
-        """Processes take their units; they read their first exit if they may ever start any.
+        """Add processes; schedule their first exit unless the depth rules out guesses.
 
-        A wrong one is dropped when the token of its line is verified, and until then has at least
-        `token - line` unverified ancestors.
+        A wrong process is dropped when the token of its line is verified, and until then has at
+        least `token - line` unverified ancestors.
         """
         group = _Group(token, line, processes, started, begins)
         self.live += processes
@@ -173,7 +173,7 @@ class Schedule:
         heapq.heappush(self.events, (at, _VERIFIED, next(self.order), self.root, 0))
 
     def _at_exit(self, now: float, group: _Group, exit_number: int) -> None:
-        if group.begins + self.exit_times[exit_number] > now:  # it paused for its promotion
+        if group.begins + self.exit_times[exit_number] > now:  # delayed by its promotion
             self._await_exit(group, exit_number)
             return
         if group.token - self.root.token < self.depth:
@@ -184,7 +184,7 @@ class Schedule:
             self._await_exit(group, exit_number + 1)
 
     def _start(self, now: float, group: _Group, exit_number: int) -> None:
-        """Start the sub-processes of one exit, the right one and the wrong ones apart."""
+        """Start the sub-processes of one exit: a true one on its own, the wrong ones as a group."""
         token, line, passing = group.token, group.line, group.count
         is_true = token == line
         if is_true:
@@ -201,7 +201,7 @@ class Schedule:
             group.children.append(self._enter(token + 1, line, wrong, now, begins))
 
     def _verify(self, now: float, root: _Group) -> float:
-        """The root has run its last layer: promote, drop, and say what the ended ones executed."""
+        """Verify the root's token: promote, drop, and return the work of the ended processes."""
         work = self.whole
         promoted = None
         for child in root.children:
@@ -232,7 +232,7 @@ class Schedule:
         return work
 
     def _drop(self, group: _Group, now: float) -> float:
-        """End wrong processes and all their descendants, and say what they had executed."""
+        """End wrong processes and all their descendants, and return their work."""
         work: float = 0
         family = [group]
         for member in family:

@@ -1,4 +1,4 @@
-"""Simulated generations: random matches or recorded ones, run through the schedule."""
+"""Simulation of PPD with random matches, and replay of recorded ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .schedule import Schedule, schedule_times
 if TYPE_CHECKING:
     from .._types import Floats, Ints
 
-#: a gate cannot draw from more wrong processes than this at once
+#: most wrong processes of one binomial draw of the gate
 _MOST_DRAWN = 2**62
 
 
@@ -44,11 +44,11 @@ def simulate(
     promotion_delay: float = 0,
     record: bool = False,
 ) -> Simulation:
-    """Generate `tokens` tokens by PPD, event by event, with random matches.
+    """Simulate the generation of `tokens` tokens by PPD with random matches.
 
     Args:
-        p_correct: probability that a true process's guesses hold the next token; in [0, 1]. For
-            several exits the probabilities q_j that exit j is the first to hold it.
+        p_correct: probability that a true process's guesses contain the next token; in [0, 1]. For
+            several exits, the probabilities q_j that exit j is the first to guess it.
         layers: decoder layers d; a positive integer.
         exit_layer: exit layer e, 1 <= e <= d; several in increasing order.
         k: guesses started per exit; a positive integer for each exit.
@@ -57,17 +57,17 @@ def simulate(
         seed: seed of the matches and gates.
         autocorrelation: lag-1 autocorrelation of the matches, a two-state Markov chain that starts
             at its long-run rate; in [-1, 1).
-        share: share of processes that pass the gate and start guesses at all; `p_correct` is then
-            the match rate of those that pass. A true process has one gate for all its exits, a
-            wrong one draws at each.
+        share: share of processes that pass the gate and start guesses; `p_correct` is then the
+            match rate of those that pass. A true process has one draw for all its exits, a wrong
+            one a draw at each.
         layer_times: time of each layer, shape [layers]; 1 by default.
-        start_delay: time from reading the exit to a sub-process's first layer; it holds its unit.
-        promotion_delay: after its promotion a process neither runs nor starts anything for so long.
-        record: also keep when each group of processes began and ended, for drawing.
+        start_delay: time from reading the exit to a sub-process's first layer, on its device.
+        promotion_delay: pause of a promoted process, in which it starts no guesses either.
+        record: also keep when each group of processes began and ended, for plots.
 
     Returns:
-        When each token was verified and what had been executed, in the unit of `layer_times`
-        (layer times and layer executions by default), and the most processes that ran at once.
+        Verification time and work done at each token, in the unit of `layer_times` (layer times and
+        layer executions by default), and the most processes at once.
 
     Raises:
         InvalidInputError: an argument is outside its domain.
@@ -114,24 +114,24 @@ def replay(
     promotion_delay: float = 0,
     record: bool = False,
 ) -> Replay:
-    """Run recorded matches through the schedule: exact for that trace, whatever correlates.
+    """Simulate PPD on recorded matches: exact for that trace, whatever its correlations.
 
     Args:
         trace: a measurement, each of whose prompts is a generation, or one sequence with an entry
-            per token after the first: 0 if no exit of token i held token i+1, else the number
-            (from 1) of the first exit that did. Booleans do for one exit.
+            per token after the first: 0 if no exit of token i guessed token i+1, else the number
+            (from 1) of the first exit that did. Booleans suffice for one exit.
         policy: exits, guesses, depth. `policy.gate` starts guesses only where the exit's top
             probability is at least the gate; it needs a measurement, one exit and depth 1.
-        layers: decoder layers; needed for a sequence, a measurement knows its own.
+        layers: decoder layers; for a sequence only.
         layer_times: as `simulate`.
         start_delay: as `simulate`.
         promotion_delay: as `simulate`.
         record: as `simulate`.
 
     Returns:
-        The generations, with latency and compute per token over all of them. Ranks alone do not say
-        which of a later exit's first k guesses an earlier exit had started: with several exits of a
-        measurement they count as started anew, so that compute is an upper bound.
+        The generations, with latency and compute per token over all of them. Ranks do not record
+        which of a later exit's guesses an earlier exit had started: with several exits all count
+        as new, so that compute is an upper bound.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or does not fit the trace.
@@ -175,7 +175,7 @@ def replay(
 def _measured_traces(
     trace: Measurement, policy: Policy
 ) -> list[tuple[list[int], list[bool] | None]]:
-    """First hits and gates of each text. The last token of a text starts nothing."""
+    """First hits and gates of each text. The last token of a text starts no guesses."""
     check_schedule(trace.layers, policy.exits[-1])
     if policy.gate is not None and (len(policy.exits) > 1 or policy.depth != 1):
         raise InvalidInputError(
@@ -237,7 +237,7 @@ def _rates(p_correct: float | Sequence[float], exits: int) -> Floats:
 def _draw_first_hits(
     rng: np.random.Generator, rates: Floats, trials: int, share: float, autocorrelation: float
 ) -> Ints:
-    """For each token but the last the exit that first holds the next one, or 0."""
+    """For each token but the last, the first exit that guesses the next one, or 0."""
     p = min(float(rates.sum()), 1.0) * share
     _check_autocorrelation(autocorrelation, p)
     draws = rng.random(trials)

@@ -1,7 +1,7 @@
 r"""The closed forms as SymPy expressions, by name: LaTeX, derivatives, limits; JavaScript.
 
-Everything here is made by calling the functions of `ppdmodel.formulas` on symbols; no formula is
-typed again.
+All expressions come from calling the functions of `ppdmodel.formulas` on symbols; no formula is
+written twice.
 
 >>> from ppdmodel import symbolic
 >>> symbolic.expr("latency_per_token", depth=None)

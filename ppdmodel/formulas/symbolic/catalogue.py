@@ -24,7 +24,7 @@ def _symbol(name: str, **assumptions: bool) -> Expr:
 
 _COUNT = {"integer": True, "positive": True}
 
-#: the symbol of each parameter: the theory's letter, and what SymPy may assume of it
+#: the symbol of each parameter: the theory's letter, with SymPy's assumptions
 SYMBOLS: dict[str, Expr] = {
     "p_correct": _symbol("p"),
     "layers": _symbol("d"),
@@ -74,13 +74,13 @@ SYMBOLS: dict[str, Expr] = {
     "flops_per_second": _symbol("F"),
 }
 
-#: parameters along which nothing can be differentiated
+#: whole-number parameters, which have no derivative
 WHOLE = tuple(name for name, symbol in SYMBOLS.items() if symbol.is_integer)
 
 
 @dataclass(frozen=True)
 class Formula:
-    """One entry of the catalogue: what a formula is called, says, and where it is derived.
+    """One entry of the catalogue: a formula's name, summary and derivation.
 
     `page` and `test` are paths in the project's repository; `written` is the docstring's equation,
     in LaTeX. A recursion has no `expr`: call the function itself.
@@ -148,7 +148,7 @@ def _entry(name: str) -> Formula:
     )
 
 
-#: LaTeX between dollars, as a docstring has it before its arguments
+#: LaTeX between dollar signs
 _EQUATION = re.compile(r"\$([^$]+)\$")
 
 

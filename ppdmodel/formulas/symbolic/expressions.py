@@ -11,15 +11,15 @@ from ...errors import InvalidInputError
 from ..contract import DOMAINS, check
 from .catalogue import SYMBOLS, WHOLE, Expr, check_parameters, formula
 
-#: up to this whole number a sum is written out term by term
+#: largest whole number up to which a sum is written out term by term
 _FEW = 8
 
 
 def expr(name: str, **fixed: Any) -> Expr:
     """A closed form as a SymPy expression in `SYMBOLS`.
 
-    For numbers, call the function of `ppdmodel.formulas` itself; `sympy.lambdify` can do its sums
-    with `modules="math"`.
+    For numbers, call the function of `ppdmodel.formulas` itself; `sympy.lambdify` needs
+    `modules="math"` for sums.
 
     Args:
         name: one of `names()`.
@@ -53,7 +53,7 @@ def expr(name: str, **fixed: Any) -> Expr:
 def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
     """The derivative of a closed form along one or more real parameters, in that order.
 
-    At a kink, where (D+1)e = d, it holds Heaviside functions: it differs on the two sides.
+    At the kink (D+1)e = d the one-sided derivatives differ: the result has Heaviside functions.
 
     Raises:
         InvalidInputError: as `expr`, or a parameter is a whole number.
@@ -83,7 +83,7 @@ def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
 
 
 def _slope(expression: Expr, along: Expr) -> Expr:
-    """The derivative, with rounded numbers and steps constant: between jumps they are."""
+    """The derivative; ceiling, floor and step functions count as constant."""
     jumps = expression.atoms(sympy.ceiling, sympy.floor, sympy.Heaviside)
     steps = {x: sympy.Dummy(integer=True) for x in jumps}
     slope = sympy.diff(expression.xreplace(steps), along)
@@ -92,7 +92,7 @@ def _slope(expression: Expr, along: Expr) -> Expr:
 
 
 def _without_empty_start(total: Expr) -> Expr:
-    """The derivative of a sum of powers, from the first power that has one."""
+    """A sum without its first term, where that is 0: the derivative of a constant."""
     (index, first, last), *others = total.limits
     if others or first != 0 or total.function.subs(index, 0) != 0:
         return total
@@ -118,7 +118,7 @@ def limit(name: str, parameter: str, value: Any, **fixed: Any) -> Expr:
         )
     value = _as_expression(parameter, value)
     has_end = value == 0 or (value == sympy.oo and bool(DOMAINS[parameter][1](1e9)))
-    if not has_end:  # what is no end of an open domain must lie inside
+    if not has_end:  # any other value must lie in the domain
         check(parameter, value)
     if parameter == "depth" and value == sympy.oo:
         return expr(name, **fixed, depth=None)
@@ -151,7 +151,7 @@ def _as_expression(parameter: str, value: Any) -> Expr:
 
 
 def _evaluated(expression: Expr) -> Expr:
-    """Sums of powers as closed expressions; those over generations stay."""
+    """Sums of powers as closed expressions; sums over generations are kept."""
 
     def is_plain(term: Expr) -> bool:
         return isinstance(term, sympy.Sum) and not term.has(sympy.Max, sympy.Min)
@@ -162,14 +162,14 @@ def _evaluated(expression: Expr) -> Expr:
 
 
 def _plain_indices(expression: Expr) -> Expr:
-    """Summation indices as symbols of their own name."""
+    """Summation indices as plain symbols instead of dummies."""
     return expression.xreplace(
         {x: sympy.Symbol(x.name, integer=True) for x in expression.atoms(sympy.Dummy)}
     )
 
 
 def _tidy(expression: Expr, arguments: Mapping[str, Any]) -> Expr:
-    """What the domains allow to drop: e <= d, and generations that unlimited depth leaves room."""
+    """Simplify by the domains: e <= d, and generations that unlimited depth never delays."""
     if "exit_layer" not in arguments:
         return expression
     d, e = sympy.sympify(arguments["layers"]), sympy.sympify(arguments["exit_layer"])
@@ -189,7 +189,7 @@ def _tidy(expression: Expr, arguments: Mapping[str, Any]) -> Expr:
 
 
 def _collected(total: Expr) -> Expr:
-    """A sum whose summand says nothing twice."""
+    """A sum with its summand factored, if shorter."""
     factored = sympy.powsimp(sympy.factor(sympy.expand_mul(total.function)), combine="base")
     return total.func(min(total.function, factored, key=_length), *total.limits)
 
@@ -199,7 +199,7 @@ def _each_sum(expression: Expr, change: Callable[[Expr], Expr]) -> Expr:
 
 
 def _together(product: Expr) -> Expr:
-    """A product whose factors of several fractions stand over one denominator, if shorter."""
+    """A product whose sums of fractions have one denominator, if shorter."""
     return product.func(
         *(min(x, sympy.together(x), key=_length) if _fractions(x) > 1 else x for x in product.args)
     )
@@ -212,7 +212,7 @@ def _fractions(factor: Expr) -> int:
 
 
 def _one_maximum(expression: Expr) -> Expr:
-    """A term c Max(0, y) beside x as Max(x, x + c y), where that is shorter."""
+    """Rewrite x + c Max(0, y) as Max(x, x + c y), where that is shorter."""
     expanded = sympy.expand_mul(expression)
     maxima = [term for term in sympy.Add.make_args(expanded) if term.has(sympy.Max)]
     if len(maxima) != 1:

@@ -20,7 +20,7 @@ def javascript(*names: str) -> str:
         *names: some of `names()`.
 
     Returns:
-        Source that needs nothing else: a helper `sum`, then the functions.
+        Self-contained source: a helper `sum`, then the functions.
 
     Raises:
         InvalidInputError: there is no closed form of one of the names.

@@ -1,4 +1,4 @@
-"""Closed forms as one writes them: LaTeX, with abbreviations for what would hide their shape."""
+"""Closed forms in written notation: LaTeX, with abbreviations for long parts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .expressions import expr
 
 @dataclass(frozen=True)
 class Statement:
-    """A formula as one writes it: an expression, and what its abbreviations stand for.
+    """A formula in written notation: an expression and the meaning of its abbreviations.
 
     `where` maps each abbreviation to an expression in the symbols and the abbreviations before it,
-    or, where it is itself a formula, to that formula's name, with what was fixed in brackets.
+    or, where it is itself a formula, to that formula's name with the fixed values in brackets.
     """
 
     expression: Expr
@@ -51,7 +51,7 @@ def _named(formula_name: str) -> str:
 
 
 def statement(name: str, **fixed: Any) -> Statement:
-    """A closed form as one writes it, with abbreviations for what would hide its shape.
+    """A closed form in written notation, with abbreviations for long parts.
 
     Raises:
         InvalidInputError: as `expr`.
@@ -75,13 +75,13 @@ def statement(name: str, **fixed: Any) -> Statement:
 
 
 def _abbreviated(whole: Expr, target: Expr, symbol: Expr) -> Expr:
-    if target.is_Mul:  # a quotient may be among other factors
+    if target.is_Mul:  # a product may contain the quotient beside other factors
         return whole.replace(lambda t: t.is_Mul, lambda product: product.subs(target, symbol))
     return whole.xreplace({target: symbol, 1 - target: 1 - symbol})
 
 
 def _used(whole: Expr, where: Mapping[Expr, Any]) -> set[Expr]:
-    """The abbreviations that the expression or another one in use mentions."""
+    """The abbreviations that the expression uses, directly or through others."""
     used = {s for s in where if whole.has(s)}
     for symbol, meaning in reversed(list(where.items())):
         if symbol in used and not isinstance(meaning, str):
@@ -89,7 +89,7 @@ def _used(whole: Expr, where: Mapping[Expr, Any]) -> set[Expr]:
     return used
 
 
-#: what formulas are called inside ratios of them
+#: letters for formulas inside ratios of them
 _LETTERS = {
     "Lambda": "latency_per_token",
     "C": "compute_per_token",
@@ -99,7 +99,7 @@ _LETTERS = {
 
 
 def _abbreviations(name: str, fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]]:
-    """What may be abbreviated, in order: formulas inside ratios, then parts of the theory."""
+    """Possible abbreviations, in order: formulas inside ratios, then terms of the theory."""
     found: list[tuple[Expr, Any]] = []
     for letter, inner in _LETTERS.items():
         if inner != name and set(formula(inner).parameters) <= set(formula(name).parameters):
@@ -136,7 +136,7 @@ def _abbreviations(name: str, fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]
 
 
 def _in_time(fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]]:
-    """What sub-processes run before a verdict, and whether any: theory/10-seconds.md."""
+    """The abbreviations n and theta of theory/10-seconds.md."""
     d, e, busy, batch, head, reading, start = (
         sympy.sympify(fixed.get(n, SYMBOLS[n]))
         for n in (

@@ -22,13 +22,13 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
     Args:
         name: a closed form, one of `ppdmodel.symbolic.names()`.
         parameter: a real parameter of it, such as "p_correct" or "exit_layer".
-        **values: its arguments: numbers or arrays, which broadcast. For torch tensors take
-            autograd: the closed forms carry gradients.
+        **values: its arguments: numbers or arrays, which broadcast. For torch tensors use
+            autograd: the closed forms are differentiable.
 
     Returns:
         The derivative, in the formula's unit per unit of the parameter; a float, or an array. Where
-        the slope jumps, as at (D+1)e = d, a value from that of one side to that of the other; NaN
-        where there is none, or none that a float holds.
+        the slope jumps, as at (D+1)e = d, a value between the one-sided derivatives; NaN where
+        it is undefined or overflows.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or the parameter is a whole number.
@@ -49,7 +49,7 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
         raise InvalidInputError(
             f"{name} must be given {missing[0]}; got none; give a number or an array"
         )
-    entry.function(**bound.arguments)  # raises on what is outside its domain
+    entry.function(**bound.arguments)  # raises for an argument outside its domain
     given = list(bound.arguments.values())
     for argument, value in bound.arguments.items():
         if is_unknown(value) or ops.is_tensor(value):
@@ -66,7 +66,7 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
 
 
 def _at(name: str, parameter: str, point: dict[str, float]) -> float:
-    """The derivative at one point, whose whole numbers choose the expression."""
+    """The derivative at one point, of the expression for its whole numbers."""
     whole = {n: int(x) for n, x in point.items() if n in symbolic.WHOLE and n != "depth"}
     depth = None
     if "depth" in point and (point["depth"] + 1) * point["exit_layer"] <= point["layers"]:
