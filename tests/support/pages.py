@@ -194,7 +194,7 @@ DECLARED = {
     (
         "theory/01-setting.md",
         "",
-    ): "tests/simulation/test_simulator.py::test_one_match_and_one_miss_by_hand",
+    ): "tests/simulation/test_schedule.py::test_one_match_and_one_miss_by_hand",
     (
         "docs/architecture.md",
         "",
