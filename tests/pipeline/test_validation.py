@@ -104,7 +104,7 @@ def test_a_new_timing_is_another_validation(
     with pytest.raises(InvalidInputError, match="must hold this very validation"):
         validate(deep, PROMPTS[:2], tiny_rates(), other, out, grid)
     (out / "runs.jsonl").unlink()
-    with pytest.raises(InvalidInputError, match=r"predictions.json must be of this very"):
+    with pytest.raises(InvalidInputError, match="must hold this very validation; got predictions"):
         validate(deep, PROMPTS[:2], tiny_rates(), other, out, grid)
 
 
