@@ -29,11 +29,6 @@ FILE_LINES = 450
 UNTESTED = {
     "__main__.py": "one call of cli.main; tests/cli runs it as a process",
     "_types.py": "names of array types, which mypy checks",
-    "measure/decoder/exit.py": "tests/measure/models/test_families.py reads 77 kinds of exits",
-    "measure/decoder/generate.py": "tests/measure/decoder/test_ranks.py compares its texts",
-    "measure/decoder/head_path.py": "tests/measure/models/test_families.py traces 77 heads",
-    "measure/decoder/verify.py": "tests/measure/models/test_families.py lets it refuse models",
-    "measure/models/cache.py": "tests/measure/models/test_model_folders.py moves and fills it",
 }
 
 

@@ -17,7 +17,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ppdmodel.measure.decoder import attention
 from ppdmodel.measure.decoder.attention import groups, without_padding
-from ppdmodel.measure.decoder.generate import shared_prefix
 
 KEYS, HEADS, KV_HEADS, SIZE = 40, 6, 2, 8
 LAYER = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
@@ -124,17 +123,3 @@ def test_each_row_is_its_own_group_where_any_key_counts() -> None:
         (slice(3, 4), 3),
         (slice(4, 5), 0),
     ]
-
-
-@given(
-    st.lists(st.integers(0, 2), max_size=6),
-    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=9),
-)
-def test_a_shared_beginning_is_one_and_leaves_each_text_a_token(
-    beginning: list[int], ends: list[list[int]]
-) -> None:
-    texts = [beginning + end for end in ends]
-    shared = shared_prefix(texts)
-    assert all(text[:shared] == texts[0][:shared] and len(text) > shared for text in texts)
-    if len(beginning) * (len(texts) - 1) >= 8:
-        assert shared >= len(beginning)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure.decoder.exit import _REGISTERED, Exit, logit_exit, register_exit
-from ppdmodel.measure.decoder.generate import Context, generate
+from ppdmodel.measure.decoder.exit import Exit
 from ppdmodel.measure.decoder.ranks import BLOCK, GUESSES, Ranker, _Scan
-from ppdmodel.measure.models.loading import LoadedModel, load_model
+from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import read_prompts
 from tests.support.runs import measure_flat
@@ -51,69 +46,6 @@ def test_ranks_equal_those_of_the_models_own_hidden_states(
         assert result.position[mine].tolist() == list(range(len(made)))
         expected = slow_ranks(model, loaded.encode([prompt.text]), made)
         assert result.rank[mine].tolist() == expected.tolist()
-
-
-def contexts(loaded: LoadedModel, prompt_file: Path) -> list[Context]:
-    return [Context(p.id, 0, loaded.encode([p.text])) for p in read_prompts(prompt_file)]
-
-
-def texts(
-    loaded: LoadedModel, given: Sequence[Context], most: int, ends: frozenset[int], **options: Any
-) -> list[list[int]]:
-    """Token ids of each row, put together from the chunks, whose order is checked."""
-    made: list[list[int]] = [[] for _ in given]
-    exit_ = logit_exit(loaded.model)
-    for chunk in generate(loaded.model, exit_, given, most, ends, **options):
-        assert chunk.hidden.shape[:2] == (5, len(chunk.row))
-        for row, position, token in zip(
-            chunk.row, chunk.position, chunk.token_id.tolist(), strict=True
-        ):
-            assert position == len(made[row])
-            made[row].append(token)
-    return made
-
-
-def alone(loaded: LoadedModel, ids: Sequence[int], most: int, **options: Any) -> list[int]:
-    """What Transformers generates at batch size 1."""
-    made = loaded.model.generate(
-        torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=most,
-        do_sample=False,
-        pad_token_id=0,
-        **options,
-    )
-    found: list[int] = made[0, len(ids) :].tolist()
-    return found
-
-
-@pytest.mark.parametrize("chunk_tokens", [1, 16, 512])
-def test_text_is_what_transformers_generates(
-    tiny_model: Path, prompt_file: Path, chunk_tokens: int
-) -> None:
-    """Prompts of different lengths, padded on the left, where padding and end are one token."""
-    loaded = load_model(locate(str(tiny_model)))
-    assert loaded.model.config.pad_token_id in loaded.end_ids
-    given = contexts(loaded, prompt_file)
-    assert len({len(context.ids) for context in given}) > 3
-    made = texts(loaded, given, 25, loaded.end_ids, chunk_tokens=chunk_tokens)
-    for context, text in zip(given, made, strict=True):
-        assert text == alone(loaded, context.ids, 25)
-
-
-def test_nothing_counts_after_the_end_of_a_text(tiny_model: Path, prompt_file: Path) -> None:
-    """Any tokens can be the end. Rows that have ended leave the batch, and the rest goes on."""
-    loaded = load_model(locate(str(tiny_model)))
-    given = contexts(loaded, prompt_file)
-    free = texts(loaded, given, 40, frozenset())
-    assert [len(text) for text in free] == [40] * len(given)
-    ends = frozenset(text[3 * row + 3] for row, text in enumerate(free))
-    made = texts(loaded, given, 40, ends)
-    lengths = {len(text) for text in made}
-    assert len(lengths) > 3
-    for text, whole in zip(made, free, strict=True):
-        first = next((i for i, token in enumerate(whole) if token in ends), 39)
-        assert text == whole[: first + 1]
 
 
 def test_ranks_are_those_of_plain_logits_for_any_vocabulary() -> None:
@@ -182,64 +114,3 @@ def test_own_logits_made_ahead_do_not_decide(monkeypatch: pytest.MonkeyPatch, er
     ahead = _Scan._ahead
     monkeypatch.setattr(_Scan, "_ahead", lambda *given: ahead(*given) + error)
     assert torch.equal(Ranker(exit_).rank(hidden, targets).rank, expected.rank)
-
-
-def test_an_exit_that_does_not_make_the_models_logits_is_refused(tiny_model: Path) -> None:
-    class Bent(LlamaForCausalLM):  # type: ignore[misc]
-        def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            out = super().forward(*args, **kwargs)
-            out.logits = out.logits + out.logits.square()
-            return out
-
-    config = LlamaConfig.from_pretrained(tiny_model)
-    with pytest.raises(InvalidInputError) as caught:
-        logit_exit(Bent(config).eval())
-    words = str(caught.value)
-    assert "the exit at the last layer must make the model's own logits; got Bent" in words
-    assert "@ppdmodel.measure.register_exit('Bent')" in words
-
-
-def test_scales_are_found_without_being_told(tiny_model: Path) -> None:
-    class Scaled(LlamaForCausalLM):  # type: ignore[misc]
-        def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            out = super().forward(*args, **kwargs)
-            out.logits = out.logits / 3
-            return out
-
-    exit_ = logit_exit(Scaled(LlamaConfig.from_pretrained(tiny_model)).eval())
-    assert exit_.scale == pytest.approx(1 / 3, rel=1e-5)
-
-
-def test_a_model_of_unknown_build_is_refused_until_it_is_registered() -> None:
-    model = _Odd()
-    with pytest.raises(InvalidInputError, match="got _Odd: no list of 2 layers that run one after"):
-        logit_exit(model)
-
-    @register_exit("_Odd")
-    def odd(model: Any) -> Exit:
-        return Exit(nn.ModuleList([model.first, model.second]), (model.norm,), model.head)
-
-    try:
-        exit_ = logit_exit(model)
-    finally:
-        _REGISTERED.pop("_Odd")
-    states = torch.randn(3, 8)
-    assert torch.equal(exit_.logits(states), model.head(model.norm(states)))
-
-
-class _Odd(nn.Module):
-    """A decoder whose layers are in no list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.config = LlamaConfig(num_hidden_layers=2, vocab_size=20, hidden_size=32)
-        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
-        self.first, self.second, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed
-
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
-        states = self.second(self.first(self.embed(input_ids)))
-        return SimpleNamespace(logits=self.head(self.norm(states)))

@@ -11,7 +11,6 @@ import pytest
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.models import packaged as packaged_module
-from ppdmodel.measure.models.cache import cache_dir
 from ppdmodel.measure.models.packaged import (
     PACKAGED,
     PackagedModel,
@@ -166,39 +165,6 @@ def test_sha256_of_parts_is_that_of_the_whole(tmp_path: Path) -> None:
     for path, content in zip(paths, (b"x" * (2**20 + 1), b"y"), strict=True):
         path.write_bytes(content)
     assert sha256(*paths) == hashlib.sha256(b"x" * (2**20 + 1) + b"y").hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("ours", "base", "expected"),
-    [
-        ("/a/b", "/xdg", "/a/b"),
-        ("", "/xdg", "/xdg/ppdmodel"),
-        (None, "relative", "/mine/.cache/ppdmodel"),
-        (None, "", "/mine/.cache/ppdmodel"),
-        (None, None, "/mine/.cache/ppdmodel"),
-    ],
-)
-def test_the_cache_is_per_user(
-    monkeypatch: pytest.MonkeyPatch, ours: str | None, base: str | None, expected: str
-) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/mine"))
-    for name, value in (("PPDMODEL_CACHE", ours), ("XDG_CACHE_HOME", base)):
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-    assert cache_dir() == Path(expected)
-
-
-def test_no_home_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.delenv("PPDMODEL_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(InvalidInputError, match="got no home directory; set PPDMODEL_CACHE"):
-        cache_dir()
 
 
 @pytest.mark.parametrize("model", PACKAGED.values(), ids=PACKAGED)

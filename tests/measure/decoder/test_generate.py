@@ -1,0 +1,255 @@
+"""Generated tokens against Transformers' generate, and the states against its forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given as hypothesis_given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from transformers.cache_utils import DynamicLayer
+
+from ppdmodel.measure.decoder import generate as generate_module
+from ppdmodel.measure.decoder.exit import logit_exit
+from ppdmodel.measure.decoder.generate import (
+    GROUP_TOKENS,
+    MIN_SHARED_TOKENS,
+    Context,
+    GrowingLayer,
+    generate,
+    grouped,
+    shared_prefix,
+)
+from ppdmodel.measure.decoder.sampling import Sampling, TokenPosition, choose
+from ppdmodel.measure.models.loading import LoadedModel, load_model
+from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.prompts import read_prompts
+
+
+def contexts(loaded: LoadedModel, prompt_file: Path) -> list[Context]:
+    return [Context(p.id, 0, loaded.encode([p.text])) for p in read_prompts(prompt_file)]
+
+
+def texts(
+    loaded: LoadedModel, given: Sequence[Context], most: int, ends: frozenset[int], **options: Any
+) -> list[list[int]]:
+    """Token ids of each row, put together from the chunks, whose order is checked."""
+    made: list[list[int]] = [[] for _ in given]
+    exit_ = logit_exit(loaded.model)
+    for chunk in generate(loaded.model, exit_, given, most, ends, **options):
+        assert chunk.hidden.shape[:2] == (5, len(chunk.row))
+        for row, position, token in zip(
+            chunk.row, chunk.position, chunk.token_id.tolist(), strict=True
+        ):
+            assert position == len(made[row])
+            made[row].append(token)
+    return made
+
+
+def alone(loaded: LoadedModel, ids: Sequence[int], most: int, **options: Any) -> list[int]:
+    """What Transformers generates at batch size 1."""
+    made = loaded.model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=most,
+        do_sample=False,
+        pad_token_id=0,
+        **options,
+    )
+    found: list[int] = made[0, len(ids) :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 16, 512])
+def test_text_is_what_transformers_generates(
+    tiny_model: Path, prompt_file: Path, chunk_tokens: int
+) -> None:
+    """Prompts of different lengths, padded on the left, where padding and end are one token."""
+    loaded = load_model(locate(str(tiny_model)))
+    assert loaded.model.config.pad_token_id in loaded.end_ids
+    given = contexts(loaded, prompt_file)
+    assert len({len(context.ids) for context in given}) > 3
+    made = texts(loaded, given, 25, loaded.end_ids, chunk_tokens=chunk_tokens)
+    for context, text in zip(given, made, strict=True):
+        assert text == alone(loaded, context.ids, 25)
+
+
+def test_nothing_counts_after_the_end_of_a_text(tiny_model: Path, prompt_file: Path) -> None:
+    """Any tokens can be the end. Rows that have ended leave the batch, and the rest goes on."""
+    loaded = load_model(locate(str(tiny_model)))
+    given = contexts(loaded, prompt_file)
+    free = texts(loaded, given, 40, frozenset())
+    assert [len(text) for text in free] == [40] * len(given)
+    ends = frozenset(text[3 * row + 3] for row, text in enumerate(free))
+    made = texts(loaded, given, 40, ends)
+    lengths = {len(text) for text in made}
+    assert len(lengths) > 3
+    for text, whole in zip(made, free, strict=True):
+        first = next((i for i, token in enumerate(whole) if token in ends), 39)
+        assert text == whole[: first + 1]
+
+
+@hypothesis_given(
+    st.lists(st.integers(0, 2), max_size=6),
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=9),
+)
+def test_a_shared_beginning_is_one_and_leaves_each_text_a_token(
+    beginning: list[int], ends: list[list[int]]
+) -> None:
+    texts = [beginning + end for end in ends]
+    shared = shared_prefix(texts)
+    assert all(text[:shared] == texts[0][:shared] and len(text) > shared for text in texts)
+    if len(beginning) * (len(texts) - 1) >= 8:
+        assert shared >= len(beginning)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> LoadedModel:
+    return load_model(locate(str(tiny_model)))
+
+
+def texts_of(lengths: Sequence[int], shared: int = 0) -> list[Context]:
+    """Random contexts of these lengths with a common beginning."""
+    torch.manual_seed(2)
+    beginning = torch.randint(1, 257, (shared,)).tolist()
+    return [
+        Context(f"p{n}", 0, beginning + torch.randint(1, 257, (length - shared,)).tolist())
+        for n, length in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("least", [1, 8, 10**6], ids=["any", "default", "never"])
+@pytest.mark.parametrize("shared", [0, 11])
+def test_a_common_beginning_changes_no_text(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, shared: int, least: int
+) -> None:
+    """Read once or with each text, in groups of about one length or of one."""
+    monkeypatch.setattr(generate_module, "MIN_SHARED_TOKENS", least)
+    given = texts_of((12, 40, 13, 41, 22), shared)
+    made = texts(loaded, given, 6, frozenset())
+    for context, text in zip(given, made, strict=True):
+        assert text == alone(loaded, context.ids, 6, eos_token_id=None)
+
+
+def test_a_context_that_is_the_beginning_of_another_is_continued_by_itself(
+    loaded: LoadedModel,
+) -> None:
+    whole = texts_of((30,))[0].ids
+    given = [Context("a", 0, whole), Context("b", 0, whole[:20]), Context("c", 0, whole)]
+    made = texts(loaded, given, 6, frozenset())
+    assert made[0] == made[2]
+    for context, text in zip(given, made, strict=True):
+        assert text == alone(loaded, context.ids, 6, eos_token_id=None)
+
+
+@pytest.mark.parametrize("drops_rows", [True, False])
+def test_an_end_token_is_kept_and_is_the_last(loaded: LoadedModel, drops_rows: bool) -> None:
+    given = texts_of((5, 9, 6, 7))
+    free = texts(loaded, given, 12, frozenset())
+    ends = frozenset({free[0][2], free[1][0]})
+    made = texts(loaded, given, 12, ends, drops_rows=drops_rows)
+    assert len(made[1]) == 1
+    for context, text in zip(given, made, strict=True):
+        assert text == alone(loaded, context.ids, 12, eos_token_id=sorted(ends))
+
+
+def test_states_are_those_that_made_each_token(loaded: LoadedModel) -> None:
+    """They are the forward pass's own; Transformers shows the last layer after the norm."""
+    given, model = texts_of((4, 17, 9)), loaded.model
+    made = texts(loaded, given, 5, frozenset())
+    count = 0
+    for chunk in generate(model, logit_exit(model), given, 5, frozenset(), chunk_tokens=4):
+        assert chunk.noise is None
+        assert torch.equal(chunk.top_token, chunk.token_id)
+        assert chunk.hidden.shape == (5, len(chunk.row), 32)
+        for n, (row, position) in enumerate(zip(chunk.row, chunk.position, strict=True)):
+            ids = [*given[row].ids, *made[row][:position]]
+            with torch.no_grad():
+                out = model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+                last = model.model.norm(chunk.hidden[-1, n])
+            theirs = [state[0, -1] for state in out.hidden_states[1:]]
+            mine = [*chunk.hidden[:-1, n], last]
+            assert_close(torch.stack(mine), torch.stack(theirs), rtol=1e-4, atol=1e-4)
+            count += 1
+    assert count == 15
+
+
+@pytest.mark.parametrize(("chunk_tokens", "sizes"), [(1, [3] * 4), (7, [6, 6]), (100, [12])])
+def test_chunks_hold_whole_steps(loaded: LoadedModel, chunk_tokens: int, sizes: list[int]) -> None:
+    steps: list[tuple[int, int]] = []
+    chunks = [
+        (list(chunk.position), len(chunk.row), len(chunk.token_id))
+        for chunk in generate(
+            loaded.model, logit_exit(loaded.model), texts_of((4, 5, 6)), 4, frozenset(),
+            chunk_tokens=chunk_tokens, on_step=lambda step, active: steps.append((step, active)),
+        )
+    ]  # fmt: skip
+    assert [size for _, size, _ in chunks] == [size for _, _, size in chunks] == sizes
+    assert [place for places, _, _ in chunks for place in places] == [0] * 3 + [1] * 3 + [2] * 3 + [
+        3
+    ] * 3
+    assert steps == [(1, 3), (2, 3), (3, 3), (4, 3)]
+
+
+def test_sampled_tokens_are_chosen_from_the_models_own_logits(loaded: LoadedModel) -> None:
+    given, sampling = texts_of((4, 17, 9)), Sampling(temperature=1.5, seed=3)
+    made: list[list[int]] = [[] for _ in given]
+    differs = 0
+    exit_ = logit_exit(loaded.model)
+    for chunk in generate(loaded.model, exit_, given, 4, frozenset(), sampling=sampling):
+        assert chunk.noise is not None
+        for n, (row, position) in enumerate(zip(chunk.row, chunk.position, strict=True)):
+            ids = torch.tensor([[*given[row].ids, *made[row]]])
+            with torch.no_grad():
+                logits = loaded.model(ids, use_cache=False).logits[0, -1:]
+            where = TokenPosition(given[row].prompt_id, 0, position)
+            chosen, noise = choose(logits, [where], sampling)
+            assert noise is not None
+            assert int(chunk.token_id[n]) == int(chosen)
+            assert int(chunk.top_token[n]) == int(logits.argmax())
+            assert torch.equal(chunk.noise[n], noise[0])
+            made[row].append(int(chosen))
+            differs += int(chosen) != int(logits.argmax())
+    assert differs > 0
+
+
+def test_a_growing_cache_keeps_what_transformers_own_keeps() -> None:
+    torch.manual_seed(0)
+    mine, theirs = GrowingLayer(9), DynamicLayer()
+    for n in (4, 1, 1):
+        keys, values = torch.randn(3, 2, n, 4), torch.randn(3, 2, n, 6)
+        for found, expected in zip(
+            mine.update(keys, values), theirs.update(keys, values), strict=True
+        ):
+            assert torch.equal(found, expected)
+    mine.keep([0, 2], [0, 1])
+    theirs.batch_select_indices(torch.tensor([0, 2]))
+    assert mine.keys.shape == theirs.keys.shape
+    assert torch.equal(mine.keys[0], theirs.keys[0])
+    assert torch.equal(mine.keys[1, :, 1:], theirs.keys[1, :, 1:])
+    assert torch.equal(mine.values[1, :, 1:], theirs.values[1, :, 1:])
+    keys, values = torch.randn(2, 2, 1, 4), torch.randn(2, 2, 1, 6)
+    kept_keys, kept_values = mine.update(keys, values)
+    assert torch.equal(kept_keys[:, :, -1:], keys)
+    assert kept_values.shape == theirs.update(keys, values)[1].shape
+
+
+def test_a_beginning_is_read_apart_only_where_that_saves_enough() -> None:
+    """All texts but one save it, and each keeps a token of its own."""
+    beginning = list(range(MIN_SHARED_TOKENS))
+    assert shared_prefix([[*beginning, 90], [*beginning, 91]]) == MIN_SHARED_TOKENS
+    assert shared_prefix([[*beginning[1:], 90], [*beginning[1:], 91]]) == 0
+    assert shared_prefix([[*beginning, 90]]) == 0
+    assert shared_prefix([beginning, beginning, beginning]) == MIN_SHARED_TOKENS - 1
+
+
+def test_groups_of_a_length_end_at_a_fifth_and_at_their_tokens() -> None:
+    assert grouped([10, 12, 13, 5]) == [[3], [0, 1], [2]]
+    half = GROUP_TOKENS // 2
+    assert grouped([half, half, half]) == [[0, 1], [2]]
+    assert grouped([half + 1, half + 1]) == [[0], [1]]
+    assert grouped([]) == []
