@@ -22,7 +22,10 @@ BAD: list[tuple[list[str], str]] = [
     (["compare", "{folder}", "--max-compute", "0.5"], "max_compute must be at least 1"),
     (["compare", "{folder}", "--max-compute", "nan"], "max_compute must be at least 1"),
     (["compare", "nowhere"], "the result must exist"),
-    (["compare", "{folder}", "--draft-time", "0.2"], "must come with --acceptance-rate; got 0.2"),
+    (
+        ["compare", "{folder}", "--draft-time", "0.2"],
+        "--draft-time must come with --acceptance-rate; got 0.2",
+    ),
 ]
 
 

@@ -20,7 +20,7 @@ def test_the_page_is_written_where_it_says(
 
 BAD: list[tuple[str, str]] = [
     ("explore {tmp}/none -o {tmp}/e.html", "the result must exist"),
-    ("explore -o {tmp}", "must be a file; got a folder"),
+    ("explore -o {tmp}", "{tmp} must be a file; got a folder"),
 ]
 
 

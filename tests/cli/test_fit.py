@@ -73,8 +73,8 @@ BAD: list[tuple[list[str], str]] = [
         ["fit", "{folder}", "--out", "{tmp}/cal.json", "--timing", "{timing}"],
         "the timing must be of the measured",
     ),
-    (["fit", "{folder}", "--out", "{folder}"], "must be a file; got a folder or device"),
-    (["fit", "{folder}", "--out", "/dev/full"], "must be a file; got a folder or device"),
+    (["fit", "{folder}", "--out", "{folder}"], "{folder} must be a file; got a folder or device"),
+    (["fit", "{folder}", "--out", "/dev/full"], "/dev/full must be a file; got a folder or device"),
     (["fit", "{folder}", "--out", "{tmp}/cal.json", "--seed", "-1"], "seed must be 0 or more"),
     (
         ["fit", "{folder}", "--out", "{tmp}/cal.json", "--k-max", "100000"],

@@ -55,7 +55,7 @@ BAD: list[tuple[list[str], str]] = [
         ["plot", "--kind", "theory", "--exit-layer", "3", "--out", "{tmp}/a.png"],
         "--exit-layer must come with --kind timeline; got 3 without it;",
     ),
-    (["plot", "{folder}", "--kind", "compare", "--out", "{folder}"], "must be a file"),
+    (["plot", "{folder}", "--kind", "compare", "--out", "{folder}"], "{folder} must be a file"),
 ]
 
 

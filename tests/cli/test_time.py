@@ -28,7 +28,7 @@ BAD: list[tuple[str, str]] = [
     ("time", "Missing option '--out'"),
     ("time --out {tmp}/t --k 1,0", "k must be a positive integer; got 0"),
     ("time --out {tmp}/t --rounds x", "rounds must be a positive integer; got x"),
-    ("time --out {tmp}", "must be a file; got a folder"),
+    ("time --out {tmp}", "{tmp} must be a file; got a folder"),
     ("time --out {tmp}/t --model gpt-5", "model must be a known name"),
 ]
 

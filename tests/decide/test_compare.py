@@ -18,8 +18,9 @@ from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.token_counts import TokenCounts
 from tests.conftest import make_measurement
-from tests.decide.test_methods import all_of, made_guesses, pairs, quick_fit, with_turns
+from tests.decide.test_methods import all_of, pairs, quick_fit, with_turns
 from tests.pipeline.test_prediction_error import a_timing
+from tests.support.tables import repeating_guesses
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_times_add_rows_in_seconds() -> None:
 def test_a_calibration_gives_what_its_measurement_gives(
     measurement: Measurement, tmp_path: Path, with_guesses: bool
 ) -> None:
-    guesses = made_guesses(measurement) if with_guesses else None
+    guesses = repeating_guesses(measurement) if with_guesses else None
     ppd.save(quick_fit(measurement, guesses=guesses), tmp_path / "cal.json")
     calibration = ppd.load(tmp_path / "cal.json")
     assert isinstance(calibration, Calibration)
@@ -157,7 +158,7 @@ def test_a_calibration_gives_what_its_measurement_gives(
     )
     assert its.methods == mine.methods
     assert "PPD, two exits" in [method.name for method in its.methods]
-    for given in ({"timing": a_timing()}, {"guesses": made_guesses(measurement)}):
+    for given in ({"timing": a_timing()}, {"guesses": repeating_guesses(measurement)}):
         with pytest.raises(InvalidInputError, match="must be left out for a calibration"):
             compare(calibration, **given)
 

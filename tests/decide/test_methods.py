@@ -28,6 +28,7 @@ from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Guesses, Measurement
 from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
 from tests.conftest import make_measurement
+from tests.support.tables import repeating_guesses
 
 
 def with_turns() -> Measurement:
@@ -47,27 +48,6 @@ def quick_fit(measurement: Measurement, *, resamples: int = 1000, **options: Any
     """
     quick = fit(measurement, family="floored power", resamples=40, **options)
     return replace(quick, resamples=resamples)
-
-
-def made_guesses(measurement: Measurement) -> Guesses:
-    """Eight distinct ids per exit, of few tokens so that exits repeat each other."""
-    rng = np.random.default_rng(8)
-    n, layers = measurement.rank.shape
-    ids = np.argsort(rng.random((n, layers, 12)), axis=2)[:, :, :8] + 1000
-    for row in range(n):
-        for layer in range(layers):
-            rank = measurement.rank[row, layer]
-            if rank <= 8:
-                ids[row, layer, rank - 1] = measurement.token_id[row]
-    return Guesses(
-        prompt_ids=measurement.prompt_ids,
-        prompt_index=measurement.prompt_index,
-        turn=measurement.turn,
-        position=measurement.position,
-        vocabulary=2000,
-        ids=ids,
-        probs=np.full(ids.shape, 0.1, dtype=np.float32),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +122,7 @@ def test_a_gate_by_hand(measurement: Measurement) -> None:
 
 @pytest.mark.parametrize("with_guesses", [True, False])
 def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None:
-    guesses = made_guesses(measurement) if with_guesses else None
+    guesses = repeating_guesses(measurement) if with_guesses else None
     family, weights = pairs(measurement, guesses), weights_of(measurement)
     latency, compute = all_of(family, weights)
     d, tokens = measurement.layers, measurement.tokens_by_prompt()

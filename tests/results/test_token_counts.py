@@ -31,7 +31,7 @@ from ppdmodel.results.token_counts import (
     second_half,
 )
 from tests.conftest import make_measurement
-from tests.support.tables import repeating_guesses as made_guesses
+from tests.support.tables import repeating_guesses
 
 
 def fit(*args: Any, **options: Any) -> Calibration:
@@ -49,7 +49,7 @@ def same(a: TokenCounts, b: TokenCounts) -> bool:
 
 
 def test_counts_are_those_of_their_shapes(measurement: Measurement) -> None:
-    found = TokenCounts.of(measurement, made_guesses(measurement))
+    found = TokenCounts.of(measurement, repeating_guesses(measurement))
     for name, shape in found.shapes().items():
         assert getattr(found, name).shape == shape
     assert found.pair_exits == (3, 4, 5)
@@ -60,7 +60,7 @@ def test_counts_are_those_of_their_shapes(measurement: Measurement) -> None:
 def test_several_measurements_are_one(measurement: Measurement) -> None:
     """As counts, and as what `compare` makes of them."""
     halves = (renamed(measurement, "a"), renamed(make_measurement(seed=4), "b"))
-    guesses = [made_guesses(half) for half in halves]
+    guesses = [repeating_guesses(half) for half in halves]
     together = fit(halves, guesses=guesses).recorded
     apart = [TokenCounts.of(*pair) for pair in zip(halves, guesses, strict=True)]
     assert together is not None
@@ -93,7 +93,7 @@ def test_deep_models_pair_some_of_their_exits() -> None:
 
 
 def test_the_counts_travel(measurement: Measurement, tmp_path: Path) -> None:
-    for guesses in (None, made_guesses(measurement)):
+    for guesses in (None, repeating_guesses(measurement)):
         calibration = fit(measurement, guesses=guesses)
         save(calibration, tmp_path / "cal.json")
         again = load(tmp_path / "cal.json")
@@ -176,7 +176,7 @@ def test_gates_by_hand(mixed: Measurement) -> None:
 
 
 def test_pairs_of_exits_by_hand(mixed: Measurement) -> None:
-    guesses = made_guesses(mixed)
+    guesses = repeating_guesses(mixed)
     counts = TokenCounts.of(mixed, guesses)
     n = len(PAIR_K)
     first, both = np.zeros((5, 3, n), int), np.zeros((5, 3, n, n), int)
@@ -208,7 +208,7 @@ def test_the_second_half_begins_at_the_middle(layers: int, first: int) -> None:
 
 
 def test_guesses_of_other_tokens_are_refused(mixed: Measurement) -> None:
-    guesses = made_guesses(mixed)
+    guesses = repeating_guesses(mixed)
     with pytest.raises(InvalidInputError, match=r"measured tokens; got \(64, 7\) tokens and"):
         TokenCounts.of(mixed, replace(guesses, ids=guesses.ids[1:]))
     ids = guesses.ids.copy()

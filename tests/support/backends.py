@@ -20,7 +20,7 @@ BACKENDS: dict[str, tuple[Callable[[Any], Any], type, tuple[int, ...]]] = {
     "float": (float, float, ()),
     "numpy": (lambda x: np.array([x, x], dtype=float), np.ndarray, (2,)),
     "torch": (lambda x: torch.tensor([x, x], dtype=torch.float64), torch.Tensor, (2,)),
-    "sympy": (sympy.nsimplify, sympy.Expr, ()),
+    "sympy": (sympy.nsimplify, sympy.Rational, ()),
 }
 #: what is rounded or cut at 0 may be a Python integer
 ROUNDED = ("best_exit", "link_break_even")
