@@ -3,8 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := results
 STAMP := .venv/.installed
+# two test workers share the cores: torch and BLAS have one thread in each
+TWO_WORKERS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST_TWO := -m pytest -q -n 2 --dist loadfile
 # tests that need every core to themselves
-ALONE := tests/pipeline/test_pipeline.py tests/pipeline/test_validation.py
+ALONE := tests/pipeline
 # tests of the site, which make docs runs on what it has built
 OF_SITE := tests/docs/test_site.py
 EXITS := results/exits/smollm2-135m-all
@@ -35,7 +38,7 @@ demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
 
 test: $(STAMP) ## run the tests
 	$(BIN)/ppdmodel models install smollm2-135m
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
+	$(TWO_WORKERS) $(BIN)/python $(PYTEST_TWO) $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
 	$(BIN)/python -m pytest -q $(ALONE)
 
 lint: $(STAMP) ## ruff, and imports that run one way
@@ -64,7 +67,7 @@ mutants: $(STAMP) ## try the tests on a sample of small changes (an hour); ROOM=
 coverage: $(STAMP) ## run the tests and say which branches of the package they never took
 	$(BIN)/ppdmodel models install smollm2-135m
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
+	$(TWO_WORKERS) $(BIN)/coverage run $(PYTEST_TWO) $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
 	$(BIN)/coverage run -m pytest -q $(ALONE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

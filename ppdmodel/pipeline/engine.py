@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -207,12 +206,13 @@ class SharedEngine:
     Attributes:
         shape: its sizes.
         weights: its weights, by name.
-        probed: its logits on the CPU in `probe`, to compare those of another device with.
+        probed: its logits on the CPU in `probe`, to compare those of another device with; shared
+            too, since a new process is given its arguments through a pipe of 64 KiB.
     """
 
     shape: EngineShape
     weights: SharedTensors
-    probed: np.ndarray
+    probed: SharedTensors
 
     def open(self, device: str = CPU, communicator: Communicator | None = None) -> Engine:
         """The engine, or one shard of it, in this process.
@@ -233,13 +233,18 @@ class SharedEngine:
             weights = {name: _placed(name, w, device) for name, w in weights.items()}
         engine = Engine(shape, weights, communicator)
         if device != CPU or communicator is not None:
-            error = _relative_error(torch.from_numpy(self.probed), probe(engine))
+            error = _relative_error(self.probed.tensor("logits"), probe(engine))
             if not error <= TOLERANCE.get(engine.dtype, 1e-4):
                 raise RunFailedError(
                     f"{device} must give the CPU's logits; got {error:.2g} of the largest one away"
                     "; use cpu"
                 )
         return engine
+
+    def close(self) -> None:
+        """Close this process's handles of the shared memory."""
+        self.weights.close()
+        self.probed.close()
 
 
 def _placed(name: str, weight: Tensor, device: str) -> Tensor:
@@ -269,7 +274,7 @@ def shared_engine(loaded: LoadedModel, exit_: Exit, text_tokens: int) -> SharedE
     error = _relative_error(own, made)
     if not error <= TOLERANCE.get(loaded.model.dtype, 1e-4):
         raise _unsupported(loaded, f"its logits were {error:.2g} of the largest one away")
-    return SharedEngine(shape, weights, made.numpy())
+    return SharedEngine(shape, weights, shared_copy({"logits": made}))
 
 
 def _unsupported(loaded: LoadedModel, why: str) -> InvalidInputError:

@@ -86,11 +86,14 @@ class Pipeline:
         )
 
     def __enter__(self) -> Pipeline:
-        self.pool.__enter__()
+        pools = (self.pool, self.tensor_parallel)
         try:
-            self.tensor_parallel.__enter__()
+            for pool in pools:
+                pool.start()
+            for pool in pools:
+                pool.wait()
         except BaseException:
-            self.pool.close()
+            self.close()
             raise
         return self
 
@@ -100,11 +103,15 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all units and free the memory."""
         try:
             self.tensor_parallel.close()
         finally:
             self.pool.close()
-            self.engine.weights.close()
+            self.engine.close()
 
     def greedy(
         self, prompt_ids: Sequence[int], max_new_tokens: int, options: RunOptions = PLAIN

@@ -138,37 +138,35 @@ class WorkerPool:
         self._store: Any = None  # of the process group
 
     def __enter__(self) -> WorkerPool:
-        context: Any = multiprocessing.get_context(START_METHOD)
         try:
-            rendezvous = self._new_rendezvous() if self.tensor_parallel else None
-            for number, place in enumerate(self.where):
-                ours, theirs = context.Pipe()
-                self._pipes.append(ours)
-                arguments = (
-                    number,
-                    place,
-                    theirs,
-                    self.engine,
-                    self.memory,
-                    self.cache,
-                    rendezvous,
-                )
-                process = context.Process(target=_serve, args=arguments, daemon=True)
-                try:
-                    with _thread_settings(place.threads), _sigint_blocked():
-                        process.start()
-                finally:
-                    theirs.close()
-                self._processes.append(process)
-            here = set[int]()
-            while len(here) < len(
-                self.where
-            ):  # a unit that fails is reported even while others wait for it
-                here |= set(self._arrived(None, here))
+            self.start()
+            self.wait()
         except BaseException:
             self.close()
             raise
         return self
+
+    def start(self) -> None:
+        """Start the processes, which load their libraries at the same time."""
+        context: Any = multiprocessing.get_context(START_METHOD)
+        rendezvous = self._new_rendezvous() if self.tensor_parallel else None
+        for number, place in enumerate(self.where):
+            ours, theirs = context.Pipe()
+            self._pipes.append(ours)
+            arguments = (number, place, theirs, self.engine, self.memory, self.cache, rendezvous)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            try:
+                with _thread_settings(place.threads), _sigint_blocked():
+                    process.start()
+            finally:
+                theirs.close()
+            self._processes.append(process)
+
+    def wait(self) -> None:
+        """Wait until every unit is ready; one that fails is reported while others still load."""
+        here = set[int]()
+        while len(here) < len(self.where):
+            here |= set(self._arrived(None, here))
 
     def _new_rendezvous(self) -> Rendezvous:
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]

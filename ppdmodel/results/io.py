@@ -37,9 +37,9 @@ def load(path: str | Path) -> Measurement | Calibration | Timing:
     path = Path(path)
     if path.is_dir():
         return read_measurement(path)
-    if read_json(path)["schema"] == TIMING:
-        return load_timing(path)
-    return load_calibration(path)
+    document = read_json(path, CALIBRATION, TIMING)
+    read = _timing if document["schema"] == TIMING else _calibration
+    return read(document, path)
 
 
 def load_rates(path: str | Path) -> Measurement | Calibration:
@@ -50,9 +50,7 @@ def load_rates(path: str | Path) -> Measurement | Calibration:
 
 def load_calibration(path: str | Path) -> Calibration:
     """Read a calibration file, and nothing else."""
-    document = read_json(Path(path), CALIBRATION)
-    _check_shapes(document, Path(path))
-    return _calibration(document, Path(path))
+    return _calibration(read_json(Path(path), CALIBRATION), Path(path))
 
 
 def load_timing(path: str | Path) -> Timing:
@@ -133,6 +131,7 @@ def _calibration_document(result: Calibration) -> dict[str, Any]:
 def _calibration(document: dict[str, Any], path: Path) -> Calibration:
     import numpy as np
 
+    _check_shapes(document, path)
     fields = {k: v for k, v in document.items() if k in Calibration.__dataclass_fields__}
     curve = dict(fields["curve"])
     curve["parameters"] = {k: Interval(**_known(v)) for k, v in curve["parameters"].items()}

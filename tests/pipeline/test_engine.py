@@ -22,6 +22,7 @@ from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.decoder.exit import AffineMap, logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline.engine import Engine, SharedEngine, shared_engine
+from ppdmodel.pipeline.shared_memory import shared_copy
 from tests.support.far_device import register
 
 SIZES = {
@@ -133,7 +134,8 @@ def test_an_engine_on_a_device_has_its_weights_there(engine: SharedEngine) -> No
 
 def test_logits_that_differ_are_refused(engine: SharedEngine) -> None:
     register()
-    wrong = replace(engine, probed=engine.probed * 1.01)
+    logits = engine.probed.tensor("logits")
+    wrong = replace(engine, probed=shared_copy({"logits": logits * 1.01}))
     with pytest.raises(RunFailedError, match=r"far:0 must give the CPU's logits; got 0\.0099"):
         wrong.open("far:0")
     assert isinstance(wrong.open(), Engine), "on the CPU it is what was compared"

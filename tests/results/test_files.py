@@ -101,6 +101,29 @@ def test_a_document_is_written_a_line_per_key_and_per_row(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    "each",
+    [
+        {"type": "number", "minimum": 0, "maximum": 1},
+        {"type": "integer", "minimum": 0},
+        {"type": "integer", "maximum": 1},
+        {"type": ["number", "null"]},
+        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "string"},
+        {"minimum": 0},
+    ],
+)
+def test_rows_of_numbers_have_the_faults_that_they_have_one_by_one(each: dict[str, Any]) -> None:
+    import jsonschema
+
+    schema = {"properties": {"row": {"items": each}}}
+    own, found = jsonschema.Draft202012Validator(schema), files._validator()(schema)
+    nan, values = float("nan"), (0, 1, 0.5, -1, 2, -0.5, True, None, "1", float("nan"))
+    for row in [[], [1], [0, 1], [nan, 2], [0.5, nan, 2], 3, *([1, 0, x, 1] for x in values)]:
+        faults = [fault.message for fault in found.iter_errors({"row": row})]
+        assert faults == [fault.message for fault in own.iter_errors({"row": row})]
+
+
 def test_a_document_that_breaks_its_schema_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     with pytest.raises(InvalidInputError, match="must follow its schema; got a fault at layers"):
