@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -77,3 +78,24 @@ def test_bad_input_is_one_line_and_exit_code_two(
     (tmp_path / "text").write_text("not json")
     refused(capsys, command, message, tmp=tmp_path, folder=folder, timing=timed[1])
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_closed_pipe_is_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("ppdmodel.cli.estimate.estimate", closed)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert run(["estimate", "--p-correct", "0.7", "--layers", "40"]) == 1
+    assert sys.stderr.closed
+
+
+def test_a_package_that_is_missing_deeper_down_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("no", name="accelerate")
+
+    monkeypatch.setattr("ppdmodel.cli.estimate.estimate", missing)
+    assert run(["estimate", "--p-correct", "0.7", "--layers", "40"]) == 2
+    assert "got no package 'accelerate'; install it with: pip" in capsys.readouterr().err

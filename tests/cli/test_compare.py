@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import document, refused, said
+from ppdmodel.cli.compare import sentence
+from ppdmodel.decide.compare import compare
+from ppdmodel.results.io import load_rates
+from tests.support.commands import DATA, document, refused, said
 
 
 def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +20,26 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is the fastest" in shown
     found = document(capsys, "compare", folder)
     assert found["methods"][0]["name"] == "plain decoding"
+
+
+def test_the_fastest_in_measured_times_is_said_too(
+    timed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    measurement, timing = timed
+    shown = said(capsys, "compare", measurement, "--timing", timing)
+    found = document(capsys, "compare", measurement, "--timing", timing)["methods"]
+    rows = [row for row in found if "timed" in row["name"]]
+    fastest = min(rows, key=lambda row: (row["held_out"] or row["latency"])["value"])
+    assert f"In measured times the fastest is {fastest['name']}, {fastest['setting']}, 0." in shown
+    assert "Left out: " in said(capsys, "compare", measurement, "--max-units", "1")
+
+
+def test_where_nothing_is_faster_in_measured_times_it_says_so() -> None:
+    result = compare(load_rates(DATA / "smollm2-135m-trained.calibration.json"))
+    slow = replace(result.methods[0], name="split layers, timed", setting="2 units")
+    counted = replace(result.methods[1], name="PPD", basis="measured")
+    words = sentence(replace(result, methods=(*result.methods[:2], counted, slow)))
+    assert words.endswith(". In measured times nothing is faster than plain decoding.")
 
 
 BAD: list[tuple[list[str], str]] = [

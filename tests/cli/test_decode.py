@@ -2,11 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ppdmodel.cli.decode import render
+from ppdmodel.pipeline.decoding import Decoded, Difference, Speed
 from tests.support.commands import DATA, refused
+
+FAST, SLOW, PLAIN = (Speed(t, t, t) for t in (0.009, 0.0125, 0.010))
+DECODED = Decoded(
+    token_ids=(5, 6, 7, 8),
+    text="word",
+    match_rate=0.5,
+    n_trials=2,
+    latency=FAST,
+    greedy=PLAIN,
+    greedy_same_units=SLOW,
+    predicted_match_rate=0.625,
+    predicted_latency_per_token_s=0.008,
+    difference=None,
+)
+
+
+def test_what_was_run_and_what_was_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    render(DECODED, Path("trace.json"), row_by_row=False)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "PPD 9.0 9.0 9.0",
+        "PPD, as predicted 8.0",
+        "match rate 0.500 of 2 tokens; predicted 0.625",
+        "4 tokens, the same as plain decoding's",
+        "trace, for ui.perfetto.dev: trace.json",
+        "PPD takes 10% off the latency of one unit here; splitting every product over the",
+        "same units adds 25% to it.",
+    ):
+        assert line in lines, line
+
+
+@pytest.mark.parametrize("row_by_row", [False, True])
+def test_a_token_that_differs_is_said_with_its_margin(
+    capsys: pytest.CaptureFixture[str], row_by_row: bool
+) -> None:
+    difference = Difference(2, 7, 9, margin=0.00125, dtype="float32")
+    render(replace(DECODED, difference=difference), None, row_by_row)
+    shown = " ".join(capsys.readouterr().out.split())
+    words = "the token at 2 differs from plain decoding's, which had a margin of 0.0013 in float32"
+    assert words in shown
+    assert ("--row-by-row rules that out" in shown) is not row_by_row
+
+
+def test_a_text_too_short_to_time_has_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    short = replace(
+        DECODED,
+        token_ids=(5, 6),
+        n_trials=0,
+        match_rate=None,
+        latency=None,
+        greedy=None,
+        greedy_same_units=None,
+        predicted_match_rate=None,
+        predicted_latency_per_token_s=None,
+    )
+    render(short, None, row_by_row=False)
+    shown = capsys.readouterr().out
+    assert "2 tokens, the same as plain decoding's" in shown
+    assert "match rate" not in shown
+    assert "the latency of one unit" not in shown
+
 
 BAD: list[tuple[str, str]] = [
     ("decode --prompt hi", "Missing option '--exit-layer'"),

@@ -11,6 +11,7 @@ import pytest
 
 from ppdmodel import Measurement, fit, save
 from ppdmodel.cli import run
+from ppdmodel.cli.estimate import _sentence
 
 KEYS = (
     "p_correct", "layers", "exit_layer", "k", "depth", "latency_per_token", "normalized_latency",
@@ -96,6 +97,17 @@ def test_from_a_result(
     assert ppdmodel(f"estimate --from {path}") == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_setting_that_does_not_pay_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ppdmodel("estimate --p-correct 0 --layers 40") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "At p = 0.000, PPD saves no time and costs 50% more compute."
+    result = {"p_correct": 0.25, "normalized_latency": 1.25, "normalized_compute": 1.5}
+    assert _sentence(result) == "At p = 0.250, PPD costs 25% more time per token and does not pay."
+    result = {"p_correct": 0.25, "normalized_latency": 0.75}
+    words = _sentence(result | {"normalized_compute": None})
+    assert words.endswith("the latency for more compute than can be counted.")
 
 
 BAD = [

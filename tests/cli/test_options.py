@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,3 +69,11 @@ def test_a_calibration_is_no_measurement() -> None:
 def test_guesses_are_found_where_they_are() -> None:
     assert options.guesses_beside(DATA / "smollm2-135m") is not None
     assert options.guesses_beside(DATA / "smollm2-135m-sampled") is None
+
+
+def test_threads_are_as_many_as_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options.thread_count("3") == 3
+    assert options.thread_count(None) == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert options.thread_count(None) == 1

@@ -28,6 +28,15 @@ def test_validations_are_drawn_together(tmp_path: Path, capsys: pytest.CaptureFi
     assert all(f"{kind} exits, fitted" in out.read_text("utf-8") for kind in ("logit", "trained"))
 
 
+def test_the_threshold_rule_is_drawn(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figure.svg"
+    found = document(capsys, "plot", folder, "--kind", "threshold", "--out", out)
+    assert found == {"out": str(out), "kind": "threshold"}
+    assert out.read_text("utf-8").count("<path") > 20
+
+
 BAD: list[tuple[list[str], str]] = [
     (["plot", "--out", "{tmp}/a.png"], "this figure must have a RESULT; got none;"),
     (
@@ -55,6 +64,25 @@ BAD: list[tuple[list[str], str]] = [
         ["plot", "--kind", "theory", "--exit-layer", "3", "--out", "{tmp}/a.png"],
         "--exit-layer must come with --kind timeline; got 3 without it;",
     ),
+    *(
+        (
+            ["plot", "--kind", kind, "--out", "{tmp}/a.png"],
+            f"this figure must have {what}; got none",
+        )
+        for kind, what in (
+            ("predicted", "a RESULT"),
+            ("compare", "a RESULT"),
+            ("threshold", "a measurement folder"),
+        )
+    ),
+    (
+        ["plot", "{rates}", "--kind", "threshold", "--out", "{tmp}/a.png"],
+        "this figure must have a measurement folder; got {rates}; give one",
+    ),
+    (
+        ["plot", "{predictions}", "--kind", "predicted", "--out", "{tmp}/a.png"],
+        "a validation must have been run; got {predictions}, predictions only; give its folder",
+    ),
     (["plot", "{folder}", "--kind", "compare", "--out", "{folder}"], "{folder} must be a file"),
 ]
 
@@ -62,12 +90,15 @@ BAD: list[tuple[list[str], str]] = [
 @pytest.mark.parametrize(("command", "message"), BAD)
 def test_bad_input_is_one_line_and_exit_code_two(
     folder: Path,
-    timed: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     command: list[str],
     message: str,
 ) -> None:
     (tmp_path / "text").write_text("not json")
-    refused(capsys, command, message, tmp=tmp_path, folder=folder, timing=timed[1])
+    places = {
+        "rates": DATA / "smollm2-135m.calibration.json",
+        "predictions": DATA / "smollm2-135m-validation" / "predictions.json",
+    }
+    refused(capsys, command, message, tmp=tmp_path, folder=folder, **places)
     assert [path.name for path in tmp_path.iterdir()] == ["text"]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ppdmodel.cli.replay import sentence
+from ppdmodel.decide.replay_report import replay_report
+from ppdmodel.simulation.policy import Policy
+from tests.conftest import make_measurement
 from tests.support.commands import document, refused, said
 
 
@@ -22,6 +27,17 @@ def test_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Reading an exit counts as 0.5 layer executions" in shown
     prices = document(capsys, "replay", folder, "--price", "4", "--price", "1")["prices"]
     assert [row["price"] for row in prices] == [1, 4]
+
+
+def test_matches_that_come_in_runs_are_warned_of() -> None:
+    measurement = make_measurement(tokens=120)
+    rank = measurement.rank.copy()
+    rank[:, 0] = 1 + (measurement.position // 20) % 2  # twenty matches, then twenty misses
+    report = replay_report(replace(measurement, rank=rank), Policy(1, depth=2))
+    assert report.misleads is not None
+    assert sentence(report).endswith("off here, outside the interval: matches come in runs.")
+    one = replay_report(make_measurement(prompts=1), Policy(3))
+    assert sentence(one).endswith("% off; one prompt gives no interval.")
 
 
 BAD: list[tuple[list[str], str]] = [

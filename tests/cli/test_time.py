@@ -8,7 +8,7 @@ import pytest
 
 from ppdmodel.cli.time import render
 from ppdmodel.results.io import load_timing
-from tests.support.commands import DATA, refused
+from tests.support.commands import DATA, document, refused
 
 
 def test_the_tables_have_every_term(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +22,21 @@ def test_the_tables_have_every_term(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [line.split() for line in lines]
     assert sum(row[:1] == ["5"] and len(row) == 8 for row in rows) == len(timing.exit_layers)
     assert lines[-1].endswith("All samples: timing.json")
+
+
+def test_the_document_has_the_terms_without_their_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = load_timing(DATA / "smollm2-135m-trained.timing.json")
+    monkeypatch.setattr("ppdmodel.measure.load_model", lambda *_: None)
+    monkeypatch.setattr("ppdmodel.pipeline.time_model", lambda *_, **__: timing)
+    out = tmp_path / "timing.json"
+    found = document(capsys, "time", "--out", out)
+    assert load_timing(out) == timing
+    assert found["out"] == str(out)
+    assert found["terms"]["head_time_s"]["value"] == timing.terms["head_time_s"].value
+    assert found["machine"] == timing.provenance["machine"]
+    assert not {"samples", "provenance"} & set(found)
 
 
 BAD: list[tuple[str, str]] = [

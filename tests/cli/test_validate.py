@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ppdmodel.cli.validate import render
+from ppdmodel.cli.validate import _from_the_middle, render
 from tests.support.commands import DATA, refused
 
 
@@ -22,6 +22,26 @@ def test_every_cell_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert line[:3] == [str(cell["exit_layer"]), str(cell["k"]), f"{cell['predicted']:.3f}"]
         assert (line[-1] == "fitted") is not cell["held_out"]
     assert lines[-1] == "Every run: out"
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"),
+    [(30, [15, 17, 20, 22, 25, 27]), (6, [3, 4, 5]), (3, [2]), (80, [40, 46, 52, 58, 64, 70])],
+)
+def test_exits_from_the_middle_to_near_the_end(layers: int, chosen: list[int]) -> None:
+    assert _from_the_middle(layers) == chosen
+
+
+def test_without_settings_that_were_not_fitted_there_is_no_error_to_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = DATA / "smollm2-135m-validation" / "validation.json"
+    report = json.loads(path.read_text("utf-8"))
+    fitted = [cell for cell in report["cells"] if not cell["held_out"]]
+    render({**report, "cells": fitted, "held_out": {"n_cells": 0}}, Path("out"))
+    out = capsys.readouterr().out
+    assert "settings not fitted" not in out
+    assert "times as fast as plain decoding" in " ".join(out.split())
 
 
 BAD: list[tuple[str, str]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -164,3 +165,10 @@ def test_intervals_rest_on_prompts_not_tokens() -> None:
     spans = [end["ci_high"] - end["ci_low"] for end in ends]
     assert spans[0] > spans[1] * 0.8
     assert np.all(np.array(spans) > 0)
+
+
+def test_numbers_of_numpy_become_plain() -> None:
+    numbers: Any = (np.float32(0.5), np.int64(40))
+    found = estimate(*numbers)
+    assert type(found["p_correct"]) is float
+    assert json.loads(json.dumps(found)) == found

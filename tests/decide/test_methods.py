@@ -258,3 +258,10 @@ def test_a_given_method_has_no_uncertainty() -> None:
         assert (interval.value, interval.ci_low, interval.ci_high) == (value,) * 3
         assert (interval.n_tokens, interval.method) == (0, GIVEN)
     assert (method.held_out, method.held_out_compute, method.units) == (None, None, 3)
+
+
+def test_two_exits_need_time_for_the_later_one(measurement: Measurement) -> None:
+    recorded = fit(measurement, resamples=40, family="rank tail").recorded
+    assert recorded is not None
+    assert two_exits(recorded) is not None
+    assert two_exits(recorded, link_time=measurement.layers) is None

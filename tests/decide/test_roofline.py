@@ -142,3 +142,13 @@ def test_a_decision_on_paper_says_so() -> None:
     assert setting is not None
     assert setting.normalized_latency.value < 1
     assert decision.split_latency == pytest.approx(0.5)
+
+
+def test_a_config_that_is_no_json_and_one_of_uneven_heads(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{")
+    with pytest.raises(InvalidInputError, match="a config must be JSON; got"):
+        shape_from_config(path)
+    path.write_text(json.dumps(BIG | {"num_key_value_heads": 5}))
+    with pytest.raises(InvalidInputError, match="a config must have whole groups of heads and"):
+        shape_from_config(tmp_path)

@@ -176,7 +176,19 @@ def test_bad_input_is_named() -> None:
             make_measurement(prompts=4),
             replace(guesses, ids=guesses.ids[:80], probs=guesses.probs[:80]),
         )
+    with pytest.raises(InvalidInputError, match="an exit must lie below the last layer; got 1"):
+        threshold_report(
+            replace(
+                measurement, rank=measurement.rank[:, -1:], top_prob=measurement.top_prob[:, -1:]
+            ),
+            replace(guesses, ids=guesses.ids[:, :0], probs=guesses.probs[:, :0]),
+        )
     with pytest.raises(InvalidInputError, match="that are not where the tokens ranked"):
         threshold_report(measurement, replace(guesses, ids=guesses.ids % 100))
     with pytest.raises(InvalidInputError, match="guesses must be of the measured tokens"):
         threshold_report(measurement, replace(guesses, ids=guesses.ids[:-1]))
+
+
+def test_the_table_has_a_row_per_price(report: ThresholdReport) -> None:
+    table = report.to_frame()
+    assert table["price"].tolist() == [row.price for row in report.prices]

@@ -242,3 +242,8 @@ def test_resamples_draw_prompts_with_replacement() -> None:
     assert drawn.min() == pytest.approx(min(possible))
     assert drawn.max() == pytest.approx(max(possible))
     assert value[0, 0] == pytest.approx(counts.sum() / 120)
+
+
+def test_the_table_has_a_row_per_difference() -> None:
+    result = differences([noisy(0), noisy(1)], names=["a", "b"])
+    assert result.to_frame()["p_first"].tolist() == [row.p_first for row in result.rows]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ppdmodel import Policy, formulas, latency_per_token, replay, simulate, total_latency
-from ppdmodel.errors import InvalidInputError
+from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.formulas import distribution
 
 
 def probability(matches: tuple[bool, ...], p: float, rho: float) -> float:
@@ -162,3 +164,14 @@ def test_bad_input_is_named() -> None:
         total_latency(0.1, 8, 4, 3, autocorrelation=-0.5)
     with pytest.raises(InvalidInputError, match="exit_layer must not exceed layers"):
         total_latency(0.5, 8, 9, 3)
+
+
+def test_probabilities_that_were_lost_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halves(*arguments: Any) -> Any:
+        *counts, probabilities = original(*arguments)
+        return *counts, probabilities / 2
+
+    original = distribution._counts
+    monkeypatch.setattr(distribution, "_counts", halves)
+    with pytest.raises(RunFailedError, match=r"must add up to 1; got 0\.50*4?; ask for fewer"):
+        total_latency(0.5, 40, 20, tokens=8)

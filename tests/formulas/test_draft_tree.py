@@ -205,6 +205,15 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "rank_acceptance[0] must lie in [0, 1]; got -0.5; give a probability",
     ),
     (
+        lambda: draft_tree([0.6, np.array([0.1, 0.2])], 4),  # type: ignore[list-item]
+        "rank_acceptance must hold numbers; got array([0.1, 0.2]) at index 1; "
+        "a tree is chosen for one acceptance vector",
+    ),
+    (
+        lambda: draft_tree([0.6], 1001),
+        "nodes must not exceed 1000; got 1001; no target verifies that many at once",
+    ),
+    (
         lambda: draft_tree([0.6, 0.2], 0),
         "nodes must be a positive integer; got 0; give 1 or more",
     ),

@@ -91,6 +91,7 @@ def test_the_last_layer_as_an_exit_changes_nothing() -> None:
 
 def test_too_many_processes_for_a_float_is_infinite() -> None:
     assert formulas.multi_exit_compute([0.1, 0.2], 600, [1, 2], [9, 9.5]) == math.inf
+    assert formulas.multi_exit_compute([0.1, 0.2], 600, [1, 2], [9, 9]) == math.inf
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [

@@ -139,3 +139,18 @@ def test_logits_that_differ_are_refused(engine: SharedEngine) -> None:
     with pytest.raises(RunFailedError, match=r"far:0 must give the CPU's logits; got 0\.0099"):
         wrong.open("far:0")
     assert isinstance(wrong.open(), Engine), "on the CPU it is what was compared"
+
+
+def test_another_activation_is_refused(loaded: LoadedModel) -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, hidden_act="gelu")).eval()
+    with pytest.raises(InvalidInputError, match="another activation, or scaled logits"):
+        shared_engine(replace(loaded, model=model), logit_exit(model), 16)
+
+
+@torch.inference_mode()
+def test_a_head_with_a_bias_is_read_with_it(loaded: LoadedModel) -> None:
+    model = model_of(LlamaConfig)
+    head = model.lm_head
+    model.lm_head = torch.nn.Linear(head.in_features, head.out_features)
+    shared = shared_engine(replace(loaded, model=model), logit_exit(model), 16)
+    assert torch.equal(shared.weights.tensor("head_bias"), model.lm_head.bias)

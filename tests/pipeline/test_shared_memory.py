@@ -82,3 +82,13 @@ def test_another_process_writes_and_the_memory_is_freed() -> None:
     del shared, kept
     gc.collect()
     assert held() == before
+
+
+def test_where_the_system_has_no_memory_files_a_deleted_file_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    shared = shared_copy({"a": torch.arange(5)})
+    assert shared.tensor("a").tolist() == [0, 1, 2, 3, 4]
+    assert os.readlink(f"/proc/self/fd/{shared._fd}").endswith("(deleted)")
+    shared.close()

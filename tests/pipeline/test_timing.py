@@ -10,12 +10,14 @@ import pytest
 
 import ppdmodel as ppd
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.measure.models.loading import LoadedModel, load_model
+from ppdmodel.measure.models.sources import locate
 from ppdmodel.pipeline import Workers, time_model
 from ppdmodel.pipeline import pipeline as pipeline_module
 from ppdmodel.pipeline import timing as timing_module
 from ppdmodel.pipeline.timing import (
     _filled,
+    _per_token,
     plain_terms,
     ppd_terms,
     spread,
@@ -25,6 +27,7 @@ from ppdmodel.pipeline.timing import (
 from ppdmodel.pipeline.unit import EventKind
 from ppdmodel.pipeline.worker_pool import Run
 from ppdmodel.results.timing import Timing
+from tests.conftest import make_tiny_llama
 from tests.pipeline.conftest import FAR, TWO_CPUS
 
 LAYER, HEAD, EXIT = EventKind.LAYER, EventKind.HEAD, EventKind.EXIT
@@ -182,3 +185,15 @@ def test_timing_on_devices(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch)
     assert timing.provenance["machine"] == "far:0 and far:1"
     assert timing.provenance["devices"] == ["far:0", "far:1"]
     assert timing.terms["layer_time_s"].value > 0
+
+
+def test_a_run_without_a_whole_token_is_refused() -> None:
+    cut_short = np.array([[EventKind.LAYER, 3, 0, 0, 0, 0, 1]])
+    with pytest.raises(RunFailedError, match="a run must hold a whole token; got none"):
+        _per_token(cut_short, 2)
+
+
+def test_a_model_of_two_layers_has_no_room(tmp_path: Path) -> None:
+    short = load_model(locate(str(make_tiny_llama(tmp_path / "short", layers=2))))
+    with pytest.raises(InvalidInputError, match="the model must have at least 3 layers; got 2;"):
+        time_model(short, ks=(1,), rounds=4)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import ppdmodel as ppd
-from ppdmodel.errors import InvalidInputError
+from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.measure.prompts import Prompt
 from ppdmodel.pipeline import PpdSetting, ValidationGrid, Workers, validate
 from ppdmodel.pipeline import validation as validating
-from ppdmodel.pipeline.validation import _run_row
+from ppdmodel.pipeline.validation import RUNS_FILE, _run_row, _RunLog
 from ppdmodel.pipeline.worker_pool import Run
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.timing import Timing
@@ -175,3 +175,22 @@ def test_a_validation_is_of_the_rates_that_its_predictions_rest_on() -> None:
     assert validating.rates_of(other) == validating.rates_of(calibration)
     less = replace(calibration, hits=calibration.hits - 1)
     assert validating.rates_of(less) != validating.rates_of(calibration)
+
+
+def test_a_file_of_runs_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    (tmp_path / RUNS_FILE).write_text('{"settings": \n')
+    with pytest.raises(InvalidInputError, match="must hold this very validation; got runs"):
+        _RunLog(tmp_path, {"model": "m"})
+
+
+def test_a_place_that_cannot_be_written_and_texts_without_tokens(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFailedError, match="must be writable; got Not a directory; choose"):
+        _RunLog(tmp_path / "file" / "v", {"model": "m"})
+    log = _RunLog(tmp_path / "v", {"model": "m"})
+    setting = PpdSetting(3, 1)
+    times = dict.fromkeys(("plain_per_token_s", "plain_before_s", "plain_after_s"))
+    row = {"part": "held-out", "prompt_id": PROMPTS[0].id, "cell": setting.name, "n_tokens": 0}
+    log.keep([row | {"n_matched": 0, "ppd_s": 0.0, "same_text": True} | times])
+    with pytest.raises(RunFailedError, match=r"must have tokens; got texts of under 3"):
+        log.runs_of("held-out", PROMPTS[:1], [setting])

@@ -20,7 +20,7 @@ from ppdmodel.pipeline.engine import SharedEngine
 from ppdmodel.pipeline.options import Capacity, PpdSetting
 from ppdmodel.pipeline.unit import EventKind, Task
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
-from tests.pipeline.conftest import FAR, TOKENS, TWO_CPUS, Texts, pool_of
+from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts, pool_of
 from tests.support.far_device import FarPlacement
 
 
@@ -135,3 +135,35 @@ def _alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def test_without_affinities_units_are_counted_by_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert placements(3) == [Placement(1, None)] * 3
+    with pytest.raises(InvalidInputError, match="3"):
+        placements(4)
+
+
+def test_thread_settings_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with worker_pool._thread_settings(2):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("2", "2")
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_without_signal_masks_processes_start_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "pthread_sigmask")
+    with worker_pool._sigint_blocked():
+        pass
+
+
+def test_a_unit_that_still_owes_an_answer_gets_no_task(engine: SharedEngine) -> None:
+    units = WorkerPool(engine, CPUS, CAPACITY)
+    units._due.add(1)
+    with pytest.raises(RunFailedError, match="the units must be idle; got one that has not answ"):
+        units._begin(Task((1, 2), 4))
+    units._due.clear()
+    units.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppdmodel import load, save
-from ppdmodel.errors import PpdModelError
+from ppdmodel.errors import InvalidInputError, PpdModelError
 from ppdmodel.results import files
 from ppdmodel.results.measurement import Guesses, Measurement
 from ppdmodel.results.parquet import read_guesses, read_tokens, write_guesses, write_tokens
@@ -191,3 +192,49 @@ def _written(tokens: bool) -> bytes:
 
 
 _BYTES = {kind: _written(kind) for kind in (True, False)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop_columns(["rank_01"]), "must hold a whole table; got one without"),
+        (lambda t: _cast(t, "prob_01", pa.string()), "must hold a whole table; got one without"),
+    ],
+)
+def test_a_table_without_a_column_is_named(
+    tmp_path: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    path = tmp_path / "tokens.parquet"
+    write_tokens(made_measurement([[2, 1], [3]]), path)
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(InvalidInputError, match=words):
+        read_tokens(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop_columns(["ids_01"]), "must hold a whole table of guesses; got one with"),
+        (lambda t: _cast(t, "probs_01", pa.list_(pa.float32())), "not lists of"),
+        (lambda t: _cast(t, "ids_01", pa.list_(pa.string(), 8)), "ids_01 has fixed_size_list"),
+    ],
+)
+def test_guesses_without_a_column_are_named(
+    tmp_path: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    path = tmp_path / "guesses.parquet"
+    write_guesses(made_guesses([[2, 1], [3]], 2, 300), path)
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(InvalidInputError, match=words):
+        read_guesses(path)
+
+
+def _cast(table: Any, name: str, kind: Any) -> Any:
+    """The table with a column of another type."""
+    rows = table.column(name).to_pylist()
+    if pa.types.is_string(kind):
+        rows = [str(x) for x in rows]
+    elif pa.types.is_string(kind.value_type):
+        rows = [[str(x) for x in row] for row in rows]
+    at = table.column_names.index(name)
+    return table.set_column(at, name, pa.array(rows, kind))

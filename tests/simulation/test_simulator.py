@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 
 from ppdmodel import Measurement, Policy, formulas, replay, simulate
 from ppdmodel.errors import InvalidInputError
@@ -183,6 +184,16 @@ BAD_SIMULATIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
         {"autocorrelation": -0.5},
         "autocorrelation must be at least -p/(1-p) and -(1-p)/p; got -0.5; "
         "no sequence of matches at this match rate alternates that much",
+    ),
+    (
+        (0.5, 4, 2),
+        {"autocorrelation": 1},
+        "autocorrelation must lie in [-1, 1); got 1; 0 means independent matches",
+    ),
+    (
+        (sympy.Symbol("p"), 4, 2),
+        {},
+        "p_correct must be a number; got p; symbols are for the closed forms",
     ),
     (
         (0.5, 4, 2),

@@ -10,6 +10,7 @@ import sympy
 
 from ppdmodel import formulas
 from ppdmodel.formulas import symbolic
+from ppdmodel.formulas.symbolic.expressions import _one_maximum
 from tests.support.backends import check_refusal_begins
 
 p, d, e, k, D = (symbolic.SYMBOLS[n] for n in ("p_correct", "layers", "exit_layer", "k", "depth"))
@@ -76,6 +77,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "put its value into the result instead",
     ),
     (
+        lambda: symbolic.limit("latency_per_token", "p_correct", 1, p_correct=0.5),
+        "a limit must be along a free parameter; got p_correct fixed; leave it out",
+    ),
+    (
         lambda: symbolic.limit("latency_per_token", "p_correct", 2),
         "p_correct must lie in [0, 1]; got 2; give a probability",
     ),
@@ -106,3 +111,9 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
     check_refusal_begins(call, message)
+
+
+def test_a_maximum_of_unknowns_stays_as_it_is() -> None:
+    x, y = sympy.symbols("x y")
+    for unchanged in (1 + 2 * sympy.Max(x, y), 1 - sympy.Max(0, x), x + y):
+        assert _one_maximum(unchanged) == unchanged

@@ -132,6 +132,13 @@ def test_bad_input_is_named() -> None:
             "latency_per_token must be given p_correct; got none; give a number or an array",
         ),
         (
+            lambda: sensitivity(
+                "latency_per_token", "p_correct", **(at | {"p_correct": torch.tensor(0.5)})
+            ),
+            "p_correct must be numbers; got tensor(0.5000); "
+            "symbols: ppdmodel.symbolic.derivative, tensors: autograd",
+        ),
+        (
             lambda: sensitivity("latency_per_token", "p_correct", **at, tokens=3),
             "latency_per_token must be given its own parameters; got 'tokens'; "
             "they are p_correct, layers, exit_layer, depth",

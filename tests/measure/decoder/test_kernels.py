@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import mmap
 import resource
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from ppdmodel.measure import load_model, locate
+from ppdmodel.measure.decoder import kernels
 from ppdmodel.measure.decoder.kernels import (
     Blocks,
     _has_onednn,
@@ -181,3 +183,23 @@ def test_dropped_pages_are_given_back_and_their_neighbours_stay() -> None:
     drop_pages(rows[0, 1:9])  # less than a page
     drop_pages(rows[:0])
     assert bool((rows[:4] == 1).all())
+
+
+def test_a_torch_without_the_operator_multiplies_by_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacks(*_: object) -> None:
+        raise AttributeError("_linear_pointwise")
+
+    kernels._has_onednn.cache_clear()
+    monkeypatch.setattr(kernels, "_by_onednn", lacks)
+    assert not kernels._has_onednn()
+    kernels._has_onednn.cache_clear()
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    assert not kernels._has_onednn()
+    kernels._has_onednn.cache_clear()
+
+
+def test_another_c_library_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    kernels.give_back_memory()

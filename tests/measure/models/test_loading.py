@@ -176,3 +176,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     read = models._read
     monkeypatch.setattr(models, "_read", lambda s, p, g, *rest: read(s, tiny_model, {}, *rest))
     assert load_model(source).layers == 5
+
+
+def test_without_an_end_of_its_own_a_model_ends_as_its_tokenizer_says(tiny_model: Path) -> None:
+    loaded = load_model(locate(str(tiny_model)))
+    for ends, expected in ((3, {3}), ([3, 4], {3, 4}), (None, {0})):
+        loaded.model.generation_config.eos_token_id = ends
+        assert loaded.end_ids == frozenset(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,24 @@ def test_other_weights_under_a_known_name_are_refused(tmp_path: Path) -> None:
 def test_packaged_names_are_listed() -> None:
     with pytest.raises(InvalidInputError, match="got 'x'; smollm2-135m"):
         packaged("x")
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("{", "the index of the weights must be JSON with a weight_map; got"),
+        ("{}", "the index of the weights must be JSON with a weight_map; got"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "safetensors of its folder; got '../x.safe"),
+    ],
+)
+def test_an_index_names_weights_of_its_own_folder(
+    tiny_model: Path, tmp_path: Path, index: str, words: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    path = folder / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {"a": "model.safetensors"}}')
+    assert locate(str(folder)).weights_sha256 == locate(str(tiny_model)).weights_sha256
+    path.write_text(index)
+    with pytest.raises(InvalidInputError, match=re.escape(words)):
+        locate(str(folder))

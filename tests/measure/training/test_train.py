@@ -391,6 +391,7 @@ def test_exits_of_another_model_are_refused(
         ({"max_new_tokens": 0}, "max_new_tokens must be a positive integer; got 0"),
         ({"batch_size": -2}, "batch_size must be a positive integer; got -2"),
         ({"dtype": "float8"}, "dtype must be one of float32, bfloat16, float16; got 'float8'"),
+        ({"sampling": Sampling(0.7)}, "exits must be trained on greedy text; got Sampling("),
         ({"device": "cpu:x"}, "device must be one that this torch can use; got 'cpu:x'"),
     ],
 )
