@@ -77,8 +77,8 @@ class ThresholdReport(Frame):
     prices: tuple[Priced, ...]
     reliability: tuple[Reliability, ...]
     provenance: Mapping[str, Any]
-    exit_cost: float = 0.0
-    head_cost: float = 0.0
+    exit_cost: float
+    head_cost: float
 
     def _rows(self) -> Sequence[Any]:
         return self.prices

@@ -91,7 +91,7 @@ def simulate(
     passes = first_hit > 0
     if share < 1:
         total = min(float(rates.sum()), 1.0)
-        missed_open = 0.0 if total * share >= 1 else share * (1 - total) / (1 - share * total)
+        missed_open = share * (1 - total) / (1 - share * total)
         passes |= rng.random(trials) < missed_open
     run = Schedule(
         policy,

@@ -67,6 +67,11 @@ def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
     assert both.units == 2 * mine.units
 
 
+def test_the_budget_is_twice_plain_decoding_unless_given(measurement: Measurement) -> None:
+    assert compare(measurement) == compare(measurement, max_compute=2)
+    assert compare(measurement) != compare(measurement, max_compute=3)
+
+
 def test_units_limit_every_method(measurement: Measurement) -> None:
     result = compare(measurement, max_compute=9, max_units=2, efficiency=0.8)
     assert all(method.units <= 2 for method in result.methods)
@@ -139,6 +144,7 @@ def test_times_add_rows_in_seconds() -> None:
     assert timed.basis == "fitted"
     split = named(result, "split layers, timed")
     assert split.units == 2
+    assert (split.latency.n_tokens, split.latency.n_prompts) == (0, 0), "from no token"
     assert split.latency.value == pytest.approx(36 / 47.3, abs=0.01)
     with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
         compare(make_measurement(), timing=a_timing())

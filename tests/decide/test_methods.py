@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ppdmodel import compute_per_token, fit, latency_per_token
-from ppdmodel.decide.costs import LayerCosts
+from ppdmodel.decide.costs import LayerCosts, TimedCosts
 from ppdmodel.decide.methods import (
     GIVEN,
     NOTHING,
@@ -23,11 +23,13 @@ from ppdmodel.decide.methods import (
     self_speculation,
     two_exits,
 )
+from ppdmodel.decide.prediction import predicted_latency_s, predicted_plain_latency_s
 from ppdmodel.decide.selection import PromptSample, Rule, Selection
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Guesses, Measurement
 from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
 from tests.conftest import make_measurement
+from tests.pipeline.test_prediction_error import a_calibration, a_timing
 from tests.support.tables import repeating_guesses
 
 
@@ -265,3 +267,25 @@ def test_two_exits_need_time_for_the_later_one(measurement: Measurement) -> None
     assert recorded is not None
     assert two_exits(recorded) is not None
     assert two_exits(recorded, link_time=measurement.layers) is None
+
+
+def test_too_few_prompts_to_hold_some_out_still_give_a_row(measurement: Measurement) -> None:
+    few = make_measurement(prompts=3)
+    selection = Selection(PromptSample(few.tokens_by_prompt(), 40, 0), gated(TokenCounts.of(few)))
+    assert selection.held_out(Rule()) is None
+    method = best_method(selection, Rule(), "measured")
+    assert method is not None
+    assert method.held_out is method.held_out_compute is None
+
+
+def test_on_all_prompts_once_times_are_the_measured_ones() -> None:
+    calibration, timing = a_calibration(12), a_timing()
+    costs = TimedCosts(timing)
+    grid = costs.grid(30, 3, 1)
+    space = PpdSettings(grid, costs, calibration.hits, calibration.tokens)
+    latency, _ = space.evaluate(np.ones((1, 12), dtype=np.int64), np.arange(space.size))
+    for place in (0, space.size // 2, space.size - 1):
+        e, k = int(grid.exit_layer[place]), int(grid.k[place])
+        p = calibration.hits[:, e - 1, k - 1].sum() / calibration.tokens.sum()
+        expected = predicted_latency_s(timing, p, e, k) / predicted_plain_latency_s(timing)
+        assert latency[0, place] == pytest.approx(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,17 @@ def test_a_config_that_is_no_json_and_one_of_uneven_heads(tmp_path: Path) -> Non
     path.write_text(json.dumps(BIG | {"num_key_value_heads": 5}))
     with pytest.raises(InvalidInputError, match="a config must have whole groups of heads and"):
         shape_from_config(tmp_path)
+
+
+def test_one_token_is_one_row_of_arithmetic() -> None:
+    weak = Device(1e15, 1e9, "made up")
+    timing = roofline(shape("Llama 2 7B"), weak)
+    model = shape("Llama 2 7B")
+    assert timing.terms["layer_time_s"].value == pytest.approx(2 * model.layer_weights / 1e9)
+    assert timing.terms["head_time_s"].value == pytest.approx(2 * model.head_weights / 1e9)
+
+
+def test_every_exit_of_a_model_that_is_no_deeper_is_kept() -> None:
+    timing = roofline(shape("SmolLM2 135M"), device("H100 SXM"))
+    calibration = replace(a_calibration(12), exit_layers=None)
+    assert carried_over(calibration, timing).exit_layers == tuple(range(1, 30))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ppdmodel import threshold, threshold_report
-from ppdmodel.decide.threshold_rule import Priced, ThresholdReport
+from ppdmodel.decide.threshold_rule import MOST_PRICE, Priced, ThresholdReport, _cost
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.measurement import Guesses, Measurement
 from tests.conftest import make_measurement
@@ -192,3 +192,7 @@ def test_bad_input_is_named() -> None:
 def test_the_table_has_a_row_per_price(report: ThresholdReport) -> None:
     table = report.to_frame()
     assert table["price"].tolist() == [row.price for row in report.prices]
+
+
+def test_the_largest_cost_is_a_cost() -> None:
+    assert _cost("exit_cost", MOST_PRICE) == MOST_PRICE

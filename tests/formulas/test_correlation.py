@@ -98,3 +98,9 @@ def test_golden_value_on_every_backend(
 
 def test_every_formula_has_golden_values() -> None:
     check_all_have_values("correlation", GOLDEN)
+
+
+def test_where_sub_processes_never_wait_runs_of_matches_do_not_matter() -> None:
+    for rho in (0, 0.3, 0.8):
+        found = formulas.correlated_total_latency(0.25, 8, 4, 12, depth=1, autocorrelation=rho)
+        assert found == pytest.approx(8 * 12 - 11 * 0.25 * 4)

@@ -158,6 +158,8 @@ def test_bad_input_is_named() -> None:
         total_latency(0.5, 8, 4, 0)
     with pytest.raises(InvalidInputError, match=r"q must lie in \(0, 1\]; got 0"):
         total_latency(0.5, 8, 4, 3).quantile(0)
+    with pytest.raises(InvalidInputError, match="q must lie in "):
+        total_latency(0.5, 8, 4, 3).quantile(1.5)
     with pytest.raises(InvalidInputError, match=r"autocorrelation must lie in \[-1, 1\); got 1"):
         total_latency(0.5, 8, 4, 3, autocorrelation=1)
     with pytest.raises(InvalidInputError, match="autocorrelation must be at least"):

@@ -81,3 +81,11 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
     check_refused(call, message)
+
+
+def test_a_sub_process_that_starts_after_the_verification_has_run_no_layer() -> None:
+    def latency(start_delay: float) -> float:
+        terms = {"batch_layer_time": 1, "start_delay": start_delay, "unfinished": 0}
+        return float(formulas.calibrated_early_latency(0.5, 10, 2, 1, 1, **terms))
+
+    assert latency(8.5) == latency(9) == latency(30)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ppdmodel import formulas
 from tests.support.backends import BACKENDS, check_all_have_values, check_golden
 
 #: (function, arguments, value); values worked out by hand
@@ -36,3 +37,9 @@ def test_golden_value_on_every_backend(
 
 def test_every_formula_has_golden_values() -> None:
     check_all_have_values("linked", GOLDEN)
+
+
+def test_the_break_even_is_in_the_unit_of_the_times() -> None:
+    one = formulas.link_break_even(0.7, 40, 20, 2, 1.0, head_time=6, exit_time=5)
+    two = formulas.link_break_even(0.7, 40, 20, 2, 2.0, head_time=12, exit_time=10)
+    assert two == pytest.approx(2 * one)

@@ -74,6 +74,23 @@ def test_symbolic_rates_in_a_numeric_schedule() -> None:
     )
 
 
+def test_symbolic_layers_with_a_depth_give_the_numbers() -> None:
+    d, early, late = sympy.symbols("d e f", positive=True)
+    whole = formulas.multi_exit_compute([0.3, 0.4], d, [early, late], [1, 2], depth=3)
+    at = {d: 40, early: 10, late: 20}
+    assert float(whole.subs(at)) == pytest.approx(144)
+    assert formulas.multi_exit_compute([0.3, 0.4], 40, [10, 20], [1, 2], depth=3) == 144
+
+
+def test_the_least_depth_is_that_at_which_no_process_waits() -> None:
+    rates, k = [0.3, 0.4], [1, 2]
+    for depth in (3, 4, None):
+        assert formulas.multi_exit_compute(rates, 40, [10, 20], k, depth=depth) == 144
+    for layers, depth in ((40, 2), (41, 3)):
+        with pytest.raises(InvalidInputError, match="depth must not hold processes back"):
+            formulas.multi_exit_compute(rates, layers, [10, 20], k, depth=depth)
+
+
 def test_an_exit_that_never_helps_costs_only_compute() -> None:
     one = formulas.multi_exit_compute([0.5], 20, [12], [2])
     two = formulas.multi_exit_compute([0.5, 0.0], 20, [12, 15], [2, 1])

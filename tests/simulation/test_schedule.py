@@ -193,3 +193,5 @@ def test_an_exit_must_lie_in_the_model() -> None:
     assert run_of([True], Policy(4), 4).finish_times.tolist() == [4, 8]
     with pytest.raises(InvalidInputError, match=r"^exit_layer must not exceed layers; got 5"):
         run_of([True], Policy(5), 4)
+    with pytest.raises(InvalidInputError, match=r"^exit_layer must not exceed layers; got 9"):
+        run_of([True], Policy((1, 9)), 4)

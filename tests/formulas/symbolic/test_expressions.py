@@ -10,7 +10,7 @@ import sympy
 
 from ppdmodel import formulas
 from ppdmodel.formulas import symbolic
-from ppdmodel.formulas.symbolic.expressions import _one_maximum
+from ppdmodel.formulas.symbolic.expressions import _one_maximum, _without_empty_start
 from tests.support.backends import check_refusal_begins
 
 p, d, e, k, D = (symbolic.SYMBOLS[n] for n in ("p_correct", "layers", "exit_layer", "k", "depth"))
@@ -117,3 +117,13 @@ def test_a_maximum_of_unknowns_stays_as_it_is() -> None:
     x, y = sympy.symbols("x y")
     for unchanged in (1 + 2 * sympy.Max(x, y), 1 - sympy.Max(0, x), x + y):
         assert _one_maximum(unchanged) == unchanged
+
+
+def test_a_sum_is_written_without_a_first_term_of_zero() -> None:
+    j, n, x = sympy.symbols("j n x")
+    for total, expected in (
+        (sympy.Sum(j * x**j, (j, 0, n)), sympy.Sum(j * x**j, (j, 1, n))),
+        (sympy.Sum(x**j, (j, 0, n)), sympy.Sum(x**j, (j, 0, n))),
+        (sympy.Sum(j * x**j, (j, 2, n)), sympy.Sum(j * x**j, (j, 2, n))),
+    ):
+        assert _without_empty_start(total) == expected
