@@ -68,7 +68,7 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "m"
     rows = [json.loads(line) for line in prompt_file.read_text("utf-8").splitlines()]
-    many = [row | {"id": f"{row['id']}-{n}"} for n in range(3) for row in rows]
+    many = [row | {"id": f"{row['id']}-{n}"} for n in range(2) for row in rows][:9]
     prompt_file.write_text("".join(json.dumps(row) + "\n" for row in many), encoding="utf-8")
     command = [
         sys.executable, "-m", "ppdmodel", "measure", "--model", str(tiny_model), "--prompts",

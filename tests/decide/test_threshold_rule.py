@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ppdmodel import threshold, threshold_report
-from ppdmodel.decide.threshold_rule import MOST_PRICE, Priced, ThresholdReport, _cost
+from ppdmodel.decide.selection import MOST_PRICE
+from ppdmodel.decide.threshold_rule import Priced, ThresholdReport, _cost
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.measurement import Guesses, Measurement
 from tests.conftest import make_measurement
