@@ -25,7 +25,6 @@ from quality.mutations import Mutant, key, sample
 from quality.trial import Checkout, limit_s, tests_of
 
 SETTINGS = Path(__file__).with_name("mutants.toml")
-WORKERS = 2
 
 
 class Outcome(StrEnum):
@@ -40,11 +39,19 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Room:
-    """A folder of the package, how many mutants to try, and the share that must be killed."""
+    """A folder of the package.
+
+    Attributes:
+        name: the folder's.
+        size: how many mutants to try.
+        limit: the share that must be killed.
+        workers: how many to try at once; 1 where the tests need every core.
+    """
 
     name: str
     size: int
     limit: float
+    workers: int = 2
 
 
 @dataclass(frozen=True)
@@ -172,17 +179,22 @@ def run(root: Path, settings: Settings, seed: int, minutes: float) -> list[Tally
     drawn = {
         room: sample(root, settings.package, room.name, room.size, seed) for room in settings.rooms
     }
-    # in turn, so that every room gets its share if time runs out
-    mutants = [m for row in zip_longest(*drawn.values()) for m in row if m is not None]
+    until = time.monotonic() + 60 * minutes
+    outcomes: dict[Mutant, Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        most = min(max(room.workers for room in settings.rooms), os.cpu_count() or 1)
         checkouts = [
             Checkout.copy(root, Path(folder) / f"checkout-{n}", settings.package)
-            for n in range(min(WORKERS, os.cpu_count() or 1))
+            for n in range(most)
         ]
-        trials = Trials(settings, checkouts, time.monotonic() + 60 * minutes)
-        outcomes = dict(
-            zip(mutants, trials.outcomes(mutants, _progress(len(mutants))), strict=True)
-        )
+        for workers in sorted({room.workers for room in settings.rooms}, reverse=True):
+            of_rooms = [some for room, some in drawn.items() if room.workers == workers]
+            # in turn, so that every room gets its share if time runs out
+            mutants = [m for row in zip_longest(*of_rooms) for m in row if m is not None]
+            found = Trials(settings, checkouts[:workers], until).outcomes(
+                mutants, _progress(len(mutants))
+            )
+            outcomes |= dict(zip(mutants, found, strict=True))
     return [Tally(room, {m: outcomes[m] for m in some}) for room, some in drawn.items()]
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..decide.estimate import default_exit
-from ..decide.outcomes import Comparison
 from ..errors import InvalidInputError
-from ..results.calibration import Calibration
 from ..results.measurement import Measurement
 from .format import note, print_json
 from .options import (
@@ -24,9 +23,6 @@ from .options import (
     refuse,
     whole,
 )
-
-if TYPE_CHECKING:
-    from ..decide.threshold_rule import ThresholdReport
 
 
 class Kind(StrEnum):
@@ -41,11 +37,20 @@ class Kind(StrEnum):
     TIMELINE = "timeline"
 
 
+WITHOUT_RESULT = (Kind.THEORY, Kind.TIMELINE)
+#: the results that the others show
+RESULTS = {
+    Kind.MATCH_RATE: "a calibration, or use --kind theory",
+    Kind.TRADE_OFF: "a calibration, or use --kind theory",
+    Kind.PREDICTED: "a folder of ppdmodel validate",
+    Kind.COMPARE: "a measurement or a calibration",
+    Kind.THRESHOLD: "a measurement folder",
+}
 #: the figures that each option is for
 OF_KINDS = {
-    "layers": (Kind.THEORY, Kind.TIMELINE),
-    "k": (Kind.THEORY, Kind.TIMELINE),
-    "depth": (Kind.THEORY, Kind.TIMELINE),
+    "layers": WITHOUT_RESULT,
+    "k": WITHOUT_RESULT,
+    "depth": WITHOUT_RESULT,
     "exit_layer": (Kind.TIMELINE,),
     "matches": (Kind.TIMELINE,),
 }
@@ -90,42 +95,28 @@ def plot_command(
     from ..results.files import check_writable
 
     check_writable(out)
-    if kind in (Kind.THEORY, Kind.TIMELINE) and result is not None:
+    if kind in WITHOUT_RESULT and result is not None:
         raise InvalidInputError(
             f"the {kind.value} figure must have no RESULT; got {result}; leave it out"
         )
-    if kind is Kind.THEORY:
-        from ..show import plots
+    e = default_exit(d) if exit_layer is None else whole("exit_layer", exit_layer)
+    hits = _matches(matches)
+    shown = None if kind in WITHOUT_RESULT else _read(kind, result)
+    from ..show import plots, timeline  # after everything is checked: they load Matplotlib
 
+    if kind is Kind.THEORY:
         figure = plots.theory(layers=d, k=guesses, depth=in_flight)
     elif kind is Kind.TIMELINE:
-        e = default_exit(d) if exit_layer is None else whole("exit_layer", exit_layer)
-        hits = _matches(matches)
-        from ..show import plots
-        from ..show import timeline as timelines
-
-        figure = timelines.timeline(hits, layers=d, exit_layer=e, k=guesses, depth=in_flight)
-    elif kind is Kind.PREDICTED:
-        reports = _reports(result)
-        from ..show import plots
-
-        figure = plots.predicted(reports)
-    elif kind is Kind.COMPARE:
-        compared = _comparison(result)
-        from ..show import plots
-
-        figure = plots.comparison(compared)
-    elif kind is Kind.THRESHOLD:
-        report = _thresholds(result)
-        from ..show import plots
-
-        figure = plots.thresholds(report)
+        figure = timeline.timeline(hits, layers=d, exit_layer=e, k=guesses, depth=in_flight)
     else:
-        calibration = _calibration(result)
-        from ..show import plots
-
-        draw = plots.match_rate if kind is Kind.MATCH_RATE else plots.trade_off
-        figure = draw(calibration)
+        draws: Mapping[Kind, Callable[[Any], Any]] = {
+            Kind.MATCH_RATE: plots.match_rate,
+            Kind.TRADE_OFF: plots.trade_off,
+            Kind.PREDICTED: plots.predicted,
+            Kind.COMPARE: plots.comparison,
+            Kind.THRESHOLD: plots.thresholds,
+        }
+        figure = draws[kind](shown)
     plots.save(figure, out)
     if as_json:
         print_json({"out": str(out), "kind": kind.value})
@@ -153,12 +144,37 @@ def _matches(text: str) -> list[bool]:
     return [hit == "1" for hit in hits]
 
 
-def _reports(path: Path | None) -> list[dict[str, Any]]:
-    """Validations, from their folders or files."""
+def _read(kind: Kind, path: Path | None) -> Any:
+    """What a figure shows of a result."""
     if path is None:
-        raise InvalidInputError(
-            "this figure must have a RESULT; got none; give a folder of ppdmodel validate"
-        )
+        raise InvalidInputError(f"this figure must have a RESULT; got none; give {RESULTS[kind]}")
+    if kind is Kind.PREDICTED:
+        return _reports(path)
+    from ..results.io import load_guesses, load_rates
+
+    source = load_rates(path)
+    if kind is Kind.COMPARE:
+        from ..decide.compare import compare
+
+        return compare(source, guesses=guesses_beside(path))
+    if kind is Kind.THRESHOLD:
+        from ..decide.threshold_rule import threshold_report
+
+        if not isinstance(source, Measurement):
+            raise InvalidInputError(
+                f"this figure must have a measurement folder; got {path}; give one"
+            )
+        return threshold_report(source, load_guesses(path))
+    if not isinstance(source, Measurement):
+        return source
+    from ..fitting.calibrate import fit
+
+    note(f"fitting {path}, which takes a while; fit it once with: ppdmodel fit {path} --out FILE")
+    return fit(source)
+
+
+def _reports(path: Path) -> list[dict[str, Any]]:
+    """Validations, from their folders or files."""
     from ..results.files import VALIDATION, VALIDATION_FILE, read_json
 
     found = []
@@ -170,43 +186,3 @@ def _reports(path: Path | None) -> list[dict[str, Any]]:
             )
         found.append(report)
     return found
-
-
-def _comparison(path: Path | None) -> Comparison:
-    """The methods of `ppdmodel compare`, of a measurement with its guesses, if it has any."""
-    if path is None:
-        raise InvalidInputError(
-            "this figure must have a RESULT; got none; give a measurement or a calibration"
-        )
-    from ..decide.compare import compare
-    from ..results.io import load_rates
-
-    return compare(load_rates(path), guesses=guesses_beside(path))
-
-
-def _thresholds(path: Path | None) -> ThresholdReport:
-    """The threshold rule on a measurement folder."""
-    from ..decide.threshold_rule import threshold_report
-    from ..results.io import load_guesses, load_rates
-
-    source = None if path is None else load_rates(path)
-    if path is None or not isinstance(source, Measurement):
-        raise InvalidInputError(
-            f"this figure must have a measurement folder; got {path or 'none'}; give one"
-        )
-    return threshold_report(source, load_guesses(path))
-
-
-def _calibration(path: Path | None) -> Calibration:
-    if path is None:
-        raise InvalidInputError(
-            "this figure must have a RESULT; got none; give a calibration, or use --kind theory"
-        )
-    from ..fitting.calibrate import fit
-    from ..results.io import load_rates
-
-    source = load_rates(path)
-    if not isinstance(source, Measurement):
-        return source
-    note(f"fitting {path}, which takes a while; fit it once with: ppdmodel fit {path} --out FILE")
-    return fit(source)

@@ -67,11 +67,12 @@ BAD: list[tuple[list[str], str]] = [
     *(
         (
             ["plot", "--kind", kind, "--out", "{tmp}/a.png"],
-            f"this figure must have {what}; got none",
+            f"this figure must have a RESULT; got none; give {what}",
         )
         for kind, what in (
-            ("predicted", "a RESULT"),
-            ("compare", "a RESULT"),
+            ("match-rate", "a calibration, or use --kind theory"),
+            ("predicted", "a folder of ppdmodel validate"),
+            ("compare", "a measurement or a calibration"),
             ("threshold", "a measurement folder"),
         )
     ),
