@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from ppdmodel.cli.measure import measure_command
+from ppdmodel.cli.train_exits import train_exits_command
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure import GenerationOptions, HardwareOptions, TrainingOptions
+from ppdmodel.measure import GenerationOptions, HardwareOptions, TrainingOptions, train_exits
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,19 @@ def test_what_provenance_says_of_them() -> None:
     assert kl.provenance == {
         "max_tokens": 90, "objective": "kl", "epochs": 5, "exit_layers": [2, 4],
     }  # fmt: skip
+
+
+def test_what_is_not_given_is_what_the_commands_take() -> None:
+    def default(command: Callable[..., Any], name: str) -> Any:
+        return inspect.signature(command).parameters[name].default
+
+    training = TrainingOptions()
+    for command, generation in (
+        (measure_command, GenerationOptions()),
+        (train_exits_command, default(train_exits, "generation")),
+    ):
+        assert default(command, "max_new_tokens") == str(generation.max_new_tokens)
+        assert default(command, "batch_size") == str(generation.batch_size)
+        assert default(command, "raw") is generation.raw is False
+        assert default(command, "dtype") == HardwareOptions().dtype
+    assert default(train_exits_command, "objective") == training.objective

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from ppdmodel.cli.decode import decode_command
+from ppdmodel.cli.validate import validate_command
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.pipeline.options import Capacity, PpdSetting
+from ppdmodel.pipeline import ValidationGrid
+from ppdmodel.pipeline.options import Capacity, PpdSetting, Workers
 
 
 def test_names_of_settings() -> None:
@@ -27,3 +34,19 @@ def test_settings_that_fit_a_model() -> None:
 
 def test_the_tokens_of_a_text() -> None:
     assert Capacity(prompt_tokens=7, new_tokens=5).text_tokens == 12
+
+
+def test_what_is_not_given_is_what_the_commands_take() -> None:
+    def default(command: Callable[..., Any], name: str) -> Any:
+        return inspect.signature(command).parameters[name].default
+
+    setting, grid, workers = PpdSetting(3), ValidationGrid((3,)), Workers()
+    assert (setting.k, setting.row_by_row) == (1, False)
+    assert default(decode_command, "k") == str(setting.k)
+    assert default(decode_command, "row_by_row") is setting.row_by_row
+    assert default(validate_command, "k") == ",".join(map(str, grid.ks))
+    for name in ("fit_prompts", "max_new_tokens"):
+        assert default(validate_command, name) == str(getattr(grid, name))
+    for command in (decode_command, validate_command):
+        assert default(command, "units") == str(workers.units)
+        assert default(command, "device") == workers.device

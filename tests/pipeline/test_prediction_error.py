@@ -312,6 +312,13 @@ def test_coverage_over_splits() -> None:
             ratio = run.ppd_s[half].sum() / run.plain_s[half].sum()
             within += asked.ci_low <= ratio <= asked.ci_high
     assert found["within"] == within > 0
+    usual = coverage_over_splits(calibration, timing, runs, NO_CORRECTIONS)
+    assert usual["splits"] == 40
+    assert usual == coverage_over_splits(
+        calibration, timing, runs, NO_CORRECTIONS, splits=40, seed=0
+    )
+    one = [run.select([0]) for run in runs]
+    assert coverage_over_splits(calibration, timing, one, NO_CORRECTIONS) == {"within": 0, "n": 0}
 
 
 def test_a_timing_file(tmp_path: Path) -> None:

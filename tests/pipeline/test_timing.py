@@ -181,7 +181,11 @@ def test_timing_on_devices(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
     monkeypatch.setattr(timing_module, "TOKENS", 8)
     monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.5,))
-    timing = time_model(loaded, ks=(2,), rounds=4, workers=Workers(device="cuda"))
+    done: list[float] = []
+    timing = time_model(
+        loaded, ks=(2,), rounds=4, workers=Workers(device="cuda"), on_progress=done.append
+    )
+    assert done[:4] == [0.25, 0.5, 0.75, 1]
     assert timing.provenance["machine"] == "far:0 and far:1"
     assert timing.provenance["devices"] == ["far:0", "far:1"]
     assert timing.terms["layer_time_s"].value > 0

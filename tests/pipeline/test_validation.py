@@ -86,10 +86,14 @@ def test_every_second_setting_corrects(
     timing = replace(deep_timing, by_k={**deep_timing.by_k, 3: deep_timing.by_k[2]})
     samples = {**timing.samples["by_k"], "3": timing.samples["by_k"]["2"]}
     timing = replace(timing, samples={**timing.samples, "by_k": samples})
+    done = []
     report = validate(
         deep, PROMPTS[:2], tiny_rates(), timing, tmp_path / "v",
         replace(GRID, max_new_tokens=4, ks=(1, 2, 3)),
+        on_progress=lambda stage, share: done.append((stage, share)),
     )  # fmt: skip
+    assert [share for _, share in done] == [1, 1], "a prompt corrects, and one judges"
+    assert len({stage for stage, _ in done}) == 2
     fitted = [(row["exit_layer"], row["k"]) for row in report["cells"] if not row["held_out"]]
     assert fitted == [(5, 1), (5, 3), (8, 2)]
 
@@ -188,6 +192,8 @@ def test_a_place_that_cannot_be_written_and_texts_without_tokens(tmp_path: Path)
     with pytest.raises(RunFailedError, match="must be writable; got Not a directory; choose"):
         _RunLog(tmp_path / "file" / "v", {"model": "m"})
     log = _RunLog(tmp_path / "v", {"model": "m"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.keep([{"part": "held-out", "ppd_s": float("nan")}])
     setting = PpdSetting(3, 1)
     times = dict.fromkeys(("plain_per_token_s", "plain_before_s", "plain_after_s"))
     row = {"part": "held-out", "prompt_id": PROMPTS[0].id, "cell": setting.name, "n_tokens": 0}

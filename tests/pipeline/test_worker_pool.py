@@ -143,6 +143,9 @@ def test_without_affinities_units_are_counted_by_cpus(monkeypatch: pytest.Monkey
     assert placements(3) == [Placement(1, None)] * 3
     with pytest.raises(InvalidInputError, match="3"):
         placements(4)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)  # not known: one
+    with pytest.raises(InvalidInputError, match="1"):
+        placements(2)
 
 
 def test_thread_settings_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

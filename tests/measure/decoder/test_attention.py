@@ -115,6 +115,11 @@ def test_groups_hold_every_row_and_hide_none_of_its_places(starts: list[int], wo
     assert left_out >= (len(found) - 1) * worth
 
 
+def test_a_split_that_skips_just_enough_is_made() -> None:
+    assert groups([0, 5], 5) == [(slice(0, 1), 0), (slice(1, 2), 5)]
+    assert groups([0, 5], 6) == [(slice(0, 2), 0)]
+
+
 def test_each_row_is_its_own_group_where_any_key_counts() -> None:
     starts = [9, 7, 7, 3, 0]
     assert groups(starts, 1) == [
