@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from ppdmodel.results.measurement import Measurement
 
 pytest.register_assert_rewrite("tests.support.pages")  # so that its comparisons are shown
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# a shell starts what it runs in the background with Ctrl-C ignored; tests send it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 TEXT = "the quick brown fox jumps over a lazy dog while nobody is looking at all"
 CHAT = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
