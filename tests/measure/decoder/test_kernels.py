@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from ppdmodel.measure import load_model, locate
 from ppdmodel.measure.decoder import kernels
 from ppdmodel.measure.decoder.kernels import (
     Blocks,
@@ -26,9 +25,7 @@ from ppdmodel.measure.decoder.kernels import (
     prepack_head,
     prepack_layers,
 )
-from ppdmodel.measure.decoder.verify import verified
 from ppdmodel.measure.models.loading import threads
-from tests.conftest import make_tiny_llama
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -118,24 +115,6 @@ def test_products_by_columns(n: int, n_threads: int, dtype: torch.dtype) -> None
             assert found.dtype == dtype
             expected = exact if added is None else exact + added
             assert torch.allclose(found.double(), expected, rtol=near, atol=10 * near)
-
-
-def test_a_model_that_reads_a_weight_by_itself_is_not_packed(tmp_path: Path) -> None:
-    loaded = load_model(locate(str(make_tiny_llama(tmp_path))))
-    decoder = verified(loaded.model)
-    before = {name: weight.clone() for name, weight in loaded.model.named_parameters()}
-    mlp = loaded.model.model.layers[1].mlp
-    own = mlp.forward
-    mlp.forward = lambda x: own(x) + 0 * mlp.gate_proj.weight.sum()
-    assert decoder.prepacked() is decoder
-    assert "forward" not in vars(decoder.exit.head)
-    after = dict(loaded.model.named_parameters())
-    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
-    mlp.forward = own
-    packed = decoder.prepacked()
-    assert bool(mlp.gate_proj.weight.isnan().all()) == _has_onednn()
-    assert (packed.exit.blocks is not None) == _has_onednn()
-    assert not any(weight.isnan().any() for weight in decoder.exit.head.parameters())
 
 
 @pytest.mark.parametrize("packed", [0, 2, 3])

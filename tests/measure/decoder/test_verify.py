@@ -13,8 +13,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.measure import load_model, locate
 from ppdmodel.measure.decoder.generate import Batch, Context
+from ppdmodel.measure.decoder.kernels import _has_onednn
 from ppdmodel.measure.decoder.verify import LENGTHS, PREFIX_LENGTH, verified
+from tests.conftest import make_tiny_llama
 
 WRONG = "the model must decode padded batches with a cache as it does each text alone; got "
 
@@ -164,3 +167,21 @@ def test_a_prepacked_model_decodes_alike(tiny_model: Path) -> None:
     with torch.inference_mode():
         expected: Tensor = plain(ids, use_cache=False).logits
         assert_close(decoder.model(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_reads_a_weight_by_itself_is_not_packed(tmp_path: Path) -> None:
+    loaded = load_model(locate(str(make_tiny_llama(tmp_path))))
+    decoder = verified(loaded.model)
+    before = {name: weight.clone() for name, weight in loaded.model.named_parameters()}
+    mlp = loaded.model.model.layers[1].mlp
+    own = mlp.forward
+    mlp.forward = lambda x: own(x) + 0 * mlp.gate_proj.weight.sum()
+    assert decoder.prepacked() is decoder
+    assert "forward" not in vars(decoder.exit.head)
+    after = dict(loaded.model.named_parameters())
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    mlp.forward = own
+    packed = decoder.prepacked()
+    assert bool(mlp.gate_proj.weight.isnan().all()) == _has_onednn()
+    assert (packed.exit.blocks is not None) == _has_onednn()
+    assert not any(weight.isnan().any() for weight in decoder.exit.head.parameters())
