@@ -175,19 +175,15 @@ def _validator() -> Any:
 
 
 #: types of numbers in JSON as they are read; a boolean is none
-_NUMBERS: Mapping[Any, frozenset[type]] = {
-    "integer": frozenset({int}),
-    "number": frozenset({int, float}),
-}
+_NUMBERS: Mapping[str, set[type]] = {"integer": {int}, "number": {int, float}}
 
 
 def _are_numbers(row: Any, each: Mapping[str, Any]) -> bool:
     """Whether a row surely holds numbers of the type and between the bounds that `each` names."""
-    if not isinstance(row, list) or not row or not each.keys() <= {"type", "minimum", "maximum"}:
+    kind = each.get("type")
+    if not each.keys() <= {"type", "minimum", "maximum"} or kind not in ("integer", "number"):
         return False
-    if isinstance(each.get("type"), list) or not set(map(type, row)) <= _NUMBERS.get(
-        each.get("type"), frozenset()
-    ):
+    if not isinstance(row, list) or not row or not set(map(type, row)) <= _NUMBERS[kind]:
         return False
     low, high = each.get("minimum", -math.inf), each.get("maximum", math.inf)
     return bool(low <= min(row) and max(row) <= high)

@@ -109,6 +109,13 @@ def test_unequal_layers_keep_the_form_of_the_closed_form() -> None:
     within_four_standard_errors(run, 5, 0.4 * 9 + 0.6 * 7, 9 + 0.4 * 2)
 
 
+def test_at_an_autocorrelation_of_minus_one_matches_and_misses_alternate() -> None:
+    run = simulate(0.5, 4, 2, tokens=40, autocorrelation=-1)
+    steps = np.diff(run.finish_times)
+    assert set(steps.tolist()) == {2, 4}
+    assert (steps[1:] != steps[:-1]).all()
+
+
 def test_seeds_repeat_and_differ() -> None:
     first, again, other = (simulate(0.5, 9, 3, tokens=200, seed=s) for s in (1, 1, 2))
     assert first.finish_times.tolist() == again.finish_times.tolist()
