@@ -35,12 +35,6 @@ def correlated_latency(
     Returns:
         Latency per token in layer times, broadcast over the arguments.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/05-correlation.md, equation (5.2).
-
     >>> round(correlated_latency(0.5, 8, 1, autocorrelation=0.6), 4)
     5.8333
     """
@@ -75,12 +69,6 @@ def correlated_compute(
 
     Returns:
         Layer executions per token.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/05-correlation.md, equation (5.3).
 
     >>> round(correlated_compute(0.5, 8, 1, autocorrelation=0.6), 4)
     11.1667
@@ -125,12 +113,6 @@ def correlated_total_latency(
     Returns:
         Expected total latency in layer times.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/05-correlation.md, equation (5.4).
-
     >>> round(correlated_total_latency(0.5, 8, 1, 3, autocorrelation=0.6), 4)
     19.4
     """
@@ -168,12 +150,6 @@ def total_latency_variance(
 
     Returns:
         Variance in squared layer times. For shallower schedules use `total_latency(...).std`.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/05-correlation.md, equation (5.5).
 
     >>> round(total_latency_variance(0.7, 40, 20, tokens=101), 4)
     8400.0

@@ -21,12 +21,6 @@ def exchange_rate(p_correct: Operand, k: Operand = 1) -> Operand:
     Returns:
         Layer executions per layer time; `inf` at p = 0.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/07-decisions.md, equation (7.1).
-
     >>> exchange_rate(0.5, 3)
     5.0
     """
@@ -47,12 +41,6 @@ def break_even(layers: Operand, exit_layer: Operand, overhead: Operand) -> Opera
     Returns:
         A match rate; `inf` for e = d with a positive overhead.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/07-decisions.md, equation (7.2).
-
     >>> break_even(40, 20, 5)
     0.25
     """
@@ -71,12 +59,6 @@ def best_relative_exit(exponent: Operand) -> Operand:
 
     Returns:
         Relative depth in (0, 1).
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/07-decisions.md, equation (7.4).
 
     >>> best_relative_exit(3)
     0.75
@@ -100,12 +82,6 @@ def best_exit(exponent: Operand, layers: Operand) -> Operand:
     Returns:
         A whole exit layer; `layers` itself where no earlier exit saves time.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/07-decisions.md, equation (7.5).
-
     >>> best_exit(3, layers=30)
     22
     """
@@ -127,12 +103,6 @@ def threshold(price: Operand) -> Operand:
 
     Returns:
         A probability in (0, 1].
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/07-decisions.md, equation (7.6).
 
     >>> threshold(3)
     0.25
@@ -156,12 +126,6 @@ def start_worth(
 
     Returns:
         Layer executions; negative where the guess is not worth its price.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/07-decisions.md, equation (7.7).
 
     >>> start_worth(0.5, 40, 20, price=3)
     20.0

@@ -55,6 +55,9 @@ def draft_tree(rank_acceptance: Sequence[float], nodes: int, depth: int | None =
     to v, summed over all nodes, the root counting 1. A dynamic program over nodes and levels finds
     the best tree; a node's guesses are used in the order of their ranks, without gaps.
 
+    The positional acceptance model and its dynamic program are those of Sequoia, arXiv 2402.12374.
+    Time grows as depth x ranks x nodes squared.
+
     Args:
         rank_acceptance: p_1...p_b, acceptance probability of the guess of each rank; in [0, 1],
             adding up to 1 at most.
@@ -66,10 +69,6 @@ def draft_tree(rank_acceptance: Sequence[float], nodes: int, depth: int | None =
 
     Raises:
         InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.14). The positional acceptance model and its dynamic
-        program are those of Sequoia, arXiv 2402.12374. Time grows as depth x ranks x nodes squared.
 
     >>> tree = draft_tree([0.6, 0.2, 0.1], nodes=4)
     >>> round(tree.tokens_per_round, 4), tree.parents, tree.ranks

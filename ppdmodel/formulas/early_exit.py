@@ -35,29 +35,15 @@ def calibrated_early_latency(
     the exit when it resumes, which leaves less time for the next sub-processes. So the steps $t_r$
     of a run of matches differ, and $T = (1-p) \sum_{r \ge 0} p^r t_r$.
 
-    Args:
-        p_correct: p, match rate of the k guesses; in [0, 1], a number or an array of any shape.
-            Matches must be independent for n > e.
-        layers: d, and so on to `promotion_delay`: as `calibrated_latency`, but numbers.
-        exit_layer: e.
-        layer_time: tau.
-        busy_layer_time: tau_b.
-        batch_layer_time: tau_k.
-        head_time: h.
-        exit_time: x.
-        token_time: a.
-        start_delay: s.
-        promotion_delay: m.
-        unfinished: phi; or None for constant layer times: the exact rest of each layer.
+    Args: as `calibrated_latency`, but numbers; an array, of any shape, only for `p_correct`. Matches
+    must be independent for n > e. `unfinished` may be None for constant layer times: the exact rest
+    of each layer.
 
     Returns:
         Latency per token, in the unit of the times.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or no number.
-
-    Source:
-        theory/10-seconds.md, equation (10.7).
 
     >>> round(calibrated_early_latency(0.5, 40, 10, 1, 1, 1, unfinished=0), 4)
     28.3333

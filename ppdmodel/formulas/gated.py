@@ -21,6 +21,9 @@ def gated_latency(
     $\Lambda_s = d - s\,p_s (d-e) + g (s\,p_s)^{D+1} / \sum_{j=0}^{D} (s\,p_s)^j$,
     $g = \max(d - (D+1)e, 0)$.
 
+    For (D+1)e < d it needs tokens that are independent of each other; otherwise only their long-run
+    rates.
+
     Args:
         p_correct: p_s, match rate of the tokens that pass the gate; in [0, 1], any shape.
         layers: d, decoder layers; positive.
@@ -30,13 +33,6 @@ def gated_latency(
 
     Returns:
         Latency per token in layer times, broadcast over the arguments.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/06-exits-and-gates.md, equation (6.4). For (D+1)e < d it needs tokens that are
-        independent of each other; otherwise only their long-run rates.
 
     >>> gated_latency(0.9, 40, 20, share=0.5)
     31.0
@@ -59,6 +55,9 @@ def gated_compute(
     with $a_g$, $b_g$ as in `compute_per_token` and
     $Q_g = \sum_{j=0}^{D-g} (s p_s)^j / \sum_{j=0}^{D} (s p_s)^j$.
 
+    At depth 1 the price of a layer saved is `exchange_rate(p_correct, k)`, whatever the share is:
+    (6.6).
+
     Args:
         p_correct: p_s, match rate of the tokens that pass the gate; in [0, 1].
         layers: d, decoder layers; positive.
@@ -70,13 +69,6 @@ def gated_compute(
 
     Returns:
         Layer executions per token.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/06-exits-and-gates.md, equation (6.5). At depth 1 the price of a layer saved is
-        `exchange_rate(p_correct, k)`, whatever the share is: (6.6).
 
     >>> gated_compute(0.9, 40, 20, share=0.5, k=3)
     61.0

@@ -30,12 +30,6 @@ def expected_total_latency(
     Returns:
         Expected total latency in layer times; `total_latency` gives the whole distribution.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/04-finite-generations.md, equation (4.1).
-
     >>> expected_total_latency(0.7, 40, 20, tokens=101)
     2640.0
     """
@@ -72,12 +66,6 @@ def generation_time(
 
     Returns:
         Layer times from the start of the first token to the end of the last.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/04-finite-generations.md, equation (4.2).
 
     >>> generation_time(40, 20, tokens=101, matches=70, groups=0)
     2640

@@ -38,12 +38,6 @@ def tensor_parallel_linked_latency(
     Returns:
         Latency per token, in the unit of the times.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/11-when-ppd-pays.md, equation (11.1).
-
     >>> tensor_parallel_linked_latency(40, 2, 1.0, all_reduce_time=0.25, head_time=6)
     43.25
     """
@@ -66,6 +60,8 @@ def ppd_linked_latency(
 
     $T_P = d \tau + h - p \max\bigl((d-e) \tau + h - x - q \delta, 0\bigr)$.
 
+    For 2 e tau + x >= d tau + h.
+
     Args:
         p_correct: p, match rate of the N - 1 guesses that N units can start; in [0, 1], any shape.
         layers: d, decoder layers; positive.
@@ -79,12 +75,6 @@ def ppd_linked_latency(
 
     Returns:
         Latency per token, in the unit of the times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/11-when-ppd-pays.md, equation (11.2). For 2 e tau + x >= d tau + h.
 
     >>> round(ppd_linked_latency(0.7, 40, 20, 0.25, 1.0, head_time=6, exit_time=6), 4)
     32.175
@@ -113,6 +103,8 @@ def link_break_even(
     (G - p [(d-e) \tau + h - x]) / [(2d+1) \mu - p q]\bigr), 0\bigr)$ with
     $G = (d \tau + h) (1 - 1/(N \eta))$.
 
+    For 2 e tau + x >= d tau + h.
+
     Args:
         p_correct: p, and the rest: as `ppd_linked_latency` and `tensor_parallel_linked_latency`.
         layers: d.
@@ -128,12 +120,6 @@ def link_break_even(
     Returns:
         A link time, in the unit of the times; 0 where PPD wins on any link. At p = 0 it is the link
         time above which one device beats tensor parallelism.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/11-when-ppd-pays.md, equation (11.3). For 2 e tau + x >= d tau + h.
 
     >>> round(link_break_even(0.7, 40, 20, 2, 1.0, head_time=6, exit_time=6), 4)
     0.1121

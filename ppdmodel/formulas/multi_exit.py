@@ -30,6 +30,8 @@ def multi_exit_latency(first_match: Operands, layers: Operand, exit_layers: Oper
 
     $\Lambda = d - \sum_{j=1}^{m} q_j\,(d - e_j)$.
 
+    For a depth D >= d/e_1 - 1.
+
     Args:
         first_match: q_1...q_m, probability that exit j is the first whose guesses contain the next
             token; each in [0, 1], of any shape, adding up to 1 at most.
@@ -41,9 +43,6 @@ def multi_exit_latency(first_match: Operands, layers: Operand, exit_layers: Oper
 
     Raises:
         InvalidInputError: an argument is outside its domain, or not one value per exit.
-
-    Source:
-        theory/06-exits-and-gates.md, equation (6.1). For a depth D >= d/e_1 - 1.
 
     >>> round(multi_exit_latency([0.3, 0.4], 40, [10, 20]), 4)
     23.0
@@ -66,7 +65,7 @@ def multi_exit_compute(
     r"""Mean layer executions per token with several exits and unlimited depth.
 
     $C = d + \sum_{j=1}^{m} (k_j - q_j)\,W(d - e_j)$ with $W(t) = t + \sum_j k_j\,W(t - e_j)$ for
-    $t > 0$, else 0.
+    $t > 0$, else 0: (6.3).
 
     Args:
         first_match: q_1...q_m, as in `multi_exit_latency`.
@@ -83,9 +82,6 @@ def multi_exit_compute(
     Raises:
         InvalidInputError: an argument is outside its domain, not one value per exit, or a depth
             that delays processes, which only `simulate` covers.
-
-    Source:
-        theory/06-exits-and-gates.md, equations (6.2) and (6.3).
 
     >>> round(multi_exit_compute([0.3, 0.4], 40, [10, 20], [1, 2]), 4)
     144.0

@@ -21,6 +21,9 @@ def parallel_draft_latency(
     While the target runs once, the draft makes the next block of gamma tokens. After a rejection
     the target verifies one token, else gamma.
 
+    The schedule is that of PEARL, arXiv 2408.11850; the formula is derived in `theory/`,
+    not taken from the paper.
+
     Args:
         acceptance_rate: alpha, probability that a drafted token is accepted, given that those
             before it were; in [0, 1], any shape.
@@ -31,13 +34,6 @@ def parallel_draft_latency(
 
     Returns:
         Latency per token in layer times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.6). The schedule is that of PEARL, arXiv 2408.11850;
-        the formula is derived there, not taken from the paper.
 
     >>> round(parallel_draft_latency(0.8, 40, 5, draft_time=0.2), 4)
     17.5193
@@ -65,12 +61,6 @@ def parallel_draft_compute(
     Returns:
         Target-layer executions per token, one per layer and verified position.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.7).
-
     >>> round(parallel_draft_compute(0.8, 40, 5, draft_compute=0.2), 4)
     73.1157
     """
@@ -90,6 +80,9 @@ def pipelined_latency(
     $\Lambda = (d/n + L)\,[\alpha + n(1-\alpha)]$: one cycle after an accepted token, n after a
     rejected one, which flushes the pipeline.
 
+    The schedules are those of SPD, arXiv 2605.30852, and PPSD, arXiv 2509.19368. With L = 0 it is
+    PPD's own latency at k = 1, e = d/n, unlimited depth.
+
     Args:
         acceptance_rate: alpha, probability that a drafted token is accepted, given that those
             before it were; in [0, 1], any shape.
@@ -100,14 +93,6 @@ def pipelined_latency(
 
     Returns:
         Latency per token in layer times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.8). The schedules are those of SPD, arXiv
-        2605.30852, and PPSD, arXiv 2509.19368. With L = 0 it is PPD's own latency at k = 1,
-        e = d/n, unlimited depth.
 
     >>> round(pipelined_latency(0.8, 40, stages=4), 4)
     16.0
@@ -133,12 +118,6 @@ def pipelined_compute(
     Returns:
         Layer executions per token.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.9).
-
     >>> round(pipelined_compute(0.8, 40, stages=4), 4)
     52.0
     """
@@ -157,12 +136,6 @@ def tensor_parallel_latency(layers: Operand, units: Operand, efficiency: Operand
 
     Returns:
         Latency per token in layer times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.10).
 
     >>> tensor_parallel_latency(40, units=2, efficiency=0.8)
     25.0
@@ -183,12 +156,6 @@ def tensor_parallel_compute(layers: Operand, units: Operand) -> Operand:
 
     Returns:
         Layer executions per token.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.11).
 
     >>> tensor_parallel_compute(40, units=2)
     40.0

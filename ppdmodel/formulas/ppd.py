@@ -20,6 +20,8 @@ def latency_per_token(
     $\Lambda = (1-p)\,d + p\,e + g\,p^{D+1} / \sum_{j=0}^{D} p^j$ with
     $g = \max(d - (D+1)\,e,\ 0)$.
 
+    For (D+1)e < d it needs independent matches; otherwise only their long-run rate.
+
     Args:
         p_correct: p, match rate: probability that the next token is among the exit's guesses; in
             [0, 1], any shape.
@@ -30,13 +32,6 @@ def latency_per_token(
 
     Returns:
         Latency per token in layer times, broadcast over the arguments.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/02-latency.md, equation (2.1). For (D+1)e < d it needs independent matches; otherwise
-        only their long-run rate.
 
     >>> latency_per_token(0.7, 40, 20)
     26.0
@@ -57,13 +52,10 @@ def normalized_latency(
 ) -> Operand:
     r"""Latency per token relative to plain decoding, $\Lambda / d$.
 
-    Args, raises: as `latency_per_token`.
+    Args: as `latency_per_token`.
 
     Returns:
         A ratio; at most 1, and at least e/d with unlimited depth.
-
-    Source:
-        theory/02-latency.md, equation (2.3).
 
     >>> normalized_latency(0.7, 40, 20)
     0.65
@@ -77,13 +69,10 @@ def speedup(
 ) -> Operand:
     r"""Plain decoding's latency over PPD's, $d / \Lambda$.
 
-    Args, raises: as `latency_per_token`.
+    Args: as `latency_per_token`.
 
     Returns:
         A ratio, at least 1.
-
-    Source:
-        theory/02-latency.md, equation (2.4).
 
     >>> round(speedup(0.7, 40, 20), 4)
     1.5385
@@ -110,12 +99,6 @@ def compute_per_token(
 
     Returns:
         Layer executions per token; `inf` where k**D is too large for a float.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/03-compute.md, equation (3.1).
 
     >>> compute_per_token(0.7, 40, 20)
     46.0
@@ -144,13 +127,10 @@ def normalized_compute(
 ) -> Operand:
     r"""Layer executions per token relative to plain decoding, $C / d$.
 
-    Args, raises: as `compute_per_token`.
+    Args: as `compute_per_token`.
 
     Returns:
         A ratio, at least 1.
-
-    Source:
-        theory/03-compute.md, equation (3.4), over d.
 
     >>> normalized_compute(0.7, 40, 20)
     1.15
@@ -164,13 +144,10 @@ def mean_units(
 ) -> Operand:
     r"""Processes that run at the same time, averaged over time: $C / \Lambda$.
 
-    Args, raises: as `compute_per_token`.
+    Args: as `compute_per_token`.
 
     Returns:
         Processes.
-
-    Source:
-        theory/03-compute.md, equation (3.5).
 
     >>> round(mean_units(0.7, 40, 20), 4)
     1.7692
@@ -183,13 +160,10 @@ def mean_units(
 def peak_units(layers: Operand, exit_layer: Operand, k: Operand = 1, depth: Operand = 1) -> Operand:
     r"""Most processes at the same time: $\sum_{j=0}^{\min(D, \lceil d/e \rceil - 1)} k^j$.
 
-    Args, raises: as `compute_per_token`.
+    Args: as `compute_per_token`.
 
     Returns:
         Processes, for a generation longer than the depth.
-
-    Source:
-        theory/03-compute.md, equation (3.6).
 
     >>> peak_units(40, 20, k=3)
     4
@@ -206,13 +180,10 @@ def reserved_units(
 
     $\Lambda \sum_{j=0}^{\min(D, \lceil d/e \rceil - 1)} k^j$.
 
-    Args, raises: as `compute_per_token`.
+    Args: as `compute_per_token`.
 
     Returns:
         Layer slots per token, busy or idle; never less than `compute_per_token`.
-
-    Source:
-        theory/03-compute.md, equation (3.7).
 
     >>> reserved_units(0.7, 40, 20)
     52.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,9 +26,18 @@ FORMULAS: dict[str, Registered] = {}
 
 
 def register(function: F, *, equation: str, page: str, is_recursion: bool) -> F:
-    """Add a formula to the list."""
+    """Add a formula to the list, and what the decorator knows to its docstring."""
+    function.__doc__ = _with_source(function.__doc__ or "", equation, page)
     FORMULAS[function.__name__] = Registered(function, equation, page, is_recursion)
     return function
+
+
+def _with_source(docstring: str, equation: str, page: str) -> str:
+    """The docstring with its errors and its source before the example."""
+    words, example, result = inspect.cleandoc(docstring).partition(">>> ")
+    if "Raises:" not in words:
+        words += "Raises:\n    InvalidInputError: an argument is outside its domain.\n\n"
+    return f"{words}Source:\n    theory/{page}.md, equation ({equation}).\n\n{example}{result}"
 
 
 def recursion(*, equation: str, page: str) -> Callable[[F], F]:

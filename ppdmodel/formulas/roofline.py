@@ -20,6 +20,8 @@ def roofline_time(
     $t_r = \max\bigl(w b / B, 2 w r / F\bigr)$: the larger of the time to read the weights and the
     time of one multiplication and addition per weight and row.
 
+    The roofline model of Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009.
+
     Args:
         weights: w, numbers in the matrices; positive.
         rows: r, tokens in the batch; a whole number >= 1.
@@ -29,13 +31,6 @@ def roofline_time(
 
     Returns:
         Seconds.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/12-ideal-times.md, equation (12.1). The roofline model of Williams, Waterman and
-        Patterson, Communications of the ACM 52(4), 2009.
 
     >>> round(1e6 * roofline_time(202_375_168, 1, 2, 3.35e12, 989e12), 1)
     120.8

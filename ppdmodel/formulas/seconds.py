@@ -34,6 +34,8 @@ def calibrated_latency(
     then, and theta is 0 where the guesses come too late to be used. For n <= e; for earlier exits
     `calibrated_early_latency`.
 
+    It needs only the matches' long-run rate.
+
     Args:
         p_correct: p, match rate of the k guesses; in [0, 1], any shape.
         layers: d, decoder layers; positive.
@@ -52,12 +54,6 @@ def calibrated_latency(
 
     Returns:
         Latency per token, in the unit of the times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.1). It needs only the matches' long-run rate.
 
     >>> round(calibrated_latency(0.5, 30, 20, 1.0, 1.0, 1.5, head_time=6, exit_time=6), 4)
     32.7917
@@ -116,12 +112,6 @@ def calibrated_plain_latency(
     Returns:
         Latency per token, in the unit of the times.
 
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.2).
-
     >>> calibrated_plain_latency(30, 1.0, plain_head_time=6)
     36.0
     """
@@ -146,29 +136,10 @@ def calibrated_speedup(
 ) -> Operand:
     r"""Plain decoding's latency on one unit over PPD's, $T_0 / T$.
 
-    Args:
-        p_correct: p, and so on to `batch_layer_time`: as `calibrated_latency`.
-        layers: d.
-        exit_layer: e.
-        layer_time: tau.
-        busy_layer_time: tau_b.
-        batch_layer_time: tau_k.
-        plain_head_time: h_0, the head of plain decoding; >= 0.
-        head_time: h, the head while sub-processes run; >= 0.
-        exit_time: x, and the rest: as `calibrated_latency`.
-        token_time: a.
-        start_delay: s.
-        promotion_delay: m.
-        unfinished: phi.
+    Args: as `calibrated_latency` and `calibrated_plain_latency`.
 
     Returns:
         A ratio; below 1 where PPD is slower.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.3).
 
     >>> round(calibrated_speedup(0.5, 30, 20, 1.0, 1.0, 1.5, 6, 6, exit_time=6), 4)
     1.0978
@@ -201,29 +172,13 @@ def calibrated_break_even(
     $S = \theta \bigl[a - m + n \tau - \phi (\tau_k - \tau)\bigr]$,
     $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
 
-    Args:
-        layers: d, and the rest: as `calibrated_speedup`.
-        exit_layer: e.
-        layer_time: tau.
-        busy_layer_time: tau_b.
-        batch_layer_time: tau_k.
-        plain_head_time: h_0.
-        head_time: h.
-        exit_time: x.
-        token_time: a.
-        start_delay: s.
-        promotion_delay: m.
-        unfinished: phi.
+    For n <= e.
+
+    Args: as `calibrated_speedup`.
 
     Returns:
         A match rate; above 1 where none is enough, `inf` where a match saves no time although
         sub-processes slow the main process down.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.4). For n <= e.
 
     >>> round(calibrated_break_even(30, 20, 1.0, 1.03, 1.5, 6, 6.2, exit_time=6), 4)
     0.0741
@@ -254,28 +209,12 @@ def calibrated_compute(
     $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
 
     A head counts as its time over that of a layer, while sub-processes run. The layer in flight at
-    a verification is completed.
+    a verification is completed. For n <= e.
 
-    Args:
-        p_correct: p, match rate of the k guesses; in [0, 1], any shape.
-        layers: d, decoder layers; positive.
-        exit_layer: e, exit layer; 0 < e <= d.
-        k: guesses per exit, the rows of the batch; >= 1.
-        busy_layer_time: tau_b, and the rest: as `calibrated_latency`.
-        batch_layer_time: tau_k.
-        head_time: h.
-        exit_time: x.
-        start_delay: s.
-        unfinished: phi.
+    Args: as `calibrated_latency`; k is the guesses per exit, the rows of the batch; >= 1.
 
     Returns:
         Layer executions per token; plain decoding's are d + h_0 / tau.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.5). For n <= e.
 
     >>> round(calibrated_compute(0.5, 30, 20, 3, 1.0, 1.5, head_time=6, exit_time=6), 4)
     59.9167
@@ -306,29 +245,12 @@ def calibrated_busy_time(
     + \theta \bigl[(n + \phi) \tau_k - p (a + (n + \phi) \tau)\bigr]$ with
     $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$, $\theta = \lceil \min(n, 1) \rceil$.
 
-    Delays count as idle time. The two devices are reserved for 2 T.
+    Delays count as idle time. The two devices are reserved for 2 T. For n <= e.
 
-    Args:
-        p_correct: p, and the rest: as `calibrated_latency`.
-        layers: d.
-        exit_layer: e.
-        layer_time: tau.
-        busy_layer_time: tau_b.
-        batch_layer_time: tau_k.
-        head_time: h.
-        exit_time: x.
-        token_time: a.
-        start_delay: s.
-        unfinished: phi.
+    Args: as `calibrated_latency`.
 
     Returns:
         Device time per token, in the unit of the times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.6). For n <= e.
 
     >>> round(calibrated_busy_time(0.5, 30, 20, 1.0, 1.0, 1.5, head_time=6, exit_time=6), 4)
     49.1667
@@ -355,23 +277,10 @@ def calibrated_head_start(
 
     $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$: the closed forms of this page need n <= e.
 
-    Args:
-        layers: d, and the rest: as `calibrated_latency`.
-        exit_layer: e.
-        busy_layer_time: tau_b.
-        batch_layer_time: tau_k.
-        head_time: h.
-        exit_time: x.
-        start_delay: s.
+    Args: as `calibrated_latency`.
 
     Returns:
         Layers; 0 where the guesses come too late.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.10).
 
     >>> calibrated_head_start(30, 20, 1.0, 2.0, head_time=6, exit_time=6)
     5.0
@@ -394,23 +303,10 @@ def calibrated_unfinished(
 
     $\phi = \lceil n \rceil - n$ with $n = \max((d-e) \tau_b + h - s - x, 0) / \tau_k$.
 
-    Args:
-        layers: d, and the rest: as `calibrated_latency`.
-        exit_layer: e.
-        busy_layer_time: tau_b.
-        batch_layer_time: tau_k.
-        head_time: h.
-        exit_time: x.
-        start_delay: s.
+    Args: as `calibrated_latency`.
 
     Returns:
         The argument `unfinished` of the other closed forms, in [0, 1).
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.8).
 
     >>> round(calibrated_unfinished(30, 20, 1.0, 1.5, head_time=6, exit_time=6), 4)
     0.3333
@@ -433,12 +329,6 @@ def calibrated_plain_compute(
 
     Returns:
         Layer executions per token, comparable with `calibrated_compute`.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/10-seconds.md, equation (10.9).
 
     >>> calibrated_plain_compute(30, 1.0, plain_head_time=6)
     36.0

@@ -16,6 +16,8 @@ from .ops import Operand
 def speculative_tokens_per_round(acceptance_rate: Operand, draft_tokens: Operand) -> Operand:
     r"""Mean tokens that one round yields: $\sum_{j=0}^{\gamma} \alpha^j$.
 
+    Leviathan et al., arXiv 2211.17192, equation 1.
+
     Args:
         acceptance_rate: alpha, probability that a drafted token is accepted, given that those
             before it were; in [0, 1], any shape.
@@ -23,12 +25,6 @@ def speculative_tokens_per_round(acceptance_rate: Operand, draft_tokens: Operand
 
     Returns:
         Tokens, from 1 to gamma + 1.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.1). Leviathan et al., arXiv 2211.17192, equation 1.
 
     >>> round(speculative_tokens_per_round(0.8, 5), 2)
     3.69
@@ -44,6 +40,8 @@ def speculative_latency(
 
     $\Lambda = d\,(\gamma c + 1) / \sum_{j=0}^{\gamma} \alpha^j$.
 
+    Leviathan et al., arXiv 2211.17192, theorem 3.8.
+
     Args:
         acceptance_rate: alpha; in [0, 1].
         layers: d, decoder layers of the target; positive.
@@ -52,12 +50,6 @@ def speculative_latency(
 
     Returns:
         Latency per token in layer times; d / latency is the speed-up.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.2). Leviathan et al., arXiv 2211.17192, theorem 3.8.
 
     >>> round(40 / speculative_latency(0.8, 40, 5), 2)
     3.69
@@ -74,6 +66,8 @@ def speculative_compute(
 
     $C = d\,(\gamma \hat c + \gamma + 1) / \sum_{j=0}^{\gamma} \alpha^j$.
 
+    Leviathan et al., arXiv 2211.17192, theorem 3.11.
+
     Args:
         acceptance_rate: alpha; in [0, 1].
         layers: d, decoder layers of the target; positive.
@@ -82,13 +76,6 @@ def speculative_compute(
 
     Returns:
         Target-layer executions per token; compute / d is the operations factor.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.3). Leviathan et al., arXiv 2211.17192, theorem
-        3.11.
 
     >>> round(speculative_compute(0.8, 40, 5) / 40, 2)
     1.63
@@ -106,6 +93,8 @@ def self_speculative_latency(
     $\Lambda = (\gamma e + d) / \sum_{j=0}^{\gamma} \alpha^j$, whether or not the verification
     reuses the drafted tokens' first e layers: the last drafted token has run none of them.
 
+    Speculative decoding with c = e/d.
+
     Args:
         acceptance_rate: alpha, probability that the exit's first guess is the model's token, along
             runs of accepted ones; in [0, 1].
@@ -115,12 +104,6 @@ def self_speculative_latency(
 
     Returns:
         Latency per token in layer times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.4): speculative decoding with c = e/d.
 
     >>> round(self_speculative_latency(0.8, 40, 10, 2), 4)
     24.5902
@@ -141,6 +124,8 @@ def self_speculative_compute(
 
     $C = [(1-u)\,\gamma e + (\gamma+1)\,d] / \sum_{j=0}^{\gamma} \alpha^j$.
 
+    Speculative decoding with c-hat = (1-u) e/d.
+
     Args:
         acceptance_rate: alpha, as in `self_speculative_latency`.
         layers: d, decoder layers; positive.
@@ -151,12 +136,6 @@ def self_speculative_compute(
 
     Returns:
         Layer executions per token.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.5): speculative decoding with c-hat = (1-u) e/d.
 
     >>> round(self_speculative_compute(0.8, 40, 10, 2), 4)
     49.1803
@@ -173,6 +152,8 @@ def tree_speculative_latency(
 
     $\Lambda = d\,(1 + c\,h) / \tau$.
 
+    The tree is that of Sequoia, arXiv 2402.12374.
+
     Args:
         tokens_per_round: tau, mean tokens of a round; >= 1; `draft_tree` computes it.
         layers: d, decoder layers of the target; positive.
@@ -181,12 +162,6 @@ def tree_speculative_latency(
 
     Returns:
         Latency per token in layer times.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.12); the tree is that of Sequoia, arXiv 2402.12374.
 
     >>> tree_speculative_latency(2.5, 40, tree_depth=5, draft_time=0.05)
     20.0
@@ -216,12 +191,6 @@ def tree_speculative_compute(
 
     Returns:
         Target-layer executions per token.
-
-    Raises:
-        InvalidInputError: an argument is outside its domain.
-
-    Source:
-        theory/08-other-methods.md, equation (8.13).
 
     >>> tree_speculative_compute(2.5, 40, tree_nodes=10, drafted_from=4, draft_compute=0.05)
     163.2

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
 
 from ...errors import InvalidInputError
 from ..contract import DOMAINS, check
-from .catalogue import SYMBOLS, WHOLE, Expr, check_parameters, formula
+from .catalogue import SYMBOLS, WHOLE, Expr, Formula, check_parameters, formula
 
 #: largest whole number up to which a sum is written out term by term
 _FEW = 8
@@ -34,12 +34,7 @@ def expr(name: str, **fixed: Any) -> Expr:
     >>> expr("compute_per_token", depth=None)
     d + (k - p)*Sum(k**(g - 1)*(d - e*g), (g, 1, ceiling(d/e) - 1))
     """
-    entry = formula(name)
-    if entry.is_recursion:
-        raise InvalidInputError(
-            f"the formula must be a closed form; got {name!r}, a recursion; "
-            f"call ppdmodel.{name} itself"
-        )
+    entry = closed(name)
     check_parameters(entry, fixed)
     given = {p: fixed.get(p, SYMBOLS[p]) for p in entry.parameters}
     # sums over more than a few terms stay sums
@@ -50,18 +45,20 @@ def expr(name: str, **fixed: Any) -> Expr:
     return _tidy(_plain_indices(result), given)
 
 
-def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
-    """The derivative of a closed form along one or more real parameters, in that order.
-
-    At the kink (D+1)e = d the one-sided derivatives differ: the result has Heaviside functions.
-
-    Raises:
-        InvalidInputError: as `expr`, or a parameter is a whole number.
-
-    >>> derivative("latency_per_token", "p_correct", depth=None)
-    -d + e
-    """
+def closed(name: str) -> Formula:
+    """The catalogue entry of a closed form; raises `InvalidInputError` for a recursion."""
     entry = formula(name)
+    if entry.is_recursion:
+        raise InvalidInputError(
+            f"the formula must be a closed form; got {name!r}, a recursion; "
+            f"call ppdmodel.{name} itself"
+        )
+    return entry
+
+
+def check_along(name: str, parameters: Sequence[str], fixed: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` unless a formula has a derivative along these parameters."""
+    entry = closed(name)
     if not parameters:
         raise InvalidInputError("a derivative must have a parameter; got none; give its name")
     check_parameters(entry, dict.fromkeys(parameters))
@@ -76,6 +73,20 @@ def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
                 f"a derivative must be along a free parameter; got {parameter} fixed; "
                 "put its value into the result instead"
             )
+
+
+def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
+    """The derivative of a closed form along one or more real parameters, in that order.
+
+    At the kink (D+1)e = d the one-sided derivatives differ: the result has Heaviside functions.
+
+    Raises:
+        InvalidInputError: as `expr`, or a parameter is a whole number.
+
+    >>> derivative("latency_per_token", "p_correct", depth=None)
+    -d + e
+    """
+    check_along(name, parameters, fixed)
     whole = expr(name, **fixed)
     for parameter in parameters:
         whole = _slope(whole, SYMBOLS[parameter])

@@ -14,6 +14,7 @@ from ...errors import InvalidInputError
 from .. import ops, symbolic
 from ..contract import is_unknown
 from .catalogue import check_parameters
+from .expressions import check_along
 
 
 def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
@@ -39,8 +40,8 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
     >>> sensitivity("latency_per_token", "p_correct", p_correct=0.7, layers=40, exit_layer=20)
     -20.0
     """
+    check_along(name, (parameter,), {})
     entry = symbolic.formula(name)
-    symbolic.derivative(name, parameter, **({"depth": 1} if "depth" in entry.parameters else {}))
     check_parameters(entry, values)
     bound = inspect.signature(entry.function).bind_partial(**values)
     bound.apply_defaults()
