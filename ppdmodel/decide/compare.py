@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,12 @@ from ..results.compatibility import check_timing
 from ..results.hit_counts import HitCounts
 from ..results.intervals import Interval
 from ..results.measurement import Measurement
-from .costs import CostModel, LayerCosts, TimedCosts
+from .costs import LayerCosts, TimedCosts
 from .methods import (
     MethodSettings,
     PpdSettings,
     best_method,
+    beyond,
     gated,
     given,
     ppd,
@@ -105,10 +106,9 @@ def compare(
         costs = TimedCosts(timing, counts.seed)
         methods += _timed(search, counts, costs)
         least |= {"PPD, timed": costs.n_units, "split layers, timed": costs.n_units}
-    names = [method.name for method in methods]
     left_out = [] if counts.recorded is not None else [NOT_RECORDED]
-    left_out += _beyond(max_units, least, names)
-    if acceptance_rate is not None and "speculative" not in names:
+    left_out += beyond(least, max_units)
+    if acceptance_rate is not None and "speculative" not in [m.name for m in methods]:
         left_out.append("speculative: no number of drafted tokens is faster within the compute")
     return Comparison(
         title=counts.title,
@@ -122,15 +122,6 @@ def compare(
         left_out=tuple(left_out),
         provenance=source.provenance,
     )
-
-
-def _beyond(max_units: int | None, least: Mapping[str, int], there: Sequence[str]) -> list[str]:
-    """Methods left out because they need more than `max_units` devices."""
-    return [
-        f"{name}: it takes {units} units or more"
-        for name, units in least.items()
-        if max_units is not None and units > max_units and name not in there
-    ]
 
 
 def _checked_timing(source: Measurement | Calibration, timing: Timing | None) -> Timing | None:
@@ -148,7 +139,7 @@ def _checked_timing(source: Measurement | Calibration, timing: Timing | None) ->
 
 def _method_settings(counts: HitCounts, link_time: float) -> list[MethodSettings]:
     """PPD first, then the methods that need counts of the recorded tokens."""
-    found = [ppd(_ppd_settings(counts, LayerCosts(), link_time))]
+    found = [ppd(PpdSettings.of(counts, LayerCosts(), link_time=link_time))]
     recorded = counts.recorded
     if recorded is not None:
         others = (gated(recorded, link_time), two_exits(recorded, link_time))
@@ -167,16 +158,6 @@ class _Search:
     def best(self, method: MethodSettings, basis: str) -> Method | None:
         """The best setting; None where the method has none within the device limit."""
         return best_method(Selection(self.prompts, method.within(self.max_units)), self.rule, basis)
-
-
-def _ppd_settings(counts: HitCounts, costs: CostModel, link_time: float = 0.0) -> PpdSettings:
-    """Every measured setting of PPD at one exit and depth 1."""
-    grid = costs.grid(counts.layers, counts.hits.shape[2], 1)
-    if counts.exit_layers is not None:
-        grid = grid.only(np.isin(grid.exit_layer, counts.exit_layers))
-    if counts.ks is not None:
-        grid = grid.only(np.isin(grid.k, counts.ks))
-    return PpdSettings(grid, costs, counts.hits, counts.tokens, link_time)
 
 
 def _speculative(
@@ -277,7 +258,7 @@ def _hybrid(search: _Search, ppd_space: MethodSettings, layers: int, link: _Link
 def _timed(search: _Search, counts: HitCounts, costs: TimedCosts) -> list[Method]:
     """The rows of measured times: PPD by the calibrated model, and tensor parallelism."""
     note = "measured times, heads and overheads included, against plain decoding in seconds"
-    best = search.best(ppd(_ppd_settings(counts, costs), "PPD, timed", note), FITTED)
+    best = search.best(ppd(PpdSettings.of(counts, costs), "PPD, timed", note), FITTED)
     found = [] if best is None else [best]
     units, most = costs.n_units, search.max_units
     if most is not None and units > most:

@@ -172,12 +172,9 @@ class TimedCosts:
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
         """Match rate at which predicted and plain latency are equal, by bisection."""
-
-        def pays(p: float) -> bool:
-            seconds = predicted_latency_s(self.timing, p, exit_layer, k)
-            return float(seconds) < self.plain_s
-
-        return least_p_correct(pays)
+        return least_p_correct(
+            lambda p: bool(predicted_latency_s(self.timing, p, exit_layer, k) < self.plain_s)
+        )
 
 
 def _timed_ratios(timing: Timing, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:

@@ -116,14 +116,7 @@ def estimate_from(
 
     from ..results.calibration import Calibration
     from ..results.hit_counts import hits_at
-    from ..results.intervals import (
-        METHOD,
-        RESAMPLES,
-        Interval,
-        percentiles,
-        prompt_weights,
-        resampled_rates,
-    )
+    from ..results.intervals import RESAMPLES, interval_of, prompt_weights, resampled_rates
 
     layers = source.layers
     exit_layer = exit_layer if exit_layer is not None else default_exit(layers)
@@ -138,11 +131,8 @@ def estimate_from(
         draws = resampled_rates(hits, tokens, prompt_weights(len(tokens), resamples, seed))
 
     def interval(value: float | None, f: Callable[[Any], Any]) -> dict[str, Any]:
-        point, low, high = math.nan if value is None else value, math.nan, math.nan
-        if draws is not None and value is not None:
-            low, high = (float(end) for end in percentiles(f(draws)))
-        n = (int(tokens.sum()), len(tokens))
-        return _finite(asdict(Interval(point, low, high, *n, METHOD)))
+        known = None if draws is None or value is None else f(draws)
+        return _finite(asdict(interval_of(math.nan if value is None else value, known, tokens)))
 
     overhead = plain["overhead"]
     functions = _quantities(layers, exit_layer, k, depth, overhead)

@@ -6,7 +6,7 @@ plain decoding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,13 +15,15 @@ import numpy as np
 
 from .. import formulas
 from ..results.intervals import Interval, resampled_rates
+from ..results.token_counts import TokenCounts, up_to
 from .costs import CostModel, Grid
 from .outcomes import Method
 from .selection import Rule, Selection
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
-    from ..results.token_counts import TokenCounts
+    from ..results.calibration import Calibration
+    from ..results.hit_counts import HitCounts
 
 #: weights [rows, prompts], indices of settings -> latency and compute, [rows, settings]
 Evaluate = Callable[["Ints", "Ints"], "tuple[Floats, Floats]"]
@@ -76,25 +78,30 @@ def best_method(selection: Selection[MethodSettings], rule: Rule, basis: str) ->
     space = selection.space
     if not space.size:
         return None
+    best = given(space.name, NOTHING, 1.0, 1.0, 1, basis, space.note)
     place = selection.best(rule)
-    if place is None:
-        best = given(space.name, NOTHING, 1.0, 1.0, 1, basis, space.note)
-    else:
+    if place is not None:
         found = selection.evaluation(place)
-        best = Method(
-            space.name,
-            space.settings[place],
-            found.latency,
-            None,
-            found.compute,
-            int(space.units[place]),
-            basis,
-            space.note,
+        best = replace(
+            best,
+            setting=space.settings[place],
+            latency=found.latency,
+            compute=found.compute,
+            units=int(space.units[place]),
         )
     held_out = selection.held_out(rule)
     if held_out is None:
         return best
     return replace(best, held_out=held_out.latency, held_out_compute=held_out.compute)
+
+
+def beyond(least: Mapping[str, int], max_units: int | None) -> list[str]:
+    """Why methods are left out: the least units of each, where `max_units` are fewer."""
+    return [
+        f"{name}: it takes {units} units or more"
+        for name, units in least.items()
+        if max_units is not None and units > max_units
+    ]
 
 
 def given(
@@ -122,6 +129,22 @@ class PpdSettings:
     hits: Ints
     tokens: Ints
     link_time: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        counts: HitCounts | Calibration,
+        costs: CostModel,
+        max_depth: int = 1,
+        link_time: float = 0.0,
+    ) -> PpdSettings:
+        """Every setting that was counted and that the cost model covers."""
+        grid = costs.grid(counts.layers, counts.hits.shape[2], max_depth)
+        if counts.exit_layers is not None:
+            grid = grid.only(np.isin(grid.exit_layer, counts.exit_layers))
+        if counts.ks is not None:
+            grid = grid.only(np.isin(grid.k, counts.ks))
+        return cls(grid, costs, counts.hits, counts.tokens, link_time)
 
     @property
     def size(self) -> int:
@@ -239,12 +262,12 @@ class Pairs:
         n, ks, pairs = len(recorded.tokens), np.array(recorded.pair_k), recorded.pairs
         shape = (n, len(pairs), len(ks), len(ks))
         held = recorded.first.cumsum(axis=2)  # [prompts, exits, k]
-        both = recorded.both.cumsum(axis=2).cumsum(axis=3)
+        both = up_to(recorded.both)
         q_early = np.broadcast_to(held[:, pairs[:, 0], :, None], shape)
         q_late = held[:, pairs[:, 1], None, :] - both
         new = np.broadcast_to(recorded.tokens[:, None, None, None] * ks, shape)
         if recorded.shared is not None:
-            new = new - recorded.shared.cumsum(axis=2).cumsum(axis=3)
+            new = new - up_to(recorded.shared)
         number, a, b = (axis.ravel() for axis in np.indices(shape[1:]))
         exits = np.array(recorded.pair_exits, dtype=np.int64)[pairs[number]]
         flat = (counts.reshape(n, -1) for counts in (q_early, q_late, new))

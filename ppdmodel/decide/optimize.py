@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +13,12 @@ from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import interval_of, resampled_rates
 from .costs import CostModel, TimedCosts, cost_model
-from .methods import NOTHING, MethodSettings, PpdSettings, best_method, gated, two_exits
+from .methods import NOTHING, MethodSettings, PpdSettings, best_method, beyond, gated, two_exits
 from .outcomes import Choice, Decision, Method, Setting
 from .selection import PromptSample, Rule, Selection, check_budget, check_price, chosen_share
 
 if TYPE_CHECKING:
     from .._types import Floats
-    from .costs import Grid
 
 DEFAULT_BUDGETS = (1.5, 2.0, 3.0)
 
@@ -66,7 +66,11 @@ def optimize(
             f"max_depth must be 1 with {costs.name}; got {max_depth}; count layers only (ideal)"
         )
     prompts = PromptSample(calibration.tokens, calibration.resamples, calibration.seed)
-    ppd = _PpdSelection(prompts, _settings(calibration, costs, max_depth, max_units))
+    space = PpdSettings.of(calibration, costs, max_depth)
+    if max_units is not None:
+        few = space.units <= positive_integer("max_units", max_units)
+        space = replace(space, grid=space.grid.only(few))
+    ppd = _PpdSelection(prompts, space)
     methods, left_out = _other_methods(calibration, costs, max_units)
     others = [Selection(prompts, method) for method in methods]
     plain_s, split = plain_and_split(costs)
@@ -75,7 +79,7 @@ def optimize(
         layers=calibration.layers,
         n_tokens=int(calibration.tokens.sum()),
         n_prompts=len(calibration.tokens),
-        settings=ppd.space.size,
+        settings=space.size,
         choices=tuple(_choice(ppd, rule, others) for rule in rules),
         frontier=tuple(ppd.setting(i) for i in _frontier(*ppd.ratios)),
         provenance=calibration.provenance,
@@ -100,17 +104,6 @@ def _several(value: float | Sequence[float]) -> list[float]:
     return [value] if isinstance(value, (int, float)) else list(value)
 
 
-def _settings(
-    calibration: Calibration, costs: CostModel, max_depth: int, max_units: int | None
-) -> PpdSettings:
-    """Every measured setting with at most `max_units` processes or devices."""
-    grid: Grid = costs.grid(calibration.layers, calibration.k_max, max_depth)
-    grid = grid.only(calibration.has(grid.exit_layer, grid.k))
-    if max_units is not None:
-        grid = grid.only(costs.units(grid) <= positive_integer("max_units", max_units))
-    return PpdSettings(grid, costs, calibration.hits, calibration.tokens)
-
-
 def _other_methods(
     calibration: Calibration, costs: CostModel, max_units: int | None
 ) -> tuple[list[MethodSettings], tuple[str, ...]]:
@@ -122,12 +115,8 @@ def _other_methods(
         return [], (f"{names}, which have no times: they are counted in layers (ideal)",)
     found = [method for method in (gated(recorded), two_exits(recorded)) if method is not None]
     within = [method.within(max_units) for method in found]
-    left_out = tuple(
-        f"{method.name}: it takes {method.units.min()} units or more"
-        for method, kept in zip(found, within, strict=True)
-        if not kept.size
-    )
-    return [method for method in within if method.size], left_out
+    least = {method.name: int(method.units.min()) for method in found}
+    return [method for method in within if method.size], tuple(beyond(least, max_units))
 
 
 def plain_and_split(costs: CostModel) -> tuple[float | None, float | None]:
@@ -172,20 +161,17 @@ def _choice(ppd: _PpdSelection, rule: Rule, others: Iterable[Selection[MethodSet
     best = ppd.best(rule)
     share = chosen_share(rule, ppd.draws, best)
     methods = tuple(_better_than_plain(others, rule))
+    choice = Choice(rule.max_compute, rule.price, None, None, share, None, others=methods)
     if best is None:
-        return Choice(rule.max_compute, rule.price, None, None, share, None, others=methods)
-    second, held_out = ppd.runner_up(rule, best), ppd.held_out(rule)
-    chosen = ppd.setting(best)
-    return Choice(
-        max_compute=rule.max_compute,
-        price=rule.price,
+        return choice
+    second, held_out, chosen = ppd.runner_up(rule, best), ppd.held_out(rule), ppd.setting(best)
+    return replace(
+        choice,
         setting=chosen,
         held_out_latency=None if held_out is None else held_out.latency,
-        chosen_share=share,
+        held_out_compute=None if held_out is None else held_out.compute,
         runner_up=None if second is None else ppd.setting(second),
         break_even=ppd.space.costs.break_even(chosen.exit_layer, chosen.k),
-        held_out_compute=None if held_out is None else held_out.compute,
-        others=methods,
     )
 
 

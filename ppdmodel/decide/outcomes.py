@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..results.intervals import Interval
@@ -107,9 +107,8 @@ class Row:
     @classmethod
     def of_setting(cls, setting: Setting) -> Row:
         """A setting of the frontier."""
-        values = {field.name: getattr(setting, field.name) for field in fields(setting)}
         words = f"exit {setting.exit_layer}, k = {setting.k}"
-        return cls(policy="PPD", setting=words, **values)
+        return cls(policy="PPD", setting=words, **vars(setting))
 
     @classmethod
     def of_method(cls, method: Method, choice: Choice) -> Row:

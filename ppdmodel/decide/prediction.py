@@ -7,14 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import formulas
 from ..errors import InvalidInputError
-from ..formulas import (
-    calibrated_compute,
-    calibrated_early_latency,
-    calibrated_plain_compute,
-    calibrated_plain_latency,
-    calibrated_unfinished,
-)
 from ..results.calibration import Calibration
 from ..results.timing import Timing
 
@@ -84,32 +78,21 @@ def predicted_latency_s(
     for name, factor in (corrections or {}).items():
         times[name] *= factor
     unfinished = None if timing.is_ideal else 0.5  # ideal layer times are constant
-    return calibrated_early_latency(
+    return formulas.calibrated_early_latency(
         p_correct, timing.layers, exit_layer, **times, unfinished=unfinished
     )
 
 
 def predicted_plain_latency_s(timing: Timing) -> float:
     """Seconds per token of plain decoding on one device, equation (10.2)."""
-    terms = timing.terms
-    return float(
-        calibrated_plain_latency(
-            timing.layers,
-            terms["layer_time_s"].value,
-            terms["head_time_s"].value,
-            terms["token_time_s"].value,
-        )
-    )
+    layer, head, token = (timing.terms[f"{x}_time_s"].value for x in ("layer", "head", "token"))
+    return float(formulas.calibrated_plain_latency(timing.layers, layer, head, token))
 
 
 def predicted_plain_compute(timing: Timing) -> float:
     """Layer executions per token of plain decoding, its head included, equation (10.9)."""
-    terms = timing.terms
-    return float(
-        calibrated_plain_compute(
-            timing.layers, terms["layer_time_s"].value, terms["head_time_s"].value
-        )
-    )
+    layer, head = (timing.terms[f"{x}_time_s"].value for x in ("layer", "head"))
+    return float(formulas.calibrated_plain_compute(timing.layers, layer, head))
 
 
 def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -> Any:
@@ -123,7 +106,7 @@ def predicted_compute(timing: Timing, p_correct: Any, exit_layer: int, k: int) -
         del times[name]
     unfinished: Any = 0.5
     if timing.is_ideal:
-        unfinished = calibrated_unfinished(timing.layers, exit_layer, **times)
-    return calibrated_compute(
+        unfinished = formulas.calibrated_unfinished(timing.layers, exit_layer, **times)
+    return formulas.calibrated_compute(
         p_correct, timing.layers, exit_layer, k, **times, unfinished=unfinished
     )

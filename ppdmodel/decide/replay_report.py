@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from .. import formulas
 from ..errors import InvalidInputError
 from ..fitting.calibrate import check_recorded_k
-from ..results.intervals import METHOD, Interval, percentiles, prompt_weights
+from ..results.intervals import Interval, interval_of, prompt_weights
 from ..results.measurement import Measurement
 from ..results.tabular import Frame
 from ..simulation.policy import Policy
@@ -80,17 +79,16 @@ def replay_report(measurement: Measurement, policy: Policy, *, seed: int = 0) ->
     run = replay(measurement, policy)
     owners = measurement.prompt_index[measurement.starts()[:-1]]
     prompts = len(measurement.prompt_ids)
-    times = _sums(owners, [float(r.finish_times[-1]) for r in run.generations], prompts)
-    work = _sums(owners, [float(r.work_done[-1]) for r in run.generations], prompts)
+    ends = [(float(r.finish_times[-1]), float(r.work_done[-1])) for r in run.generations]
+    times, work = (np.bincount(owners, values, prompts) for values in zip(*ends, strict=True))
     tokens = measurement.tokens_by_prompt()
     d = measurement.layers
     latency, compute = (_interval(x, tokens, seed) for x in (times, work))
-    closed = _closed_forms(run.match_rate, measurement, policy)
-    simulated = _simulated(run.match_rate, measurement, policy, seed)
+    closed, closed_compute, simulated = _independent(run.match_rate, measurement, policy, seed)
     misleads = None
     if closed is not None:
-        off = closed[0] / latency.value - 1
-        outside = closed[0] < latency.ci_low or closed[0] > latency.ci_high
+        off = closed / latency.value - 1
+        outside = closed < latency.ci_low or closed > latency.ci_high
         misleads = off if abs(off) > MISLEADS and outside else None
     return ReplayReport(
         policy=policy,
@@ -105,8 +103,8 @@ def replay_report(measurement: Measurement, policy: Policy, *, seed: int = 0) ->
         match_rate=run.match_rate,
         autocorrelation=run.autocorrelation,
         peak_units=max(r.peak_units for r in run.generations),
-        closed_form=closed and closed[0],
-        closed_form_compute=closed and closed[1],
+        closed_form=closed,
+        closed_form_compute=closed_compute,
         simulated=simulated,
         misleads=misleads,
         provenance=measurement.provenance,
@@ -122,27 +120,20 @@ def _check_policy(measurement: Measurement, policy: Policy) -> None:
     check_recorded_k(measurement, max(policy.guesses))
 
 
-def _sums(owners: Ints, values: Sequence[float], prompts: int) -> Floats:
-    sums: Floats = np.zeros(prompts)
-    np.add.at(sums, owners, values)
-    return sums
-
-
-def _interval(sums: Floats, tokens: Ints, seed: int) -> Interval:
-    value = float(sums.sum() / tokens.sum())
-    low = high = math.nan
+def _interval(sums: Ints | Floats, tokens: Ints, seed: int) -> Interval:
+    draws = None
     if len(tokens) > 1:
         weights = prompt_weights(len(tokens), RESAMPLES, seed)
-        low, high = (float(x) for x in percentiles((weights @ sums) / (weights @ tokens)))
-    return Interval(value, low, high, int(tokens.sum()), len(tokens), METHOD)
+        draws = (weights @ sums) / (weights @ tokens)
+    return interval_of(sums.sum() / tokens.sum(), draws, tokens)
 
 
-def _closed_forms(
-    match_rate: float | None, measurement: Measurement, policy: Policy
-) -> tuple[float, float] | None:
-    """Latency of texts of these lengths, and steady-state compute, with independent matches."""
+def _independent(
+    match_rate: float | None, measurement: Measurement, policy: Policy, seed: int
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """With independent matches: latency of texts of these lengths, compute, simulated latency."""
     if match_rate is None or len(policy.exits) > 1 or policy.gate is not None:
-        return None
+        return None, None, None
     d, e, k = measurement.layers, policy.exits[0], policy.guesses[0]
     lengths, counts = np.unique(np.diff(measurement.starts()), return_counts=True)
     total = sum(
@@ -150,21 +141,5 @@ def _closed_forms(
         for n, count in zip(lengths, counts, strict=True)
     )
     compute = float(formulas.compute_per_token(match_rate, d, e, k, policy.depth))
-    return float(total) / measurement.n_tokens, compute
-
-
-def _simulated(
-    match_rate: float | None, measurement: Measurement, policy: Policy, seed: int
-) -> float | None:
-    if match_rate is None or len(policy.exits) > 1 or policy.gate is not None:
-        return None
-    run = simulate(
-        match_rate,
-        measurement.layers,
-        policy.exits[0],
-        policy.guesses[0],
-        policy.depth,
-        tokens=SIMULATED_TOKENS,
-        seed=seed,
-    )
-    return run.latency_per_token
+    run = simulate(match_rate, d, e, k, policy.depth, tokens=SIMULATED_TOKENS, seed=seed)
+    return float(total) / measurement.n_tokens, compute, run.latency_per_token

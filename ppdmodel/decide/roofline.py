@@ -99,15 +99,10 @@ def roofline(
         "exit_time": head,
         "start_delay": link,
     }
-    by_k = {
-        k: {
-            f"{name}_s": (_exact(same.get(name, 0.0)),)
-            if name != "batch_layer_time"
-            else (_exact(seconds(k)[0]),)
-            for name in SCHEDULE
-        }
-        for k in sizes
-    }
+    by_k = {}
+    for k in sizes:
+        times = dict.fromkeys(SCHEDULE, 0.0) | same | {"batch_layer_time": seconds(k)[0]}
+        by_k[k] = {f"{name}_s": (_exact(value),) for name, value in times.items()}
     return Timing(
         model=shape.source,
         layers=shape.layers,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,7 @@ class Policies(Guessed):
         pairs = Pairs.of(TokenCounts.of(measurement, guesses))
         inside = np.isin(pairs.early, self.exits) & np.isin(pairs.late, self.exits)
         self.pairs = pairs.only(inside)
+        self._settings = partial(PolicySettings, self.tokens, self.layers, self.reading)
 
     def by_threshold(self, price: float, fitted: Fits) -> PolicySettings:
         """The threshold rule at each exit: it starts the guesses at or above the threshold."""
@@ -190,15 +192,6 @@ class Policies(Guessed):
 
     def _by_prompt(self, values: Ints) -> Ints:
         return np.bincount(self.owner, weights=values, minlength=len(self.tokens)).astype(np.int64)
-
-    def _settings(
-        self,
-        exits: Sequence[Ints],
-        started: Sequence[Ints],
-        right: Sequence[Ints],
-        k: Sequence[Ints] = (),
-    ) -> PolicySettings:
-        return PolicySettings(self.tokens, self.layers, self.reading, exits, started, right, k)
 
 
 def _eliminated(kept: list[int], objective: Callable[[list[int]], float]) -> list[int]:

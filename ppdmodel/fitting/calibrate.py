@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..checks import positive_integer
 from ..errors import InvalidInputError
@@ -17,14 +16,10 @@ from ..results.measurement import Guesses, Measurement
 from ..results.timing import Timing
 from .curve_fit import fit_curve
 from .curves import FAMILIES, family_of
-
-if TYPE_CHECKING:
-    from ..results.calibration import Reliability
+from .guess_reliability import reliability_of
 
 #: guesses for which hits are counted, at most
 MAX_K = 1000
-#: fields that a calibration copies from the counts
-COPIED_FIELDS = tuple(name for name in HitCounts.__dataclass_fields__ if name != "provenance")
 
 
 def fit(
@@ -83,32 +78,25 @@ def fit(
     counts = HitCounts.joined([HitCounts.of(one, k_max=k_max, guesses=its) for one, its in parts])
     counts = replace(counts, resamples=resamples, seed=seed)
     found = fit_counts(counts, timing=timing, family=family)
-    return replace(found, reliability=_reliability(parts, seed))
+    known = [(one, its) for one, its in parts if its is not None]
+    if len(known) < len(parts):
+        return found
+    return replace(found, reliability=reliability_of(known, seed))
 
 
 def _with_guesses(
     measurements: Sequence[Measurement], guesses: Guesses | Sequence[Guesses | None] | None
 ) -> list[tuple[Measurement, Guesses | None]]:
     """Each measurement with its guesses, if any."""
-    given = [guesses] if guesses is None or isinstance(guesses, Guesses) else list(guesses)
     if guesses is None:
-        given *= len(measurements)
+        guesses = [None] * len(measurements)
+    given = [guesses] if isinstance(guesses, Guesses) else list(guesses)
     if len(given) != len(measurements):
         raise InvalidInputError(
             f"guesses must be given for each measurement; got {len(given)} for "
             f"{len(measurements)}; give None for one without"
         )
     return list(zip(measurements, given, strict=True))
-
-
-def _reliability(
-    parts: Sequence[tuple[Measurement, Guesses | None]], seed: int
-) -> tuple[Reliability, ...]:
-    """Reliability of the guesses' probabilities; empty where some measurement has no guesses."""
-    from .guess_reliability import reliability_of
-
-    known = [(one, its) for one, its in parts if its is not None]
-    return reliability_of(known, seed) if len(known) == len(parts) else ()
 
 
 def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) -> Calibration:
@@ -128,17 +116,13 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
     check_layers(counts.layers)
     weights = counts.weights()
     low, high = percentiles(resampled_rates(counts.hits, counts.tokens, weights))
-    kept = {name: getattr(counts, name) for name in COPIED_FIELDS}
+    about = {"measurement": dict(counts.provenance), "fit": provenance(("numpy", "scipy"))}
     return Calibration(
-        **kept,
+        **(vars(counts) | {"provenance": about}),
         p_correct=counts.hits.sum(axis=0) / counts.tokens.sum(),
         ci_low=low,
         ci_high=high,
         curve=fit_curve(counts, families, weights),
-        provenance={
-            "measurement": dict(counts.provenance),
-            "fit": provenance(("numpy", "scipy")),
-        },
         timing=timing,
     )
 

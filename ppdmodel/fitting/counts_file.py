@@ -16,6 +16,7 @@ from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
 from ..results.hit_counts import HitCounts
+from ..results.intervals import RESAMPLES, SEED
 from ..results.timing import Timing
 from .calibrate import MAX_K, fit_counts
 
@@ -34,8 +35,8 @@ def fit_table(
     model: str = "table",
     timing: Timing | None = None,
     family: str | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Calibration:
     """Fit counts from a CSV file with columns `exit_layer,k,hits,n,prompt_id`.
 

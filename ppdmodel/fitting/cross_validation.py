@@ -16,7 +16,7 @@ Setting = TypeVar("Setting")
 
 def folds(prompts: int, seed: int) -> Ints:
     """The fold of each prompt, [prompts]: a random partition into about equal parts."""
-    return np.random.default_rng(seed).permutation(prompts) % FOLDS
+    return np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)
 
 
 def cross_fitted(

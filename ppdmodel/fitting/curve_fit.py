@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..results.calibration import FamilyScore, MatchCurve
-from ..results.intervals import METHOD, Interval, percentiles
-from .cross_validation import FOLDS
+from ..results.intervals import interval_of
+from .cross_validation import folds
 from .curves import CurveFamily, family_of
 from .likelihood import Cells, maximize
 
@@ -63,7 +63,7 @@ def _scores(
 ) -> tuple[FamilyScore, ...]:
     """Held-out log-likelihood of each family by K-fold cross-validation, the greatest first."""
     prompts = len(tokens)
-    fold = np.random.default_rng(seed).permutation(prompts) % min(FOLDS, prompts)
+    fold = folds(prompts, seed)
     scores = {}
     for name, cells in grids.items():
         score, start = np.zeros(prompts), None
@@ -75,17 +75,15 @@ def _scores(
         scores[name] = score / cells.x.size
     best = max(scores.values(), key=lambda score: float(score.sum()))
     total = float(tokens.sum())
-    found = []
-    for name, score in scores.items():
-        behind = best - score
-        found.append(
-            FamilyScore(
-                family=name,
-                held_out=float(score.sum()) / total,
-                behind=float(behind.sum()) / total,
-                behind_se=float(behind.std(ddof=1) * np.sqrt(prompts)) / total,
-            )
+    found = [
+        FamilyScore(
+            family=name,
+            held_out=float(score.sum()) / total,
+            behind=float((best - score).sum()) / total,
+            behind_se=float((best - score).std(ddof=1) * np.sqrt(prompts)) / total,
         )
+        for name, score in scores.items()
+    ]
     return tuple(sorted(found, key=lambda candidate: candidate.behind))
 
 
@@ -93,24 +91,20 @@ def _fitted(
     cells: Cells, inner: Floats, tokens: Ints, weights: Ints, scores: tuple[FamilyScore, ...]
 ) -> MatchCurve:
     prompts, family = len(tokens), cells.family
-    theta, converged = maximize(cells, inner.sum(axis=0), float(tokens.sum()))
+    hits, total = inner.sum(axis=0), tokens.sum()
+    theta, converged = maximize(cells, hits, float(total))
     resampled = (weights @ inner.reshape(prompts, -1)).reshape(-1, *cells.x.shape)
-    totals = weights @ tokens
-    draws = np.array(
-        [maximize(cells, h, float(n), theta)[0] for h, n in zip(resampled, totals, strict=True)]
-    )
-    low, high = percentiles(draws)
+    drawn = zip(resampled, weights @ tokens, strict=True)
+    draws = np.array([maximize(cells, h, float(n), theta)[0] for h, n in drawn])
     covariance = np.atleast_2d(np.cov(draws.T))
-    unknown = _undetermined(cells, theta, draws, inner.sum(axis=0), float(tokens.sum()))
-    low, high = (np.where(unknown, np.nan, end) for end in (low, high))
+    unknown = _undetermined(cells, theta, draws, hits, float(total))
     covariance[unknown] = covariance[:, unknown] = np.nan
-    residual = inner.sum(axis=0) / tokens.sum() - cells.rates(theta)
+    residual = hits / total - cells.rates(theta)
     worst = np.unravel_index(np.argmax(np.abs(residual)), residual.shape)
-    counts = (int(tokens.sum()), prompts, METHOD)
     return MatchCurve(
         family=family.name,
         parameters={
-            name: Interval(float(theta[i]), float(low[i]), float(high[i]), *counts)
+            name: interval_of(theta[i], None if unknown[i] else draws[:, i], tokens)
             for i, name in enumerate(family.parameters)
         },
         converged=converged,

@@ -21,12 +21,27 @@ if TYPE_CHECKING:
 LogMiss = Callable[["Floats", "Floats", "Floats"], "tuple[Floats, Floats]"]
 
 
+#: start, lower and upper bound of each parameter, alike in all families
+PARAMETERS = {
+    "log_steepness": (1.0, -3.0, 5.0),
+    "log_exponent": (1.0, -3.0, 5.0),
+    "exponent_gain": (0.2, 0.0, 3.0),
+    "log_weight": (-0.5, -8.0, 5.0),
+    "weight_gain": (0.2, 0.0, 3.0),
+    "floor_logit": (-3.0, -15.0, 5.0),
+    "floor_gain": (1.0, 0.0, 6.0),
+    "k_curvature": (0.3, 0.01, 3.0),
+    "tail": (0.1, 0.0, 3.0),
+    "tail_gain": (0.3, 0.0, 6.0),
+}
+
+
 @dataclass(frozen=True)
 class CurveFamily:
-    """A family of curves: parameter -> (start, lower bound, upper bound), and log(1 - p)."""
+    """A family of curves: its parameters, and log(1 - p)."""
 
     name: str
-    parameters: dict[str, tuple[float, float, float]]
+    parameters: tuple[str, ...]
     evaluate: LogMiss
 
     def log_miss(self, theta: Floats, x: Floats, k: Floats) -> Floats:
@@ -38,12 +53,12 @@ class CurveFamily:
     @property
     def start(self) -> Floats:
         """Starting values of the search."""
-        return np.array([start for start, _, _ in self.parameters.values()])
+        return np.array([PARAMETERS[name][0] for name in self.parameters])
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
         """Lower and upper bound of each parameter."""
-        return [(low, high) for _, low, high in self.parameters.values()]
+        return [PARAMETERS[name][1:] for name in self.parameters]
 
 
 def _floor(f: float, g: float, kappa: Floats) -> tuple[Floats, Floats]:
@@ -99,41 +114,19 @@ def _rank_tail(theta: Floats, x: Floats, k: Floats) -> tuple[Floats, Floats]:
     return value, np.stack([by_a, by_b, by_f + 0 * x, -log_k, -log_k * x])
 
 
+_FLOORED = ("floor_logit", "floor_gain", "k_curvature")
 FAMILIES = {
     family.name: family
     for family in (
         CurveFamily(
             "floored Kumaraswamy",
-            {
-                "log_steepness": (1.0, -3.0, 5.0),
-                "log_weight": (-0.5, -8.0, 5.0),
-                "weight_gain": (0.2, 0.0, 3.0),
-                "floor_logit": (-3.0, -15.0, 5.0),
-                "floor_gain": (1.0, 0.0, 6.0),
-                "k_curvature": (0.3, 0.01, 3.0),
-            },
+            ("log_steepness", "log_weight", "weight_gain", *_FLOORED),
             _kumaraswamy,
         ),
-        CurveFamily(
-            "floored power",
-            {
-                "log_exponent": (1.0, -3.0, 5.0),
-                "exponent_gain": (0.2, 0.0, 3.0),
-                "floor_logit": (-3.0, -15.0, 5.0),
-                "floor_gain": (1.0, 0.0, 6.0),
-                "k_curvature": (0.3, 0.01, 3.0),
-            },
-            _power,
-        ),
+        CurveFamily("floored power", ("log_exponent", "exponent_gain", *_FLOORED), _power),
         CurveFamily(
             "rank tail",
-            {
-                "log_steepness": (1.0, -3.0, 5.0),
-                "log_weight": (-0.5, -8.0, 5.0),
-                "floor_logit": (-3.0, -15.0, 5.0),
-                "tail": (0.1, 0.0, 3.0),
-                "tail_gain": (0.3, 0.0, 6.0),
-            },
+            ("log_steepness", "log_weight", "floor_logit", "tail", "tail_gain"),
             _rank_tail,
         ),
     )

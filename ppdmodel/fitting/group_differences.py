@@ -170,35 +170,22 @@ def _compared(
         errors = np.array(draws).std(axis=1)
         limit = _bootstrap_critical_value(np.array(values), np.array(draws))
         limit *= _small_sample_factor(min(len(group.prompt_ids) for group in groups))
-    rows: list[RateDifference] = []
-    for group, value, draw, error in zip(others, values, draws, errors, strict=True):
-        rows += _rows_of(group, depths, ks, base, value, draw, np.abs(value) > limit * error)
-    return Differences(first.name, tuple(g.name for g in others), paired, tuple(rows))
-
-
-def _rows_of(
-    group: _Group,
-    depths: Sequence[float],
-    ks: Sequence[int],
-    base: Floats,
-    value: Floats,
-    draws: Floats,
-    differs: np.ndarray,
-) -> list[RateDifference]:
-    """A group's row for each depth and k; the arrays are [depths, ks], the draws of resamples."""
-    return [
+    differs = np.abs(values) > limit * errors
+    rows = tuple(
         RateDifference(
             name=group.name,
             relative_depth=depth,
             k=k,
-            p_correct=float(base[i, j] + value[i, j]),
+            p_correct=float(base[i, j] + values[n][i, j]),
             p_first=float(base[i, j]),
-            difference=interval_of(value[i, j], draws[:, i, j], group.tokens),
-            differs=bool(differs[i, j]),
+            difference=interval_of(values[n][i, j], draws[n][:, i, j], group.tokens),
+            differs=bool(differs[n, i, j]),
         )
+        for n, group in enumerate(others)
         for i, depth in enumerate(depths)
         for j, k in enumerate(ks)
-    ]
+    )
+    return Differences(first.name, tuple(group.name for group in others), paired, rows)
 
 
 def _rates(

@@ -69,8 +69,7 @@ def maximize(
         if converged:
             return theta, True
     begin = cells.family.start if start is None else start
-    theta, converged = _score(cells, hits, tokens, _search(cells, hits, tokens, begin))
-    return theta, converged
+    return _score(cells, hits, tokens, _search(cells, hits, tokens, begin))
 
 
 def _search(cells: Cells, hits: Floats, tokens: float, start: Floats) -> Floats:

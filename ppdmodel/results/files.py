@@ -49,12 +49,15 @@ def atomic(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        raise RunFailedError(
-            f"{path} must be writable; got {error.strerror or error}; choose another place"
-        ) from error
+        raise _not_writable(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _not_writable(path: Path, error: OSError) -> RunFailedError:
+    reason = error.strerror or error
+    return RunFailedError(f"{path} must be writable; got {reason}; choose another place")
 
 
 def check_writable(path: Path) -> None:
@@ -72,9 +75,7 @@ def check_writable(path: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise RunFailedError(
-            f"{path} must be writable; got {error.strerror or error}; choose another place"
-        ) from error
+        raise _not_writable(path, error) from error
     if not existed:
         path.parent.rmdir()
 
@@ -192,14 +193,11 @@ def _are_numbers(row: Any, each: Mapping[str, Any]) -> bool:
 def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Provenance of a result: versions, machine, date and command."""
     names = ("ppdmodel", *packages)
+    is_command = Path(sys.argv[0]).name in ("ppdmodel", "__main__.py")
     return {
         "packages": {name: metadata.version(name) for name in names},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["ppdmodel", *sys.argv[1:]] if _is_cli() else ["python"]),
+        "command": " ".join(["ppdmodel", *sys.argv[1:]] if is_command else ["python"]),
     }
-
-
-def _is_cli() -> bool:
-    return Path(sys.argv[0]).name in ("ppdmodel", "__main__.py")

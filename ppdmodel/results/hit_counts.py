@@ -25,18 +25,8 @@ K_MAX = 32
 class HitCounts:
     """Hits out of tokens, by prompt, of exit layers 1...d and k = 1...k_max.
 
-    Attributes:
-        model: the model's name.
-        layers: its decoder layers d.
-        prompt_ids: names of the prompts.
-        tokens: generated tokens, [prompts].
-        hits: tokens whose true token ranked k or better at an exit layer, [prompts, layers, k_max].
-        provenance: of the measurement, or of the table that the counts are from.
-        exit_layers: those that were counted; None for all.
-        ks: numbers of guesses that were counted; None for all up to k_max.
-        recorded: counts for gates, two exits and self-speculation; None where there were no tokens.
-        resamples: of the bootstrap over the prompts.
-        seed: of that bootstrap.
+    The fields are as those of `Calibration`, but `provenance` is of the measurement, or of the
+    table that the counts are from. `resamples` and `seed` are of the bootstrap over the prompts.
     """
 
     model: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -85,8 +86,10 @@ def percentiles(draws: Floats) -> tuple[Floats, Floats]:
     return low, high
 
 
-def interval_of(value: float, draws: Floats, tokens: Ints | Floats) -> Interval:
-    """An estimate with the percentile interval of its draws [resamples], of `tokens` [prompts]."""
-    low, high = percentiles(draws)
-    n = (int(tokens.sum()), len(tokens))
-    return Interval(float(value), float(low), float(high), *n, METHOD)
+def interval_of(value: float, draws: Floats | None, tokens: Ints | Floats) -> Interval:
+    """An estimate of `tokens` [prompts] with the percentile interval of its draws [resamples].
+
+    Without draws it has no ends: they are NaN.
+    """
+    low, high = (math.nan, math.nan) if draws is None else percentiles(draws)
+    return Interval(float(value), float(low), float(high), int(tokens.sum()), len(tokens), METHOD)

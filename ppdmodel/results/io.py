@@ -8,23 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import InvalidInputError
-from .calibration import Calibration, FamilyScore, MatchCurve
-from .files import (
-    CALIBRATION,
-    GUESSES_FILE,
-    MEASUREMENT,
-    SCHEMA_VERSION,
-    SUMMARY_FILE,
-    TIMING,
-    TOKENS_FILE,
-    check_schema,
-    check_version,
-    read_json,
-    write_json,
-)
+from . import files
+from .calibration import Calibration, FamilyScore, MatchCurve, Reliability
+from .files import read_json, write_json
 from .intervals import Interval
 from .measurement import Guesses, Measurement
+from .packing import pack_token_counts, unpack_token_counts
 from .timing import Timed, Timing
 
 
@@ -37,8 +29,8 @@ def load(path: str | Path) -> Measurement | Calibration | Timing:
     path = Path(path)
     if path.is_dir():
         return read_measurement(path)
-    document = read_json(path, CALIBRATION, TIMING)
-    read = _timing if document["schema"] == TIMING else _calibration
+    document = read_json(path, files.CALIBRATION, files.TIMING)
+    read = _timing if document["schema"] == files.TIMING else _calibration
     return read(document, path)
 
 
@@ -50,12 +42,12 @@ def load_rates(path: str | Path) -> Measurement | Calibration:
 
 def load_calibration(path: str | Path) -> Calibration:
     """Read a calibration file, and nothing else."""
-    return _calibration(read_json(Path(path), CALIBRATION), Path(path))
+    return _calibration(read_json(Path(path), files.CALIBRATION), Path(path))
 
 
 def load_timing(path: str | Path) -> Timing:
     """Read a timing file, and nothing else."""
-    return _timing(read_json(Path(path), TIMING), Path(path))
+    return _timing(read_json(Path(path), files.TIMING), Path(path))
 
 
 def save(result: Measurement | Calibration | Timing, path: str | Path) -> None:
@@ -69,7 +61,7 @@ def save(result: Measurement | Calibration | Timing, path: str | Path) -> None:
 
 
 def _timing_document(result: Timing) -> dict[str, Any]:
-    return {"schema": TIMING, "schema_version": SCHEMA_VERSION, **asdict(result)}
+    return {"schema": files.TIMING, "schema_version": files.SCHEMA_VERSION, **asdict(result)}
 
 
 def _timing(document: Mapping[str, Any], path: Path) -> Timing:
@@ -119,18 +111,14 @@ def _lengths(samples: Any) -> Any:
 
 
 def _calibration_document(result: Calibration) -> dict[str, Any]:
-    from .packing import pack_token_counts
-
     fields = asdict(replace(result, recorded=None))
-    document = {"schema": CALIBRATION, "schema_version": SCHEMA_VERSION, **fields}
+    document = {"schema": files.CALIBRATION, "schema_version": files.SCHEMA_VERSION, **fields}
     timing = result.timing and _timing_document(result.timing)
     counts = result.recorded and pack_token_counts(result.recorded)
     return document | {"k_max": result.k_max, "timing": timing, "recorded": counts}
 
 
 def _calibration(document: dict[str, Any], path: Path) -> Calibration:
-    import numpy as np
-
     _check_shapes(document, path)
     fields = {k: v for k, v in document.items() if k in Calibration.__dataclass_fields__}
     curve = dict(fields["curve"])
@@ -147,20 +135,14 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
             fields[name] = tuple(fields[name])
     timing = fields.get("timing")
     if timing is not None:
-        check_version(timing, path)
-        check_schema(timing, path)
+        files.check_version(timing, path)
+        files.check_schema(timing, path)
         fields["timing"] = _timing(timing, path)
     if fields.get("recorded") is not None:
-        from .packing import unpack_token_counts
-
         fields["recorded"] = unpack_token_counts(
             fields["recorded"], fields["layers"], fields["tokens"], path
         )
-    rows = fields.get("reliability", ())
-    if rows:
-        from .calibration import Reliability
-
-        fields["reliability"] = tuple(Reliability(**row) for row in rows)
+    fields["reliability"] = tuple(Reliability(**row) for row in fields.get("reliability", ()))
     return Calibration(**fields)
 
 
@@ -191,8 +173,8 @@ def write_measurement(result: Measurement, folder: Path) -> None:
     from .parquet import write_tokens
     from .summary import summarize
 
-    write_tokens(result, folder / TOKENS_FILE)
-    write_json(folder / SUMMARY_FILE, summarize(result))
+    write_tokens(result, folder / files.TOKENS_FILE)
+    write_json(folder / files.SUMMARY_FILE, summarize(result))
 
 
 def load_guesses(folder: str | Path) -> Guesses:
@@ -201,10 +183,10 @@ def load_guesses(folder: str | Path) -> Guesses:
     Raises:
         InvalidInputError: the folder has none, or a damaged file.
     """
-    path = Path(folder) / GUESSES_FILE
+    path = Path(folder) / files.GUESSES_FILE
     if not path.is_file():
         raise InvalidInputError(
-            f"the measurement must hold {GUESSES_FILE}; got {folder} without it; measure again"
+            f"the measurement must hold {path.name}; got {folder} without it; measure again"
         )
     from .parquet import read_guesses
 
@@ -217,15 +199,15 @@ def read_measurement(folder: Path) -> Measurement:
     Raises:
         InvalidInputError: it is not one, or its two files do not match.
     """
-    if not (folder / SUMMARY_FILE).is_file():
+    if not (folder / files.SUMMARY_FILE).is_file():
         raise InvalidInputError(
-            f"a measurement folder must hold {SUMMARY_FILE}; got {folder} without it; "
+            f"a measurement folder must hold {files.SUMMARY_FILE}; got {folder} without it; "
             "make one with: ppdmodel measure"
         )
     from .parquet import read_tokens
 
-    summary = read_json(folder / SUMMARY_FILE, MEASUREMENT)
-    result = read_tokens(folder / TOKENS_FILE)
+    summary = read_json(folder / files.SUMMARY_FILE, files.MEASUREMENT)
+    result = read_tokens(folder / files.TOKENS_FILE)
     if (result.n_tokens, result.layers) != (summary["n_tokens"], summary["layers"]):
         raise InvalidInputError(
             f"the two files of {folder} must belong together; got {result.n_tokens} tokens and "

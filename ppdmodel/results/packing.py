@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidInputError
-from .token_counts import ARRAYS, TokenCounts, second_half
+from .token_counts import ARRAYS, TokenCounts, second_half, up_to
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,9 +66,8 @@ def unpack_array(document: Mapping[str, Any], shape: tuple[int, ...], name: str)
 def pack_token_counts(recorded: TokenCounts) -> dict[str, Any]:
     """The counts as stored in a calibration file, which has layers and tokens elsewhere."""
     labels = {name: list(getattr(recorded, name)) for name in LABELS}
-    counts = {name: pack_array(getattr(recorded, name)) for name in ARRAYS}
-    shared = None if recorded.shared is None else pack_array(recorded.shared)
-    return {**labels, **counts, "shared": shared}
+    counts = {name: getattr(recorded, name) for name in ARRAYS}
+    return labels | {n: None if array is None else pack_array(array) for n, array in counts.items()}
 
 
 def unpack_token_counts(
@@ -81,7 +80,7 @@ def unpack_token_counts(
     """
     labels: dict[str, Any] = {name: tuple(document[name]) for name in LABELS}
     nothing: dict[str, Any] = dict.fromkeys(ARRAYS, np.zeros(0, dtype=np.int64))
-    empty = TokenCounts(layers=layers, tokens=tokens, **labels, **nothing, shared=None)
+    empty = TokenCounts(layers=layers, tokens=tokens, **labels, **nothing)
     for name, values in labels.items():
         if not all(a < b for a, b in pairwise((0, *values))):  # NaN too is refused
             raise InvalidInputError(f"{name} of {path} must increase; got {values}; fit again")
@@ -109,9 +108,9 @@ def _fault(recorded: TokenCounts) -> str:
     tokens, pairs = recorded.tokens[:, None, None], recorded.pairs
     held = recorded.first.cumsum(axis=2)
     early, late = held[:, pairs[:, 0], :, None], held[:, pairs[:, 1], None, :]
-    rounds, passed, both = recorded.rounds, recorded.passed, _up_to(recorded.both)
+    rounds, passed, both = recorded.rounds, recorded.passed, up_to(recorded.both)
     ks = np.array(recorded.pair_k)
-    shared = 0 if recorded.shared is None else _up_to(recorded.shared)
+    shared = 0 if recorded.shared is None else up_to(recorded.shared)
     faults = {
         "rounds of self-speculation that no text takes": (rounds < 1) | (rounds > tokens),
         "more open gates than tokens": passed > tokens,
@@ -121,9 +120,3 @@ def _fault(recorded: TokenCounts) -> str:
         "more shared guesses than guesses": shared > tokens[..., None] * np.minimum.outer(ks, ks),
     }
     return next((words for words, wrong in faults.items() if wrong.any()), "")
-
-
-def _up_to(classes: Ints) -> Ints:
-    """Cumulative counts up to each k, from counts in classes of two k's."""
-    found: Ints = classes.cumsum(axis=2).cumsum(axis=3)
-    return found

@@ -9,26 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InvalidInputError
-from .files import (
-    GUESSES_FILE,
-    MEASUREMENT,
-    SCHEMA_VERSION,
-    TOKENS_FILE,
-    atomic,
-    check_version,
-    json_ready,
-)
+from . import files
 from .measurement import Guesses, Measurement
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 #: the two kinds of tables
 TOKENS, GUESSES = "tokens", "guesses"
@@ -37,7 +26,7 @@ ABOUT = {
     TOKENS: {"layers", "complete", "provenance", "prompt_ids", "categories", "ties"},
     GUESSES: {"layers", "guesses", "vocabulary"},
 }
-FILES = {TOKENS: TOKENS_FILE, GUESSES: GUESSES_FILE}
+FILES = {TOKENS: files.TOKENS_FILE, GUESSES: files.GUESSES_FILE}
 _UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
 #: lists of single tokens in a table's metadata
 TIES = ("ties", "near_ties")
@@ -115,41 +104,33 @@ def _array(values: Any, dtype: Any) -> Any:
 
 
 def _about(result: Measurement) -> dict[str, Any]:
-    return {
-        "layers": result.layers,
-        "coupled": result.coupled_rank is not None,
-        "complete": result.complete,
-        "provenance": result.provenance,
-        "prompt_ids": result.prompt_ids,
-        "prompt_numbers": result.prompt_numbers,
-        "categories": result.categories,
-        "ties": result.ties,
-        "near_ties": result.near_ties,
-    }
+    kept = ("complete", "provenance", "prompt_ids", "prompt_numbers", "categories", *TIES)
+    about = {"layers": result.layers, "coupled": result.coupled_rank is not None}
+    return about | {name: getattr(result, name) for name in kept}
 
 
 def metadata(about: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of a table, as stored in its file."""
-    document = {"schema": MEASUREMENT, "schema_version": SCHEMA_VERSION, **about}
-    return {MEASUREMENT: json.dumps(json_ready(document), ensure_ascii=False)}
+    document = {"schema": files.MEASUREMENT, "schema_version": files.SCHEMA_VERSION, **about}
+    return {files.MEASUREMENT: json.dumps(files.json_ready(document), ensure_ascii=False)}
 
 
 def write_tokens(result: Measurement, path: Path) -> None:
     """Write the per-token table of a measurement; its metadata hold everything else."""
-    with atomic(path) as part:
-        _write(token_table(result), part)
+    _write(token_table(result), path)
 
 
 def write_guesses(result: Guesses, path: Path) -> None:
     """Write the table of the exits' first guesses."""
-    with atomic(path) as part:
-        _write(guess_table(result), part, use_dictionary=False)
+    _write(guess_table(result), path, use_dictionary=False)
 
 
 def _write(table: pa.Table, path: Path, **options: Any) -> None:
     """Write a batch as one row group, whatever its size."""
-    pq.write_table(table, path, compression="zstd", row_group_size=max(1, len(table)), **options)
-    pa.default_memory_pool().release_unused()
+    rows = max(1, len(table))
+    with files.atomic(path) as part:
+        pq.write_table(table, part, compression="zstd", row_group_size=rows, **options)
+        pa.default_memory_pool().release_unused()
 
 
 # ---------------------------------------------------------------- reading
@@ -166,11 +147,11 @@ class TableFile:
         self.path = path
         try:
             self.file = pq.ParquetFile(path)
-            found = (self.file.schema_arrow.metadata or {}).get(MEASUREMENT.encode(), b"null")
+            found = (self.file.schema_arrow.metadata or {}).get(files.MEASUREMENT.encode(), b"null")
         except _UNREADABLE as error:
             raise self._damaged(error) from None
         self.about: dict[str, Any] = self._checked_about(found, kind)
-        check_version(self.about, path)
+        files.check_version(self.about, path)
 
     def _checked_about(self, found: bytes, kind: str) -> dict[str, Any]:
         """The metadata, checked for the kind of table."""
@@ -181,8 +162,8 @@ class TableFile:
         if not isinstance(about, dict) or not ABOUT[kind] <= about.keys():
             self.file.close()
             raise InvalidInputError(
-                f"{self.path} must be the table of {kind} of a {MEASUREMENT}; got another table, "
-                "or damaged metadata; measure again"
+                f"{self.path} must be the table of {kind} of a {files.MEASUREMENT}; got another "
+                "table, or damaged metadata; measure again"
             )
         return about
 
@@ -195,12 +176,7 @@ class TableFile:
     def __enter__(self) -> TableFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.file.close()
 
     @property
@@ -342,4 +318,4 @@ def read_guesses(path: Path) -> Guesses:
 
 def guesses_beside(tokens: Path) -> Path:
     """Path of the guess table beside a token table."""
-    return tokens.with_name(tokens.name.removesuffix(TOKENS_FILE) + GUESSES_FILE)
+    return tokens.with_name(tokens.name.removesuffix(files.TOKENS_FILE) + files.GUESSES_FILE)

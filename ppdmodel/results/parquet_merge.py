@@ -11,20 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ..errors import InvalidInputError
+from . import parquet
 from .files import atomic
 from .measurement import Guesses, Measurement
-from .parquet import (
-    FILES,
-    GUESSES,
-    TIES,
-    TOKENS,
-    TableFile,
-    guess_table,
-    guesses_beside,
-    metadata,
-    singles,
-    token_table,
-)
 
 
 def merge_tables(
@@ -43,16 +32,17 @@ def merge_tables(
     """
     index = _Index(sources)
     about = index.about(provenance)
-    kinds = [TOKENS, GUESSES] if index.with_guesses else [TOKENS]
+    kinds = [parquet.TOKENS, parquet.GUESSES] if index.with_guesses else [parquet.TOKENS]
     with ExitStack() as stack:
-        outs = [stack.enter_context(atomic(out / FILES[kind])) for kind in kinds]
+        outs = [stack.enter_context(atomic(out / parquet.FILES[kind])) for kind in kinds]
         writers: list[Any] = []
         for group in index.groups:
             part = group.tokens()
             yield part
-            tables = [token_table(replace(part, ties=(), near_ties=(), complete=about["complete"]))]
+            whole = replace(part, ties=(), near_ties=(), complete=about["complete"])
+            tables = [parquet.token_table(whole)]
             if index.with_guesses:
-                tables.append(guess_table(group.guesses_of(part)))
+                tables.append(parquet.guess_table(group.guesses_of(part)))
             writers = writers or _writers(stack, tables, outs, about)
             for writer, table in zip(writers, tables, strict=True):
                 writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
@@ -64,22 +54,22 @@ def merge_tables(
 class _Group:
     """Reference to a row group; its files are opened only while it is read."""
 
-    number: int
     path: Path
     group: int
     prompt_ids: tuple[str, ...]
+    labels: Sequence[tuple[int, str]]  # of each prompt: its number and its category
     places: Mapping[str, int]
 
     def tokens(self) -> Measurement:
-        with TableFile(self.path, TOKENS) as file:
+        with parquet.TableFile(self.path, parquet.TOKENS) as file:
             return file.measurement(self.group)
 
     def guesses_of(self, part: Measurement) -> Guesses:
-        path = guesses_beside(self.path)
+        path = parquet.guesses_beside(self.path)
         group = self.places.get(self.prompt_ids[0])
         found = None
         if group is not None:
-            with TableFile(path, GUESSES) as file:
+            with parquet.TableFile(path, parquet.GUESSES) as file:
                 found = file.guesses(group)
         if found is None or (found.prompt_ids, len(found.turn)) != (part.prompt_ids, part.n_tokens):
             raise InvalidInputError(
@@ -93,65 +83,59 @@ class _Index:
     """The row groups of several tables in the order of the prompts, and their metadata."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
-        self.with_guesses = all(guesses_beside(path).is_file() for path in sources)
+        self.with_guesses = all(parquet.guesses_beside(path).is_file() for path in sources)
         self.abouts: dict[Path, dict[str, Any]] = {}
         found: list[_Group] = []
         seen: set[str] = set()
         for path in sources:
-            places = _places(guesses_beside(path)) if self.with_guesses else {}
-            with TableFile(path, TOKENS) as file:
-                self.abouts[path] = file.about
-                number = dict(zip(file.about["prompt_ids"], _numbers(file.about), strict=True))
+            places = _places(parquet.guesses_beside(path)) if self.with_guesses else {}
+            with parquet.TableFile(path, parquet.TOKENS) as file:
+                about = self.abouts[path] = file.about
+                label = dict(zip(about["prompt_ids"], _labels(about), strict=True))
                 for group in range(file.groups):
-                    prompts = tuple(file.prompts(group))
-                    if prompts and seen.isdisjoint(prompts):
-                        found.append(_Group(number[prompts[0]], path, group, prompts, places))
-                        seen.update(prompts)
-        self.groups = sorted(found, key=lambda group: group.number)
+                    ids = tuple(file.prompts(group))
+                    if ids and seen.isdisjoint(ids):
+                        found.append(_Group(path, group, ids, [label[n] for n in ids], places))
+                        seen.update(ids)
+        self.groups = sorted(found, key=lambda group: group.labels[0][0])
 
     def about(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
         """The metadata of the merged table."""
-        ids = [name for group in self.groups for name in group.prompt_ids]
-        joined: dict[str, list[Any]] = {"prompt_numbers": [], "categories": []}
-        joined |= {name: [] for name in TIES}
-        places = {
-            path: {name: place for place, name in enumerate(about["prompt_ids"])}
-            for path, about in self.abouts.items()
-        }
-        for group in self.groups:
-            about = self.abouts[group.path]
-            numbers = _numbers(about)
-            for name in group.prompt_ids:
-                place = places[group.path][name]
-                joined["prompt_numbers"].append(numbers[place])
-                joined["categories"].append(about["categories"][place])
-            for name in TIES:
-                joined[name] += singles(about, name, set(group.prompt_ids))
         first = next(iter(self.abouts.values()))
+        ids = [name for group in self.groups for name in group.prompt_ids]
+        labels = [label for group in self.groups for label in group.labels]
+        ties: dict[str, list[Any]] = {name: [] for name in parquet.TIES}
+        for group in self.groups:
+            for name in parquet.TIES:
+                ties[name] += parquet.singles(self.abouts[group.path], name, set(group.prompt_ids))
         return {
             "layers": first["layers"],
             "coupled": first.get("coupled", False),
             "complete": len(ids) == provenance.get("n_prompts", len(ids)),
             "provenance": dict(provenance),
             "prompt_ids": ids,
-            **joined,
+            "prompt_numbers": [number for number, _ in labels],
+            "categories": [category for _, category in labels],
+            **ties,
         }
 
 
-def _numbers(about: Mapping[str, Any]) -> Sequence[int]:
-    """The number of each prompt in the whole list."""
-    return about.get("prompt_numbers") or range(len(about["prompt_ids"]))
+def _labels(about: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Each prompt's number in the whole list, and its category."""
+    numbers = about.get("prompt_numbers") or range(len(about["prompt_ids"]))
+    return zip(numbers, about["categories"], strict=True)
 
 
 def _places(guesses: Path) -> dict[str, int]:
     """Row group by first prompt: a guess table may be newer than its token table."""
-    with TableFile(guesses, GUESSES) as file:
+    with parquet.TableFile(guesses, parquet.GUESSES) as file:
         prompts = {group: file.prompts(group) for group in range(file.groups)}
         return {names[0]: group for group, names in prompts.items() if names}
 
 
 def _writers(stack: ExitStack, tables: Any, paths: Any, about: Mapping[str, Any]) -> list[Any]:
-    schemas = [tables[0].schema.with_metadata(metadata(about)), *(t.schema for t in tables[1:])]
+    schemas = [table.schema for table in tables]
+    schemas[0] = schemas[0].with_metadata(parquet.metadata(about))
     options = [{}, {"use_dictionary": False}]
     return [
         stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd", **option))

@@ -147,36 +147,24 @@ def match_counts(part: Measurement) -> Ints:
     For each k of `DETAILED_K`: matches; pairs of successive tokens of one text; of these, those
     where both matched, where the first did, where the second did; and runs of matches.
     """
-    starts = part.starts()
-    first = np.zeros(part.n_tokens, dtype=bool)
-    first[starts[:-1]] = True
-    follows = ~first[1:]
-    counts = np.zeros((len(part.prompt_ids), part.layers, len(DETAILED_K), 6), dtype=np.int64)
-    prompts = len(part.prompt_ids)
-    owner = part.prompt_index
-    for column, k in enumerate(DETAILED_K):
+    first, owner, prompts = part.position == 0, part.prompt_index, len(part.prompt_ids)
+    follows = ~first[1:, None]
+
+    def by_prompt(flags: Any) -> Ints:
+        """Flagged tokens, [prompts, layers]; a pair counts for the prompt of its second token."""
+        mine = owner[len(owner) - len(flags) :]
+        return np.stack([np.bincount(mine[flag], minlength=prompts) for flag in flags.T], axis=1)
+
+    counts = []
+    for k in DETAILED_K:
         matched = part.rank <= k
-        before, after = matched[:-1] & follows[:, None], matched[1:] & follows[:, None]
+        pairs = np.broadcast_to(follows, (len(follows), part.layers))
+        before, after = matched[:-1] & follows, matched[1:] & follows
         begins = matched.copy()
-        begins[1:] &= first[1:, None] | ~matched[:-1]
-        for layer in range(part.layers):
-
-            def per_prompt(flags: Any, owner: Ints) -> Ints:
-                return np.bincount(owner[flags], minlength=prompts)
-
-            both = before[:, layer] & after[:, layer]
-            counts[:, layer, column] = np.stack(
-                [
-                    per_prompt(matched[:, layer], owner),
-                    per_prompt(follows, owner[1:]),
-                    per_prompt(both, owner[1:]),
-                    per_prompt(before[:, layer], owner[1:]),
-                    per_prompt(after[:, layer], owner[1:]),
-                    per_prompt(begins[:, layer], owner),
-                ],
-                axis=-1,
-            )
-    return counts
+        begins[1:] &= ~before
+        flags = (matched, pairs, before & after, before, after, begins)
+        counts.append(np.stack([*map(by_prompt, flags)], axis=-1))
+    return np.stack(counts, axis=2)
 
 
 def _matches(counts: Ints) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .files import json_ready
 from .intervals import IntervalEstimate
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ class Frame(ABC):
 
     def to_json(self) -> str:
         """One JSON document; what is undefined or infinite is null."""
-        from .files import json_ready
-
         return json.dumps(json_ready(self._document()), indent=2, ensure_ascii=False)
 
     def _document(self) -> dict[str, Any]:

@@ -27,8 +27,8 @@ GATES = tuple(round(0.1 * n, 1) for n in range(1, 10))
 #: most exits that are paired, spaced evenly over the second half of the layers: the number of pairs
 #: grows with the square
 MAX_PAIRED_EXITS = 16
-#: arrays of a `TokenCounts`, without the optional one
-ARRAYS = ("rounds", "passed", "right", "first", "both")
+#: arrays of a `TokenCounts` in the order of a file; the last one is optional
+ARRAYS = ("rounds", "passed", "right", "first", "both", "shared")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,23 +99,19 @@ class TokenCounts:
     @classmethod
     def joined(cls, parts: Sequence[TokenCounts]) -> TokenCounts:
         """Concatenate several measurements of one model."""
-        if len(parts) == 1:
-            return parts[0]
-        names = ("tokens", *ARRAYS)
-        joint: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in names
-        }
-        shared = [part.shared for part in parts if part.shared is not None]
-        whole = len(shared) == len(parts)
-        return replace(parts[0], **joint, shared=np.concatenate(shared) if whole else None)
+        joint: dict[str, Any] = {}
+        for name in ("tokens", *ARRAYS):
+            each = [getattr(part, name) for part in parts]
+            joint[name] = None if any(one is None for one in each) else np.concatenate(each)
+        return replace(parts[0], **joint)
 
     def only(self, prompts: Sequence[int]) -> TokenCounts:
         """Select some of the prompts."""
+        arrays = {name: getattr(self, name) for name in ("tokens", *ARRAYS)}
         kept: dict[str, Any] = {
-            name: getattr(self, name)[list(prompts)] for name in ("tokens", *ARRAYS)
+            name: None if array is None else array[list(prompts)] for name, array in arrays.items()
         }
-        shared = None if self.shared is None else self.shared[list(prompts)]
-        return replace(self, **kept, shared=shared)
+        return replace(self, **kept)
 
     @property
     def gated_exits(self) -> Ints:
@@ -157,6 +153,12 @@ def paired(layers: int) -> tuple[int, ...]:
 def pairs_of(exits: int) -> Ints:
     """Places of the earlier and the later of two exits, in order, [pairs, 2]."""
     return np.stack(np.triu_indices(exits, 1), axis=1)
+
+
+def up_to(classes: Ints) -> Ints:
+    """Cumulative counts up to each two k, from counts in their classes, [..., k, k]."""
+    found: Ints = classes.cumsum(axis=-2).cumsum(axis=-1)
+    return found
 
 
 def check_guesses(measurement: Measurement, guesses: Guesses) -> None:

@@ -44,7 +44,7 @@ def renamed(measurement: Measurement, prefix: str) -> Measurement:
 
 
 def same(a: TokenCounts, b: TokenCounts) -> bool:
-    names = ("tokens", *ARRAYS, "shared")
+    names = ("tokens", *ARRAYS)
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
