@@ -9,7 +9,7 @@ import typer
 
 from ..decide.outcomes import Comparison, Method
 from .format import interval, number, print_table, say
-from .options import Json, TimingFile, guesses_beside, rates_in, refuse, whole_or_none
+from .options import Json, TimingFile, guesses_beside, option, rates_in, refuse, whole_option
 
 
 def compare_command(
@@ -18,30 +18,23 @@ def compare_command(
         typer.Argument(metavar="RESULT", help="A measurement folder, or its calibration file."),
     ],
     max_compute: Annotated[
-        float, typer.Option("--max-compute", metavar="C", help="Compute budget, × plain decoding.")
+        float, option("--max-compute", "Compute budget, × plain decoding.", "C")
     ] = 2.0,
     max_units: Annotated[
-        str | None, typer.Option("--max-units", metavar="U", help="Most processes at once.")
+        int | None, whole_option("--max-units", "Most processes at once.", "U")
     ] = None,
     acceptance_rate: Annotated[
         float | None,
-        typer.Option(
-            "--acceptance-rate", metavar="A", help="Of a draft model; adds speculative decoding."
-        ),
+        option("--acceptance-rate", "Of a draft model; adds speculative decoding.", "A"),
     ] = None,
     draft_time: Annotated[
-        float | None,
-        typer.Option("--draft-time", metavar="C", help="Draft step / model step; default 0.1."),
+        float | None, option("--draft-time", "Draft step / model step; default 0.1.", "C")
     ] = None,
     efficiency: Annotated[
-        float,
-        typer.Option("--efficiency", metavar="N", help="Of tensor parallelism; 1 is ideal."),
+        float, option("--efficiency", "Of tensor parallelism; 1 is ideal.", "N")
     ] = 1.0,
     link_time: Annotated[
-        float,
-        typer.Option(
-            "--link-time", metavar="L", help="Latency of a small message, in layer times."
-        ),
+        float, option("--link-time", "Latency of a small message, in layer times.", "L")
     ] = 0.0,
     timing: TimingFile = None,
     as_json: Json = False,
@@ -52,7 +45,6 @@ def compare_command(
 
     Example: ppdmodel compare results/full --max-compute 2 --max-units 4
     """
-    units = whole_or_none("max_units", max_units)
     if acceptance_rate is None:
         refuse("--acceptance-rate", draft_time=draft_time)
     from ..decide.compare import compare
@@ -63,7 +55,7 @@ def compare_command(
         guesses=guesses_beside(source),
         timing=load_timing(timing) if timing else None,
         max_compute=max_compute,
-        max_units=units,
+        max_units=max_units,
         acceptance_rate=acceptance_rate,
         draft_time=0.1 if draft_time is None else draft_time,
         efficiency=efficiency,

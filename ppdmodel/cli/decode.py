@@ -6,99 +6,64 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import InvalidInputError
-from .format import note, print_json, print_table, say
-from .options import (
-    DECODING,
-    MACHINE,
-    Dtype,
-    Exits,
-    Json,
-    MaxNewTokens,
-    Model,
-    Raw,
-    SampleSeed,
-    Temperature,
-    TopP,
-    Units,
-    UnitsDevice,
-    model_with_exits,
-    sampled,
-    wholes,
-)
+from . import options
+from .format import answer, note, print_table, say
+from .options import DECODING, MACHINE, option, whole_option
 
 if TYPE_CHECKING:
     from ..pipeline.decoding import Decoded, Speed
 
 PREDICTION = "The prediction"
-CalibrationFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        metavar="FILE",
-        help="Match rates for a prediction.",
-        rich_help_panel=PREDICTION,
-    ),
-]
-TimingFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--timing",
-        metavar="FILE",
-        help="Times from ppdmodel time, if not in the calibration; predicts seconds.",
-        rich_help_panel=PREDICTION,
-    ),
-]
 
 
 def decode_command(
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="The prompt.")],
-    exit_layer: Annotated[
-        str, typer.Option("--exit-layer", metavar="E", help="Layer read for guesses.")
-    ],
-    model: Model = "smollm2-135m",
-    dtype: Dtype = "float32",
-    exits: Exits = None,
-    k: Annotated[str, typer.Option("--k", metavar="K", help="Guesses, hence sub-processes.")] = "1",
-    raw: Raw = False,
-    max_new_tokens: MaxNewTokens = "128",
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: SampleSeed = None,
+    prompt: Annotated[str, option("--prompt", "The prompt.", "TEXT")],
+    exit_layer: Annotated[int, whole_option("--exit-layer", "Layer read for guesses.", "E")],
+    model: options.Model = "smollm2-135m",
+    dtype: options.Dtype = "float32",
+    exits: options.Exits = None,
+    k: Annotated[int, whole_option("--k", "Guesses, hence sub-processes.", "K")] = 1,
+    raw: options.Raw = False,
+    max_new_tokens: options.MaxNewTokens = 128,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.SampleSeed = None,
     row_by_row: Annotated[
         bool,
-        typer.Option(
+        option(
             "--row-by-row",
-            help="One guess at a time: bitwise equal to plain decoding, slower.",
-            rich_help_panel=DECODING,
+            "One guess at a time: bitwise equal to plain decoding, slower.",
+            panel=DECODING,
         ),
     ] = False,
-    calibration: CalibrationFile = None,
-    timing: TimingFile = None,
-    units: Units = "2",
-    device: UnitsDevice = "cpu",
-    trace: Annotated[
+    calibration: Annotated[
+        Path | None, option("--calibration", "Match rates for a prediction.", "FILE", PREDICTION)
+    ] = None,
+    timing: Annotated[
         Path | None,
-        typer.Option(
-            "--trace",
-            metavar="FILE",
-            help="Trace of all units, for ui.perfetto.dev.",
-            rich_help_panel=MACHINE,
+        option(
+            "--timing",
+            "Times from ppdmodel time, if not in the calibration; predicts seconds.",
+            "FILE",
+            PREDICTION,
         ),
     ] = None,
-    as_json: Json = False,
+    units: options.Units = 2,
+    device: options.UnitsDevice = "cpu",
+    trace: Annotated[
+        Path | None, option("--trace", "Trace of all units, for ui.perfetto.dev.", "FILE", MACHINE)
+    ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Decode a prompt by real PPD and compare its time with plain decoding.
 
     Example: ppdmodel decode --exit-layer 24 --k 3 --prompt "Why is the sky blue?"
     """
-    numbers = wholes(exit_layer=exit_layer, k=k, max_new_tokens=max_new_tokens, units=units)
-    drawn = sampled(temperature, top_p, seed)
+    sampling = options.sampled(temperature, top_p, seed)
     if not prompt.strip():
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
-    from ..measure import Sampling, load_model
+    from ..measure import load_model
     from ..pipeline import PpdSetting, Workers, decode
     from ..pipeline.devices import machine
     from ..pipeline.timing import model_provenance
@@ -107,14 +72,14 @@ def decode_command(
     from ..results.files import check_writable
     from ..results.io import load_calibration, load_timing
 
-    names = [place.device for place in placements(numbers["units"], device=device)]
+    names = [place.device for place in placements(units, device=device)]
     rates = load_calibration(calibration) if calibration else None
     times = load_timing(timing) if timing else getattr(rates, "timing", None)
     if trace is not None:
         check_writable(trace)
     if times and not rates:
         note("a predicted time needs match rates too: add --calibration FILE")
-    source, trained = model_with_exits(model, exits)
+    source, trained = options.model_with_exits(model, exits)
     running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
     for warning in check_runs(running, rates, times):
         note(warning)
@@ -135,21 +100,18 @@ def decode_command(
     result = decode(
         loaded,
         prompt,
-        PpdSetting(numbers["exit_layer"], numbers["k"], row_by_row),
-        max_new_tokens=numbers["max_new_tokens"],
-        workers=Workers(numbers["units"], device),
+        PpdSetting(exit_layer, k, row_by_row),
+        max_new_tokens=max_new_tokens,
+        workers=Workers(units, device),
         exits=trained,
         raw=raw,
-        sampling=Sampling(**drawn) if drawn else None,
+        sampling=sampling,
         calibration=rates,
         timing=times,
         trace=trace,
         on_token=None if as_json else say,
     )
-    if as_json:
-        print_json(overview(result))
-    else:
-        render(result, trace, row_by_row)
+    answer(as_json, overview(result), render, result, trace, row_by_row)
 
 
 def overview(result: Decoded) -> dict[str, Any]:

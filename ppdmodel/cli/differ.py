@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .format import interval, number, print_table, say
-from .options import Json, check_seed, measurement_in, whole_list
+from .options import Json, checked_seed, measurement_in, option, whole_list
 
 if TYPE_CHECKING:
     from ..fitting.group_differences import Differences
@@ -19,16 +19,13 @@ def differ_command(
         list[Path], typer.Argument(metavar="DIR...", help="Measurement folders; first: baseline.")
     ],
     by_category: Annotated[
-        bool, typer.Option("--by-category", help="Compare one folder's prompt categories.")
+        bool, option("--by-category", "Compare one folder's prompt categories.")
     ] = False,
-    k: Annotated[
-        str, typer.Option("--k", metavar="K", help="Numbers of guesses, with commas.")
-    ] = "1,5",
+    k: Annotated[str, option("--k", "Numbers of guesses, with commas.", "K")] = "1,5",
     relative_depths: Annotated[
-        list[float] | None,
-        typer.Option("--relative-depth", metavar="X", help="Exit layer / layers; may repeat."),
+        list[float] | None, option("--relative-depth", "Exit layer / layers; may repeat.", "X")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, option("--seed", "Seed of the bootstrap.", callback=checked_seed)] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare match rates of measurements, or of one measurement's categories of prompts.
@@ -36,7 +33,6 @@ def differ_command(
     Example: ppdmodel differ results/full results/trained
     """
     ks = whole_list("k", k)
-    check_seed(seed)
     from ..fitting.group_differences import DEFAULT_DEPTHS, differences
 
     result = differences(

@@ -6,22 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..decide.estimate import estimate, estimate_from
 from ..errors import InvalidInputError
-from .format import bounds, number, print_json, print_table, say
-from .options import (
-    Depth,
-    ExitLayer,
-    Json,
-    K,
-    Layers,
-    depth_value,
-    rates_in,
-    whole,
-    whole_or_none,
-)
+from . import options
+from .format import answer, bounds, number, print_table, say
+from .options import option, whole_option
 
 #: rows of the table: key, label, unit, digits
 ROWS = (
@@ -40,43 +29,36 @@ ROWS = (
 def estimate_command(
     p_correct: Annotated[
         list[float] | None,
-        typer.Option(
-            "--p-correct", metavar="P", help="Match rate in [0, 1]; repeat it for more columns."
-        ),
+        option("--p-correct", "Match rate in [0, 1]; repeat it for more columns.", "P"),
     ] = None,
-    layers: Layers = None,
+    layers: options.Layers = None,
     source: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="RESULT", help="A measurement or calibration instead."),
+        Path | None, option("--from", "A measurement or calibration instead.", "RESULT")
     ] = None,
-    exit_layer: ExitLayer = None,
-    k: K = "1",
-    depth: Depth = "1",
+    exit_layer: options.ExitLayer = None,
+    k: options.K = 1,
+    depth: options.Depth = "1",
     tokens: Annotated[
-        str | None, typer.Option("--tokens", metavar="N", help="Also the total time of N tokens.")
+        int | None, whole_option("--tokens", "Also the total time of N tokens.", "N")
     ] = None,
     layer_time_s: Annotated[
-        float | None, typer.Option("--layer-time-s", metavar="T", help="Seconds per layer.")
+        float | None, option("--layer-time-s", "Seconds per layer.", "T")
     ] = None,
-    overhead: Annotated[
-        float, typer.Option("--overhead", metavar="O", help="Extra layer times per token.")
-    ] = 0.0,
+    overhead: Annotated[float, option("--overhead", "Extra layer times per token.", "O")] = 0.0,
     target_speedup: Annotated[
-        float | None,
-        typer.Option("--target-speedup", metavar="S", help="Also the match rate that reaches S."),
+        float | None, option("--target-speedup", "Also the match rate that reaches S.", "S")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Latency and compute of PPD from the closed forms.
 
     Example: ppdmodel estimate --p-correct 0.7 --layers 40
     """
-    exit_number = whole_or_none("exit_layer", exit_layer)
     settings: dict[str, Any] = {
-        "exit_layer": exit_number,
-        "k": whole("k", k),
-        "depth": depth_value(depth),
-        "tokens": whole_or_none("tokens", tokens),
+        "exit_layer": exit_layer,
+        "k": k,
+        "depth": options.depth_value(depth),
+        "tokens": tokens,
         "layer_time_s": layer_time_s,
         "overhead": overhead,
         "target_speedup": target_speedup,
@@ -86,19 +68,15 @@ def estimate_command(
             raise InvalidInputError(
                 "--from must stand alone; got --p-correct or --layers too; give one or the other"
             )
-        results = [estimate_from(rates_in(source), **settings)]
+        results = [estimate_from(options.rates_in(source), **settings)]
     else:
         if not p_correct or layers is None:
             raise InvalidInputError(
                 "estimate must know the match rate and the layers; got too little; "
                 "give --p-correct P --layers D, or --from RESULT"
             )
-        depth_of_model = whole("layers", layers)
-        results = [estimate(p, depth_of_model, **settings) for p in p_correct]
-    if as_json:
-        print_json(results[0] if len(results) == 1 else results)
-    else:
-        render(results)
+        results = [estimate(p, layers, **settings) for p in p_correct]
+    answer(as_json, results[0] if len(results) == 1 else results, render, results)
 
 
 def render(results: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .format import print_json
+from .format import answer
 from .options import Json, rates_in
 
 
@@ -43,7 +43,5 @@ def explore_command(
     page = explore(*sources)
     with atomic(out) as part:
         part.write_text(page, encoding="utf-8")
-    if as_json:
-        print_json({"out": str(out), "bytes": len(page.encode()), "results": len(sources)})
-    else:
-        typer.echo(str(out))
+    document = {"out": str(out), "bytes": len(page.encode()), "results": len(sources)}
+    answer(as_json, document, typer.echo, str(out))

@@ -5,64 +5,51 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import Interval
-from .format import number, print_json, print_table, say
-from .options import (
-    Json,
-    Layers,
-    TimingFile,
-    guesses_beside,
-    measurement_in,
-    refuse,
-    whole_or_none,
-    wholes,
-)
+from . import options
+from .format import answer, number, print_table, say
+from .options import option, whole_option
 
 
 def fit_command(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Calibration to write.")],
+    out: Annotated[Path, option("--out", "Calibration to write.", "FILE")],
     measurements: Annotated[
         list[Path] | None,
         typer.Argument(metavar="DIR...", help="Measurement folders of one model, pooled."),
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(
-            "--table",
-            metavar="CSV",
-            help="Or your own counts: exit_layer,k,hits,n,prompt_id; with --layers.",
+        option(
+            "--table", "Or your own counts: exit_layer,k,hits,n,prompt_id; with --layers.", "CSV"
         ),
     ] = None,
-    layers: Layers = None,
+    layers: options.Layers = None,
     k_max: Annotated[
-        str | None, typer.Option("--k-max", metavar="K", help="Largest k to keep hits for; 32.")
+        int | None, whole_option("--k-max", "Largest k to keep hits for; 32.", "K")
     ] = None,
     resamples: Annotated[
-        str, typer.Option("--resamples", metavar="N", help="Bootstrap resamples of the prompts.")
-    ] = "1000",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
-    timing: TimingFile = None,
+        int, whole_option("--resamples", "Bootstrap resamples of the prompts.", "N")
+    ] = 1000,
+    seed: Annotated[int, option("--seed", "Seed of the bootstrap.")] = 0,
+    timing: options.TimingFile = None,
     family: Annotated[
-        str | None,
-        typer.Option("--family", metavar="NAME", help="Curve family; default: best of three."),
+        str | None, option("--family", "Curve family; default: best of three.", "NAME")
     ] = None,
     coupled: Annotated[
-        bool, typer.Option("--coupled", help="Sampled text: guesses with the same noise.")
+        bool, option("--coupled", "Sampled text: guesses with the same noise.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Fit p_correct over relative depth and k, with intervals by resampling prompts.
 
     Example: ppdmodel fit results/full --out results/full.json
     """
-    numbers = wholes(k_max=k_max or "32", resamples=resamples)
-    d = whole_or_none("layers", layers)
     from ..fitting.calibrate import fit
     from ..fitting.counts_file import fit_table
     from ..results.files import check_writable, json_ready
@@ -76,30 +63,27 @@ def fit_command(
         )
     check_writable(out)
     times = load_timing(timing) if timing else None
+    common: Any = {"timing": times, "family": family, "seed": seed, "resamples": resamples}
     if table is None:
-        if d is not None:
+        if layers is not None:
             raise InvalidInputError(
-                f"layers must be left out for a measurement; got {d}; it has its own"
+                f"layers must be left out for a measurement; got {layers}; it has its own"
             )
-        found = [measurement_in(folder, "fit") for folder in folders]
+        found = [options.measurement_in(folder, "fit") for folder in folders]
         if coupled:
             found = [measurement.coupled() for measurement in found]
         # noise that is coupled to the text changes which guesses are made
-        guesses = None if coupled else [guesses_beside(folder) for folder in folders]
-        result = fit(found, guesses=guesses, timing=times, family=family, seed=seed, **numbers)
+        guesses = None if coupled else [options.guesses_beside(folder) for folder in folders]
+        result = fit(found, guesses=guesses, k_max=k_max or 32, **common)
     else:
-        refuse("a measurement folder", k_max=k_max, coupled=coupled or None)
-        if d is None:
+        options.refuse("a measurement folder", k_max=k_max, coupled=coupled or None)
+        if layers is None:
             raise InvalidInputError("a table needs the model's layers; got none; give --layers D")
-        result = fit_table(
-            table, d, timing=times, family=family, seed=seed, resamples=numbers["resamples"]
-        )
+        result = fit_table(table, layers, **common)
     save(result, out)
-    if as_json:
-        curve = json_ready(asdict(result.curve))
-        print_json({"out": str(out), "model": result.model, "curve": curve})
-    else:
-        render(result, out)
+    curve = json_ready(asdict(result.curve))
+    document = {"out": str(out), "model": result.model, "curve": curve}
+    answer(as_json, document, render, result, out)
 
 
 def render(result: Calibration, out: Path) -> None:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import zip_longest
 from textwrap import wrap
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..results.intervals import IntervalEstimate
 
 #: text is wrapped at this width, or at that of a narrower terminal
 WIDTH = 80
 ABSENT = "–"
-
-
-class Estimate(Protocol):
-    """A number with the ends of its interval, which are NaN where there is none."""
-
-    @property
-    def value(self) -> float: ...  # noqa: D102
-    @property
-    def ci_low(self) -> float: ...  # noqa: D102
-    @property
-    def ci_high(self) -> float: ...  # noqa: D102
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -46,7 +39,7 @@ def bounds(low: float | None, high: float | None, digits: int = 3, *, signed: bo
     return f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
 
 
-def interval(estimate: Estimate, digits: int = 3, *, signed: bool = False) -> str:
+def interval(estimate: IntervalEstimate, digits: int = 3, *, signed: bool = False) -> str:
     """A number and its interval; the number alone where no interval is known or it has no width."""
     middle = number(estimate.value, digits, signed=signed)
     low, high = estimate.ci_low, estimate.ci_high
@@ -86,12 +79,8 @@ def print_table(
         below: for each row a remark to print under it, or an empty text.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    split = [head.split("\n") for head in heads]
-    height = max(map(len, split), default=0)
-    top = [
-        [lines[n - height + len(lines)] if n >= height - len(lines) else "" for lines in split]
-        for n in range(height)
-    ]
+    upwards = (reversed(head.split("\n")) for head in heads)
+    top = list(zip_longest(*upwards, fillvalue=""))[::-1]
     widths = [max(map(len, column)) for column in zip(*top, *cells, strict=True)]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= width() else " "
 
@@ -102,8 +91,8 @@ def print_table(
         )
         return gap.join(sized).rstrip()
 
-    for row in top:
-        typer.secho(line(row), bold=True)
+    for lines in top:
+        typer.secho(line(lines), bold=True)
     for n, row in enumerate(cells):
         typer.echo(line(row))
         if below and below[n]:
@@ -115,6 +104,14 @@ def print_json(document: Any) -> None:
     import json
 
     typer.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def answer(as_json: bool, document: Any, render: Callable[..., None], *about: Any) -> None:
+    """Print a result as one JSON document, or by calling `render` with what it is `about`."""
+    if as_json:
+        print_json(document)
+    else:
+        render(*about)
 
 
 def note(text: str) -> None:

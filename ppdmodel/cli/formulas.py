@@ -10,20 +10,17 @@ import typer
 
 from ..errors import InvalidInputError
 from .format import WIDTH, print_json
-from .options import Json, depth_value
+from .options import Json, depth_value, option
 
 
 def formulas_command(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One formula; default: list all.")
     ] = None,
-    as_latex: Annotated[bool, typer.Option("--latex", help="LaTeX, nothing else.")] = False,
-    depth: Annotated[
-        str | None, typer.Option("--depth", metavar="N", help="At this depth; inf is unlimited.")
-    ] = None,
+    as_latex: Annotated[bool, option("--latex", "LaTeX, nothing else.")] = False,
+    depth: Annotated[str | None, option("--depth", "At this depth; inf is unlimited.", "N")] = None,
     derivative: Annotated[
-        str | None,
-        typer.Option("--derivative", metavar="PARAMETER", help="Derivative with respect to it."),
+        str | None, option("--derivative", "Derivative with respect to it.", "PARAMETER")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -69,14 +66,8 @@ def formulas_command(
 
 
 def _entry(entry: Any) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "parameters": list(entry.parameters),
-        "summary": entry.summary,
-        "page": entry.page,
-        "equation": entry.equation,
-        "test": entry.test,
-    }
+    names = ("name", "parameters", "summary", "page", "equation", "test")
+    return {name: getattr(entry, name) for name in names}
 
 
 def _print_list() -> None:

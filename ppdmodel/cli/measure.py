@@ -8,31 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..results.measurement import Measurement
-from .format import number, print_json, print_table, say
-from .options import (
-    DECODING,
-    MACHINE,
-    BatchSize,
-    Device,
-    Dtype,
-    Exits,
-    Json,
-    Limit,
-    MaxNewTokens,
-    Model,
-    Prompts,
-    Raw,
-    SampleSeed,
-    Temperature,
-    Threads,
-    TopP,
-    chosen_prompts,
-    model_with_exits,
-    sampled,
-    thread_count,
-    whole_or_none,
-    wholes,
-)
+from . import options
+from .format import answer, number, print_table, say
+from .options import DECODING, MACHINE, option
 from .progress import is_first_process, progress_bar, resumable
 
 #: values of k in the table that is printed
@@ -40,40 +18,30 @@ SHOWN_K = (1, 3, 5, 10)
 
 
 def measure_command(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the measurement.")],
-    model: Model = "smollm2-135m",
-    dtype: Dtype = "float32",
-    exits: Exits = None,
-    prompts: Prompts = None,
-    limit: Limit = None,
-    raw: Raw = False,
-    max_new_tokens: MaxNewTokens = "128",
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: SampleSeed = None,
+    out: Annotated[Path, option("--out", "Folder for the measurement.", "DIR")],
+    model: options.Model = "smollm2-135m",
+    dtype: options.Dtype = "float32",
+    exits: options.Exits = None,
+    prompts: options.Prompts = None,
+    limit: options.Limit = None,
+    raw: options.Raw = False,
+    max_new_tokens: options.MaxNewTokens = 128,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.SampleSeed = None,
     no_guesses: Annotated[
-        bool,
-        typer.Option("--no-guesses", help="Keep no guesses.parquet.", rich_help_panel=DECODING),
+        bool, option("--no-guesses", "Keep no guesses.parquet.", panel=DECODING)
     ] = False,
-    batch_size: BatchSize = "36",
-    threads: Threads = None,
-    device: Device = None,
+    batch_size: options.BatchSize = 36,
+    threads: options.Threads = None,
+    device: options.Device = None,
     device_map: Annotated[
-        str | None,
-        typer.Option(
-            "--device-map", help="auto spreads the model over devices.", rich_help_panel=MACHINE
-        ),
+        str | None, option("--device-map", "auto spreads the model over devices.", panel=MACHINE)
     ] = None,
     shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="i/N",
-            help="Do part i of N; join with: ppdmodel merge.",
-            rich_help_panel=MACHINE,
-        ),
+        str | None, option("--shard", "Do part i of N; join with: ppdmodel merge.", "i/N", MACHINE)
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure p_correct for every exit layer and every k on the model's own text.
 
@@ -83,30 +51,20 @@ def measure_command(
 
     Example: ppdmodel measure --model smollm2-135m --out results/full
     """
-    numbers = wholes(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    n_threads, most = thread_count(threads), whole_or_none("limit", limit)
-    drawn = sampled(temperature, top_p, seed)
-    from ..measure import (
-        GenerationOptions,
-        HardwareOptions,
-        Sampling,
-        Shard,
-        default_prompts,
-        measure,
-    )
+    sampling = options.sampled(temperature, top_p, seed)
+    from ..measure import GenerationOptions, HardwareOptions, Shard, default_prompts, measure
 
     part = Shard.parse(shard) if shard is not None else None
-    sampling = Sampling(**drawn) if drawn else None
-    chosen = chosen_prompts(prompts, most, default_prompts)
-    source, trained = model_with_exits(model, exits)
-    generation = GenerationOptions(**numbers, raw=raw, sampling=sampling)
+    chosen = options.chosen_prompts(prompts, limit, default_prompts)
+    source, trained = options.model_with_exits(model, exits)
+    hardware = HardwareOptions(dtype, device, device_map, options.thread_count(threads))
     with progress_bar() as report, resumable("finished prompts are", out):
         result = measure(
             source,
             chosen,
             out,
-            generation,
-            HardwareOptions(dtype, device, device_map, n_threads),
+            GenerationOptions(max_new_tokens, batch_size, raw=raw, sampling=sampling),
+            hardware,
             exits=trained,
             guesses=not no_guesses,
             shard=part,
@@ -114,10 +72,7 @@ def measure_command(
         )
     if not is_first_process():
         return
-    if as_json:
-        print_json(overview(result, out))
-    else:
-        render(result, out)
+    answer(as_json, overview(result, out), render, result, out)
 
 
 def overview(result: Measurement, out: Path) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .format import note, print_json
+from .format import answer, note
 from .measure import overview, render
-from .options import Json
+from .options import Json, option
 
 
 def merge_command(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Measurement folders.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    out: Annotated[Path, option("--out", "Output folder.", "DIR")],
     as_json: Json = False,
 ) -> None:
     """Join the shards of one measurement, made on any machines, into what one run would give.
@@ -29,7 +29,4 @@ def merge_command(
             f"{len(result.prompt_ids)} of {result.provenance['n_prompts']} prompts: the rest is "
             f"missing; merge all shards, or go on with: ppdmodel measure ... --out {out}"
         )
-    if as_json:
-        print_json(overview(result, out))
-    else:
-        render(result, out)
+    answer(as_json, overview(result, out), render, result, out)

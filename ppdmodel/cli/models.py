@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .format import note, print_json
-from .options import Json
+from .format import answer, note, print_json
+from .options import Json, option
 
 models_app = typer.Typer(help="Models in pip packages: list, install, path.", no_args_is_help=True)
 #: fields of each model in `list --json`
@@ -46,7 +46,7 @@ def list_command(as_json: Json = False) -> None:
 def install_command(
     name: Name,
     accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="Accept the licence, if the model asks.")
+        bool, option("--accept-license", "Accept the licence, if the model asks.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +77,4 @@ def path_command(name: Name, as_json: Json = False) -> None:
     from ..measure.models.packaged import installed_path, packaged
 
     path = installed_path(packaged(name))
-    if as_json:
-        print_json({"name": name, "path": str(path)})
-    else:
-        typer.echo(str(path))
+    answer(as_json, {"name": name, "path": str(path)}, typer.echo, str(path))

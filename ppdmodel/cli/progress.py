@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .format import note
 
@@ -25,10 +25,10 @@ STEPS = 1000
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A bar on standard error: tokens, tokens/s, time left; lines where it is no terminal."""
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _reporter(note, _lines())
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (
@@ -40,61 +40,52 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Bar(*columns, console=Console(stderr=True, highlight=False)) as bar:
-        rate = _Rate()
-        tasks: list[TaskID] = []
 
-        def report(progress: Progress) -> None:
-            if progress.stage == "loading":
-                bar.console.print("loading the model ...")
-            elif is_first_process():
-                # a resumed run starts at its earlier progress, so that the time left is right
-                done, tokens = round(STEPS * progress.share), progress.tokens
-                if not tasks:
-                    tasks.append(
-                        bar.add_task("", total=STEPS, completed=done, tokens=tokens, rate=0.0)
-                    )
-                bar.update(
-                    tasks[0],
-                    completed=done,
-                    description=progress.stage,
-                    tokens=tokens,
-                    rate=rate.of(tokens),
-                )
+        def show(progress: Progress, rate: float) -> None:
+            done = round(STEPS * progress.share)
+            if (
+                not bar.tasks
+            ):  # a resumed run starts at its progress, so that the time left is right
+                bar.add_task("", total=STEPS, completed=done, tokens=progress.tokens, rate=rate)
+            about: dict[str, Any] = {
+                "description": progress.stage,
+                "tokens": progress.tokens,
+                "rate": rate,
+            }
+            bar.update(bar.task_ids[0], completed=done, **about)
 
-        yield report
+        yield _reporter(bar.console.print, show)
 
 
-def _lines() -> Callable[[Progress], None]:
+def _lines() -> Callable[[Progress, float], None]:
     """Reports as lines, one every few seconds."""
-    rate, last = _Rate(), time.monotonic()
+    last = time.monotonic()
+
+    def show(progress: Progress, rate: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_S:
+            last = time.monotonic()
+            note(f"{progress.share:.0%} done, {progress.tokens} tokens, {rate:.0f} tokens/s")
+
+    return show
+
+
+def _reporter(
+    say: Callable[[str], None], show: Callable[[Progress, float], None]
+) -> Callable[[Progress], None]:
+    """Reports of the first process, with the tokens per second since the first of them."""
+    first: tuple[float, int] | None = None
 
     def report(progress: Progress) -> None:
-        nonlocal last
+        nonlocal first
         if progress.stage == "loading":
-            note("loading the model ...")
+            say("loading the model ...")
         elif is_first_process():
-            per_second, now = rate.of(progress.tokens), time.monotonic()
-            if now - last >= LINE_S:
-                last = now
-                note(
-                    f"{progress.share:.0%} done, {progress.tokens} tokens, {per_second:.0f} "
-                    "tokens/s"
-                )
+            now = time.monotonic()
+            start, before = first = first or (now, progress.tokens)
+            show(progress, (progress.tokens - before) / max(now - start, 1e-9))
 
     return report
-
-
-class _Rate:
-    """Tokens per second since the first report, which may be of a resumed run."""
-
-    def __init__(self) -> None:
-        self.first: tuple[float, int] | None = None
-
-    def of(self, tokens: int) -> float:
-        """The rate at this number of tokens."""
-        now = time.monotonic()
-        start, before = self.first = self.first or (now, tokens)
-        return (tokens - before) / max(now - start, 1e-9)
 
 
 @contextmanager

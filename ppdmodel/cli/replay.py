@@ -11,7 +11,7 @@ import typer
 from ..errors import InvalidInputError
 from ..simulation.policy import Policy
 from .format import ABSENT, interval, number, print_table, say
-from .options import Json, check_seed, depth_value, measurement_in, refuse, whole_list
+from .options import Json, checked_seed, depth_value, measurement_in, option, refuse, whole_list
 
 if TYPE_CHECKING:
     from ..decide.replay_report import ReplayReport
@@ -28,44 +28,33 @@ FREE = "Reading an exit counts as nothing: see --exit-cost."
 def replay_command(
     measurement: Annotated[Path, typer.Argument(metavar="DIR", help="A measurement folder.")],
     exit_layer: Annotated[
-        str | None,
-        typer.Option("--exit-layer", metavar="E", help="Layer read; several with commas."),
+        str | None, option("--exit-layer", "Layer read; several with commas.", "E")
     ] = None,
     k: Annotated[
-        str | None,
-        typer.Option("--k", metavar="K", help="Guesses per exit, one for each or for all; 1."),
+        str | None, option("--k", "Guesses per exit, one for each or for all; 1.", "K")
     ] = None,
     depth: Annotated[
-        str | None,
-        typer.Option(
-            "--depth", metavar="N", help="Tokens in flight beyond the verified, or inf; 1."
-        ),
+        str | None, option("--depth", "Tokens in flight beyond the verified, or inf; 1.", "N")
     ] = None,
     gate: Annotated[
-        float | None,
-        typer.Option("--gate", metavar="P", help="Least top-1 probability to start guesses."),
+        float | None, option("--gate", "Least top-1 probability to start guesses.", "P")
     ] = None,
     price: Annotated[
         list[float] | None,
-        typer.Option(
-            "--price",
-            metavar="PI",
-            help="Instead of an exit: threshold rule at this price; may repeat.",
-        ),
+        option("--price", "Instead of an exit: threshold rule at this price; may repeat.", "PI"),
     ] = None,
     exit_cost: Annotated[
         float | None,
-        typer.Option(
-            "--exit-cost",
-            metavar="C",
-            help="With --price: layer executions of an exit, and of the LM head.",
+        option(
+            "--exit-cost", "With --price: layer executions of an exit, and of the LM head.", "C"
         ),
     ] = None,
     timing: Annotated[
-        Path | None,
-        typer.Option("--timing", metavar="FILE", help="With --price: measured exit cost."),
+        Path | None, option("--timing", "With --price: measured exit cost.", "FILE")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap and simulation.")] = 0,
+    seed: Annotated[
+        int, option("--seed", "Of the bootstrap and simulation.", callback=checked_seed)
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Replay a measurement's recorded tokens in PPD's exact schedule.
@@ -75,34 +64,33 @@ def replay_command(
 
     Example: ppdmodel replay results/full --exit-layer 24 --k 5
     """
-    check_seed(seed)
     if (exit_layer is None) == (not price):
         raise InvalidInputError(
             "replay needs a policy; got "
             f"{'none' if exit_layer is None else 'two'}; give --exit-layer, or --price"
         )
-    if exit_layer is None:
-        refuse("--exit-layer", k=k, depth=depth, gate=gate)
-    else:
-        refuse("--price", exit_cost=exit_cost, timing=timing)
-    policy = None if exit_layer is None else _policy(exit_layer, k or "1", depth or "1", gate)
     from ..decide.replay_report import replay_report
     from ..decide.threshold_rule import threshold_report
     from ..results.io import load_guesses, load_timing
 
-    source = measurement_in(measurement, "replay")
-    if policy is not None:
-        report = replay_report(source, policy, seed=seed)
+    if exit_layer is not None:
+        refuse("--price", exit_cost=exit_cost, timing=timing)
+        policy = _policy(exit_layer, k or "1", depth or "1", gate)
+        report = replay_report(measurement_in(measurement, "replay"), policy, seed=seed)
         typer.echo(report.to_json()) if as_json else render(report)
         return
-    guesses = load_guesses(measurement)
-    times = None if timing is None else load_timing(timing)
-    if times is not None and exit_cost is not None:
+    refuse("--exit-layer", k=k, depth=depth, gate=gate)
+    if timing is not None and exit_cost is not None:
         raise InvalidInputError(
             "the cost of reading must be given once; got --exit-cost and --timing; leave one out"
         )
     priced = threshold_report(
-        source, guesses, sorted(price or ()), exit_cost=exit_cost or 0.0, timing=times, seed=seed
+        measurement_in(measurement, "replay"),
+        load_guesses(measurement),
+        sorted(price or ()),
+        exit_cost=exit_cost or 0.0,
+        timing=load_timing(timing) if timing else None,
+        seed=seed,
     )
     typer.echo(priced.to_json()) if as_json else render_prices(priced)
 

@@ -8,18 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..results.timing import Timed, Timing
-from .format import bounds, note, number, print_json, print_table, say
-from .options import (
-    Dtype,
-    Exits,
-    Json,
-    Model,
-    Units,
-    UnitsDevice,
-    model_with_exits,
-    whole_list,
-    wholes,
-)
+from . import options
+from .format import answer, bounds, note, number, print_table, say
+from .options import option, whole_option
 
 TERMS = {
     "layer_time_s": "a layer",
@@ -39,26 +30,21 @@ PPD_TERMS = {
 
 
 def time_command(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File for the timing.")],
-    model: Model = "smollm2-135m",
-    dtype: Dtype = "float32",
-    exits: Exits = None,
-    k: Annotated[
-        str, typer.Option("--k", metavar="K", help="Numbers of guesses, with commas.")
-    ] = "1,2,3,5,8",
-    rounds: Annotated[
-        str, typer.Option("--rounds", metavar="N", help="Repetitions, at least 4.")
-    ] = "8",
-    units: Units = "2",
-    device: UnitsDevice = "cpu",
-    as_json: Json = False,
+    out: Annotated[Path, option("--out", "File for the timing.", "FILE")],
+    model: options.Model = "smollm2-135m",
+    dtype: options.Dtype = "float32",
+    exits: options.Exits = None,
+    k: Annotated[str, option("--k", "Numbers of guesses, with commas.", "K")] = "1,2,3,5,8",
+    rounds: Annotated[int, whole_option("--rounds", "Repetitions, at least 4.", "N")] = 8,
+    units: options.Units = 2,
+    device: options.UnitsDevice = "cpu",
+    as_json: options.Json = False,
 ) -> None:
     """Profile the parts of a decoding step, in end-to-end decoding.
 
     Example: ppdmodel time --model smollm2-135m --out results/timing.json
     """
-    ks = whole_list("k", k)
-    numbers = wholes(rounds=rounds, units=units)
+    ks = options.whole_list("k", k)
     from ..measure import load_model
     from ..pipeline import Workers, time_model
     from ..pipeline.worker_pool import placements
@@ -66,22 +52,19 @@ def time_command(
     from ..results.io import save
 
     check_writable(out)
-    placements(numbers["units"], device=device)
-    source, trained = model_with_exits(model, exits)
+    placements(units, device=device)
+    source, trained = options.model_with_exits(model, exits)
     note("loading the model ...")
     result = time_model(
         load_model(source, dtype),
         ks=ks,
-        rounds=numbers["rounds"],
-        workers=Workers(numbers["units"], device),
+        rounds=rounds,
+        workers=Workers(units, device),
         exits=trained,
         on_progress=lambda share: note(f"{share:.0%} done"),
     )
     save(result, out)
-    if as_json:
-        print_json(overview(result, out))
-    else:
-        render(result, out)
+    answer(as_json, overview(result, out), render, result, out)
 
 
 def overview(result: Timing, out: Path) -> dict[str, Any]:

@@ -7,24 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .format import number, print_json, print_table, say
-from .options import (
-    BatchSize,
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    MaxNewTokens,
-    Model,
-    Prompts,
-    Raw,
-    Threads,
-    chosen_prompts,
-    thread_count,
-    whole_list,
-    whole_or_none,
-    wholes,
-)
+from . import options
+from .format import answer, number, print_table, say
+from .options import option, whole_option
 from .progress import progress_bar, resumable
 
 if TYPE_CHECKING:
@@ -32,45 +17,29 @@ if TYPE_CHECKING:
 
 
 def train_exits_command(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the exits.")],
-    model: Model = "smollm2-135m",
-    dtype: Dtype = "float32",
-    prompts: Prompts = None,
-    limit: Limit = None,
-    raw: Raw = False,
+    out: Annotated[Path, option("--out", "Folder for the exits.", "DIR")],
+    model: options.Model = "smollm2-135m",
+    dtype: options.Dtype = "float32",
+    prompts: options.Prompts = None,
+    limit: options.Limit = None,
+    raw: options.Raw = False,
     objective: Annotated[
-        str,
-        typer.Option(
-            "--objective", help="ridge, or kl: initialized from it.", rich_help_panel="Training"
-        ),
+        str, option("--objective", "ridge, or kl: initialized from it.", panel="Training")
     ] = "ridge",
     exit_layers: Annotated[
         str | None,
-        typer.Option(
-            "--exit-layers",
-            metavar="E,E",
-            help="Layers to train; default all but the last.",
-            rich_help_panel="Training",
-        ),
+        option("--exit-layers", "Layers to train; default all but the last.", "E,E", "Training"),
     ] = None,
     max_tokens: Annotated[
-        str | None,
-        typer.Option(
-            "--max-tokens",
-            metavar="N",
-            help="Train on about N tokens at most.",
-            rich_help_panel="Training",
-        ),
+        int | None,
+        whole_option("--max-tokens", "Train on about N tokens at most.", "N", "Training"),
     ] = None,
-    epochs: Annotated[
-        str,
-        typer.Option("--epochs", metavar="N", help="Passes with kl.", rich_help_panel="Training"),
-    ] = "3",
-    max_new_tokens: MaxNewTokens = "128",
-    batch_size: BatchSize = "24",
-    threads: Threads = None,
-    device: Device = None,
-    as_json: Json = False,
+    epochs: Annotated[int, whole_option("--epochs", "Passes with kl.", "N", "Training")] = 3,
+    max_new_tokens: options.MaxNewTokens = 128,
+    batch_size: options.BatchSize = 24,
+    threads: options.Threads = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
 ) -> None:
     """Fit an affine map per exit layer on the model's own text, for: ppdmodel measure --exits.
 
@@ -79,35 +48,21 @@ def train_exits_command(
 
     Example: ppdmodel train-exits --model smollm2-135m --out results/exits
     """
-    layers = None if exit_layers is None else whole_list("exit_layers", exit_layers)
-    numbers = wholes(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    passes = wholes(epochs=epochs)["epochs"]
-    token_limit = whole_or_none("max_tokens", max_tokens)
-    most, n_threads = whole_or_none("limit", limit), thread_count(threads)
-    from ..measure import (
-        GenerationOptions,
-        HardwareOptions,
-        TrainingOptions,
-        locate,
-        train_exits,
-        training_prompts,
-    )
+    layers = None if exit_layers is None else options.whole_list("exit_layers", exit_layers)
+    from .. import measure
 
-    chosen = chosen_prompts(prompts, most, training_prompts)
+    chosen = options.chosen_prompts(prompts, limit, measure.training_prompts)
     with progress_bar() as report, resumable("what is done is", out):
-        result = train_exits(
-            locate(model),
+        result = measure.train_exits(
+            measure.locate(model),
             chosen,
             out,
-            TrainingOptions(objective, layers, token_limit, passes),
-            GenerationOptions(**numbers, raw=raw),
-            HardwareOptions(dtype, device, n_threads=n_threads),
+            measure.TrainingOptions(objective, layers, max_tokens, epochs),
+            measure.GenerationOptions(max_new_tokens, batch_size, raw=raw),
+            measure.HardwareOptions(dtype, device, n_threads=options.thread_count(threads)),
             on_progress=report,
         )
-    if as_json:
-        print_json({"out": str(out), **overview(result)})
-    else:
-        render(result, out)
+    answer(as_json, {"out": str(out), **overview(result)}, render, result, out)
 
 
 def overview(result: TrainedExits) -> dict[str, Any]:

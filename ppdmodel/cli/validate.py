@@ -9,27 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .format import bounds, note, number, print_json, print_table, say
-from .options import (
-    DATA,
-    DECODING,
-    MACHINE,
-    Dtype,
-    Exits,
-    Json,
-    Limit,
-    Model,
-    Prompts,
-    Raw,
-    Units,
-    UnitsDevice,
-    check_seed,
-    chosen_prompts,
-    model_with_exits,
-    whole_list,
-    whole_or_none,
-    wholes,
-)
+from . import options
+from .format import answer, bounds, note, number, print_table, say
+from .options import DATA, DECODING, MACHINE, option, whole_option
 from .progress import resumable
 
 #: prompts without --limit
@@ -38,52 +20,35 @@ FEW = 11
 
 def validate_command(
     calibration: Annotated[
-        Path, typer.Option("--calibration", metavar="FILE", help="Match rates, from: ppdmodel fit.")
+        Path, option("--calibration", "Match rates, from: ppdmodel fit.", "FILE")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the runs.")],
+    out: Annotated[Path, option("--out", "Folder for the runs.", "DIR")],
     timing: Annotated[
-        Path | None,
-        typer.Option("--timing", metavar="FILE", help="Times from ppdmodel time, if not in CAL."),
+        Path | None, option("--timing", "Times from ppdmodel time, if not in CAL.", "FILE")
     ] = None,
-    model: Model = "smollm2-135m",
-    dtype: Dtype = "float32",
-    exits: Exits = None,
-    prompts: Prompts = None,
-    limit: Limit = None,
-    raw: Raw = False,
+    model: options.Model = "smollm2-135m",
+    dtype: options.Dtype = "float32",
+    exits: options.Exits = None,
+    prompts: options.Prompts = None,
+    limit: options.Limit = None,
+    raw: options.Raw = False,
     fit_prompts: Annotated[
-        str,
-        typer.Option(
-            "--fit-prompts",
-            metavar="N",
-            help="Prompts for fitting; the rest are held out.",
-            rich_help_panel=DATA,
-        ),
-    ] = "3",
+        int, whole_option("--fit-prompts", "Prompts for fitting; the rest are held out.", "N", DATA)
+    ] = 3,
     exit_layers: Annotated[
         str | None,
-        typer.Option(
-            "--exit-layers",
-            metavar="E",
-            help="With commas; default six from the middle on.",
-            rich_help_panel=DECODING,
-        ),
+        option("--exit-layers", "With commas; default six from the middle on.", "E", DECODING),
     ] = None,
-    k: Annotated[
-        str, typer.Option("--k", metavar="K", help="With commas.", rich_help_panel=DECODING)
-    ] = "1,3,5",
+    k: Annotated[str, option("--k", "With commas.", "K", DECODING)] = "1,3,5",
     max_new_tokens: Annotated[
-        str,
-        typer.Option(
-            "--max-new-tokens", metavar="N", help="Most tokens per text.", rich_help_panel=DECODING
-        ),
-    ] = "64",
-    units: Units = "2",
-    device: UnitsDevice = "cpu",
+        int, whole_option("--max-new-tokens", "Most tokens per text.", "N", DECODING)
+    ] = 64,
+    units: options.Units = 2,
+    device: options.UnitsDevice = "cpu",
     seed: Annotated[
-        int, typer.Option("--seed", metavar="S", help="Run order.", rich_help_panel=MACHINE)
+        int, option("--seed", "Run order.", "S", MACHINE, callback=options.checked_seed)
     ] = 0,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Predict PPD's latency on a grid of settings, then run it for real.
 
@@ -91,10 +56,8 @@ def validate_command(
 
     Example: ppdmodel validate --calibration cal.json --timing timing.json --out results/validation
     """
-    numbers = wholes(fit_prompts=fit_prompts, max_new_tokens=max_new_tokens, units=units)
-    ks, most = whole_list("k", k), whole_or_none("limit", limit)
-    given = whole_list("exit_layers", exit_layers) if exit_layers else None
-    check_seed(seed)
+    ks = options.whole_list("k", k)
+    given = options.whole_list("exit_layers", exit_layers) if exit_layers else None
     from ..measure import default_prompts, load_model
     from ..pipeline import ValidationGrid, Workers, validate
     from ..pipeline.devices import machine
@@ -103,18 +66,18 @@ def validate_command(
     from ..results.compatibility import check_runs
     from ..results.io import load_calibration, load_timing
 
-    names = [place.device for place in placements(numbers["units"], device=device)]
+    names = [place.device for place in placements(units, device=device)]
     rates = load_calibration(calibration)
     times = load_timing(timing) if timing else rates.timing
     if times is None:
         raise InvalidInputError(
             f"validate needs costs; got none, and {calibration} has none; give --timing FILE"
         )
-    source, trained = model_with_exits(model, exits)
+    source, trained = options.model_with_exits(model, exits)
     running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
     for warning in check_runs(running, rates, times):
         note(warning)
-    chosen = chosen_prompts(prompts, most, default_prompts)[: most or FEW]
+    chosen = options.chosen_prompts(prompts, limit, default_prompts)[: limit or FEW]
     with resumable("finished runs are", out):
         report = validate(
             load_model(source, dtype),
@@ -125,19 +88,16 @@ def validate_command(
             ValidationGrid(
                 exit_layers=given or _from_the_middle(rates.layers),
                 ks=ks,
-                fit_prompts=numbers["fit_prompts"],
-                max_new_tokens=numbers["max_new_tokens"],
+                fit_prompts=fit_prompts,
+                max_new_tokens=max_new_tokens,
                 raw=raw,
                 seed=seed,
             ),
             exits=trained,
-            workers=Workers(numbers["units"], device),
+            workers=Workers(units, device),
             on_progress=lambda stage, share: note(f"{stage}: {share:.0%}"),
         )
-    if as_json:
-        print_json(report)
-    else:
-        render(report, out)
+    answer(as_json, report, render, report, out)
 
 
 def _from_the_middle(layers: int) -> list[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..checks import check_schedule
 from ..errors import InvalidInputError
@@ -11,10 +13,6 @@ from ..simulation.policy import Policy
 from ..simulation.runs import ProcessRecord, Simulation
 from ..simulation.simulator import replay
 from .figures.canvas import axes_of, figure_of, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 KNOWN, KEPT, DROPPED, PLAIN, INK = "#0072B2", "#009E73", "#C9C9C9", "#8C8C8C", "#222222"
 #: one match, one miss, and two matches in a row

@@ -11,12 +11,13 @@ import pytest
 from ppdmodel import save
 from ppdmodel.cli import options
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.measure import Sampling
 from tests.conftest import make_measurement
 from tests.support.commands import DATA
 
 
 def test_whole_numbers_and_lists() -> None:
-    assert options.wholes(k="3", rounds=" 4 ") == {"k": 3, "rounds": 4}
+    assert [options.whole("k", text) for text in ("3", " 4 ")] == [3, 4]
     assert options.whole_list("k", "1, 5,8") == (1, 5, 8)
     for text in ("0", "-1", "1.5", "x", ""):
         with pytest.raises(InvalidInputError, match=f"^k must be a positive integer; got {text}"):
@@ -28,14 +29,14 @@ def test_depths() -> None:
 
 
 def test_a_seed_is_not_negative() -> None:
-    options.check_seed(0)
+    assert options.checked_seed(0) == 0
     with pytest.raises(InvalidInputError, match="seed must be 0 or more; got -1"):
-        options.check_seed(-1)
+        options.checked_seed(-1)
 
 
 def test_sampling_needs_a_temperature() -> None:
-    assert options.sampled(None, None, None) == {}
-    assert options.sampled(0.7, None, 3) == {"temperature": 0.7, "seed": 3}
+    assert options.sampled(None, None, None) is None
+    assert options.sampled(0.7, None, 3) == Sampling(temperature=0.7, seed=3)
     with pytest.raises(InvalidInputError, match="seed needs a temperature"):
         options.sampled(None, None, 0)
 
@@ -72,7 +73,7 @@ def test_guesses_are_found_where_they_are() -> None:
 
 
 def test_threads_are_as_many_as_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert options.thread_count("3") == 3
+    assert options.thread_count(3) == 3
     assert options.thread_count(None) == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)

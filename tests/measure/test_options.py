@@ -64,8 +64,8 @@ def test_what_is_not_given_is_what_the_commands_take() -> None:
         (measure_command, GenerationOptions()),
         (train_exits_command, default(train_exits, "generation")),
     ):
-        assert default(command, "max_new_tokens") == str(generation.max_new_tokens)
-        assert default(command, "batch_size") == str(generation.batch_size)
+        assert default(command, "max_new_tokens") == generation.max_new_tokens
+        assert default(command, "batch_size") == generation.batch_size
         assert default(command, "raw") is generation.raw is False
         assert default(command, "dtype") == HardwareOptions().dtype
     assert default(train_exits_command, "objective") == training.objective

@@ -42,11 +42,11 @@ def test_what_is_not_given_is_what_the_commands_take() -> None:
 
     setting, grid, workers = PpdSetting(3), ValidationGrid((3,)), Workers()
     assert (setting.k, setting.row_by_row) == (1, False)
-    assert default(decode_command, "k") == str(setting.k)
+    assert default(decode_command, "k") == setting.k
     assert default(decode_command, "row_by_row") is setting.row_by_row
     assert default(validate_command, "k") == ",".join(map(str, grid.ks))
     for name in ("fit_prompts", "max_new_tokens"):
-        assert default(validate_command, name) == str(getattr(grid, name))
+        assert default(validate_command, name) == getattr(grid, name)
     for command in (decode_command, validate_command):
-        assert default(command, "units") == str(workers.units)
+        assert default(command, "units") == workers.units
         assert default(command, "device") == workers.device

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from ...results.intervals import IntervalEstimate
 
 FORMATS = ("png", "svg", "pdf")
+#: labels of a figure of latency against compute
+RATIOS = {
+    "xlabel": "compute per token, against plain decoding",
+    "ylabel": "latency per token, against plain decoding",
+}
 
 
 def style() -> Any:
@@ -49,14 +54,29 @@ def save(figure: Figure, out: Path) -> None:
     """
     from ...results.files import atomic
 
-    if out.suffix.lstrip(".").lower() not in FORMATS:
+    ending = out.suffix.lstrip(".").lower()
+    if ending not in FORMATS:
         raise InvalidInputError(
             f"a plot must end in one of .{', .'.join(FORMATS)}; got {out.name}; rename --out"
         )
     with style(), atomic(out) as part:
         dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        metadata = dated.get(out.suffix.lstrip(".").lower(), {})
-        figure.savefig(part, metadata=metadata)
+        figure.savefig(part, metadata=dated.get(ending, {}))
+
+
+def error_bars(
+    ax: Axes, x: Sequence[float], found: Sequence[IntervalEstimate], **look: Any
+) -> None:
+    """Draw numbers over `x` with their intervals."""
+    below = [max(one.value - one.ci_low, 0) for one in found]
+    above = [max(one.ci_high - one.value, 0) for one in found]
+    ax.errorbar(x, [one.value for one in found], yerr=[below, above], **look)
+
+
+def write_count(ax: Axes, tokens: int, prompts: int, *, side: str = "right") -> None:
+    """Say in a lower corner how many tokens of how many prompts are behind the figure."""
+    x, text = 0.99 if side == "right" else 0.01, f"n = {tokens} tokens of {prompts} prompts"
+    ax.text(x, 0.01, text, transform=ax.transAxes, ha=side, va="bottom", fontsize=7)
 
 
 def log_ticks(ax: Axes) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ... import formulas
+from ..._types import Floats
 from ...checks import check_schedule
-from .canvas import axes_of, figure_of, log_ticks, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from ..._types import Floats
+from .canvas import RATIOS, axes_of, figure_of, log_ticks, style
 
 DEFAULT_P = tuple(round(0.1 * n, 1) for n in range(1, 10))
 
@@ -46,8 +42,7 @@ def theory(
         ax.annotate("plain decoding", (1, 1), xytext=(6, 3), textcoords="offset points")
         unlimited = "unlimited" if depth is None else depth
         ax.set(
-            xlabel="compute per token, against plain decoding",
-            ylabel="latency per token, against plain decoding",
+            **RATIOS,
             title=f"Theory: {layers} layers, k = {k}, depth {unlimited}; a dot per exit layer",
             ylim=(0, 1.08),
         )

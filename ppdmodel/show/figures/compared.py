@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ...decide.outcomes import Comparison, Method
-from .canvas import axes_of, figure_of, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from ...decide.threshold_rule import ThresholdReport
+from ...decide.threshold_rule import ThresholdReport
+from .canvas import RATIOS, axes_of, error_bars, figure_of, style, write_count
 
 #: colour and marker by the basis of a number
 BASES = {"measured": ("C0", "o"), "fitted": ("C2", "D"), "ideal": ("C7", "s")}
@@ -26,14 +23,10 @@ def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
             methods = [m for m in result.methods if m.basis == basis]
             if not methods:
                 continue
-            values = [m.held_out or m.latency for m in methods]
-            ax.errorbar(
+            error_bars(
+                ax,
                 [m.compute.value for m in methods],
-                [v.value for v in values],
-                yerr=[
-                    [max(v.value - v.ci_low, 0) for v in values],
-                    [max(v.ci_high - v.value, 0) for v in values],
-                ],
+                [m.held_out or m.latency for m in methods],
                 fmt=marker,
                 color=color,
                 ms=5,
@@ -42,16 +35,14 @@ def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
             )
         ax.axhline(1, color="0.7", linewidth=0.8, zorder=0)
         ax.set(
-            xlabel="compute per token, against plain decoding",
-            ylabel="latency per token, against plain decoding",
+            **RATIOS,
             title=f"{result.title}: the best of each method within {result.max_compute:g}× compute",
         )
         low, high = ax.get_xlim()
         ax.set_xlim(low, high + 0.25 * (high - low))
         _label_methods(ax, result.methods)
         ax.legend(loc="center", title="latency is")
-        text = f"n = {result.n_tokens} tokens of {result.n_prompts} prompts"
-        ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)
+        write_count(ax, result.n_tokens, result.n_prompts)
         return figure_of(ax)
 
 
@@ -67,11 +58,10 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
         ax = axes_of(ax)
         for number, (label, latency, compute, form) in enumerate(curves):
             rows = sorted(report.prices, key=lambda row: row.price)
-            values = [getattr(row, latency) for row in rows]
-            ax.errorbar(
+            error_bars(
+                ax,
                 [getattr(row, compute).value for row in rows],
-                [v.value for v in values],
-                yerr=[[v.value - v.ci_low for v in values], [v.ci_high - v.value for v in values]],
+                [getattr(row, latency) for row in rows],
                 fmt=form,
                 color=f"C{number}",
                 ms=4,
@@ -88,14 +78,12 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
                 fontsize=7,
             )
         ax.set(
-            xlabel="compute per token, against plain decoding",
-            ylabel="latency per token, against plain decoding",
+            **RATIOS,
             title=f"{report.title}: what is started at a price (held-out prompts)",
         )
         ax.margins(x=0.15)
         ax.legend()
-        text = f"n = {report.n_tokens} tokens of {report.n_prompts} prompts"
-        ax.text(0.01, 0.01, text, transform=ax.transAxes, va="bottom", fontsize=7)
+        write_count(ax, report.n_tokens, report.n_prompts, side="left")
         return figure_of(ax)
 
 

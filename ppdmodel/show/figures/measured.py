@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ...decide.costs import Grid, LayerCosts
 from ...decide.optimize import optimize
 from ...errors import InvalidInputError
 from ...fitting.curve_fit import curve_values
 from ...results.calibration import Calibration
-from .canvas import axes_of, figure_of, log_ticks, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .canvas import RATIOS, axes_of, error_bars, figure_of, log_ticks, style, write_count
 
 DEFAULT_K = (1, 3, 5, 10)
 
@@ -55,7 +53,7 @@ def match_rate(
             title=f"{calibration.title}: measured (95% bands) and fitted",
         )
         ax.legend(loc="upper left")
-        _count(ax, calibration)
+        write_count(ax, int(calibration.tokens.sum()), len(calibration.tokens))
         return figure_of(ax)
 
 
@@ -79,17 +77,10 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
         )
         figure_of(ax).colorbar(points, ax=ax, label="exit layer", pad=0.01)
         best = decision.frontier
-        budgets = [setting.normalized_compute.value for setting in best]
-        reached = [setting.normalized_latency for setting in best]
-        errors = [
-            [middle.value - middle.ci_low for middle in reached],
-            [middle.ci_high - middle.value for middle in reached],
-        ]
-        values = [middle.value for middle in reached]
-        ax.errorbar(
-            budgets,
-            values,
-            yerr=errors,
+        error_bars(
+            ax,
+            [setting.normalized_compute.value for setting in best],
+            [setting.normalized_latency for setting in best],
             fmt="o-",
             color="C3",
             ms=3,
@@ -97,18 +88,18 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
             zorder=3,
             label="frontier (95% intervals)",
         )
-        _label_frontier(ax, decision.frontier)
+        _label_frontier(ax, best)
         ax.plot(1, 1, "ks", label="plain decoding", zorder=4)
         ax.set(
             xscale="log",
-            xlabel="compute per token, against plain decoding (log scale)",
-            ylabel="latency per token, against plain decoding",
+            xlabel=f"{RATIOS['xlabel']} (log scale)",
+            ylabel=RATIOS["ylabel"],
             title=f"{calibration.title}: every exit layer and k = 1…{calibration.k_max}",
         )
         ax.set_xlim(left=0.65)
         log_ticks(ax)
         ax.legend(loc="lower left")
-        _count(ax, calibration)
+        write_count(ax, int(calibration.tokens.sum()), len(calibration.tokens))
         return figure_of(ax)
 
 
@@ -123,8 +114,3 @@ def _label_frontier(ax: Axes, frontier: Sequence[Any]) -> None:
             ax.annotate(
                 text, at, xytext=(-4, -11), textcoords="offset points", fontsize=7, ha="right"
             )
-
-
-def _count(ax: Axes, calibration: Calibration) -> None:
-    text = f"n = {int(calibration.tokens.sum())} tokens of {len(calibration.tokens)} prompts"
-    ax.text(0.99, 0.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=7)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .canvas import axes_of, figure_of, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from ...results.intervals import IntervalEstimate
+from .canvas import axes_of, error_bars, figure_of, style
 
 
 def predicted(reports: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Figure:
@@ -42,15 +42,11 @@ def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float
         kind = report["provenance"]["exit_kind"]
         for held_out in (True, False):
             rows = [row for row in report["cells"] if row["held_out"] is held_out]
-            made = [row["predicted"] for row in rows]
-            bars = [
-                [row["predicted"] - row["ci_low"] for row in rows],
-                [row["ci_high"] - row["predicted"] for row in rows],
-            ]
-            ax.errorbar(
+            names = ("predicted", "ci_low", "ci_high")
+            error_bars(
+                ax,
                 [row["measured"] for row in rows],
-                made,
-                yerr=bars,
+                [IntervalEstimate(*(row[name] for name in names)) for row in rows],
                 fmt="o",
                 color=f"C{number}",
                 markerfacecolor=f"C{number}" if held_out else "none",
