@@ -35,9 +35,9 @@ def calibrated_early_latency(
     the exit when it resumes, which leaves less time for the next sub-processes. So the steps $t_r$
     of a run of matches differ, and $T = (1-p) \sum_{r \ge 0} p^r t_r$.
 
-    Args: as `calibrated_latency`, but numbers; an array, of any shape, only for `p_correct`. Matches
-    must be independent for n > e. `unfinished` may be None for constant layer times: the exact rest
-    of each layer.
+    Args: as `calibrated_latency`, but numbers; an array, of any shape, only for `p_correct`.
+    Matches must be independent for n > e. `unfinished` may be None for constant layer times: the
+    exact rest of each layer.
 
     Returns:
         Latency per token, in the unit of the times.
