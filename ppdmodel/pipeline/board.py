@@ -8,35 +8,28 @@ a memory fence between: a reader that sees the message sees the payload.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .shared_memory import SharedTensors, shared_zeros
+from .shared_memory import SharedTensors
 
 #: in `row`: no guess was right, so the process starts from layer 0 on the unit that verified
 NO_MATCH = -1
-_ARRAYS = (
-    "stop", "progress", "verdict", "verdict_ns", "owner", "row", "guessed", "n_guesses", "guesses",
-)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class BoardSize:
-    """Sizes of a board: new tokens of a text, units, guesses, width and type of a hidden state."""
+def new_board(tokens: int, units: int, k: int, width: int, dtype: torch.dtype) -> SharedTensors:
+    """Shared memory for a `Board`, which each process opens.
 
-    tokens: int
-    units: int
-    k: int
-    width: int
-    dtype: torch.dtype
-
-
-def new_board(size: BoardSize) -> SharedTensors:
-    """Shared memory for a `Board`, which each process opens."""
-    whole, tokens = torch.int64, size.tokens
-    return shared_zeros(
+    Args:
+        tokens: most new tokens of a text.
+        units: how many.
+        k: most guesses.
+        width: of a hidden state.
+        dtype: of a hidden state.
+    """
+    whole = torch.int64
+    return SharedTensors(
         {
             "stop": ((1,), whole),
             "progress": ((tokens,), whole),
@@ -44,10 +37,10 @@ def new_board(size: BoardSize) -> SharedTensors:
             "verdict_ns": ((tokens,), whole),
             "owner": ((tokens + 1,), whole),
             "row": ((tokens + 1,), whole),
-            "guessed": ((size.units,), whole),
-            "n_guesses": ((size.units, tokens), whole),
-            "guesses": ((size.units, tokens, size.k), whole),
-            "exit_state": ((tokens, size.width), size.dtype),
+            "guessed": ((units,), whole),
+            "n_guesses": ((units, tokens), whole),
+            "guesses": ((units, tokens, k), whole),
+            "exit_state": ((tokens, width), dtype),
         }
     )
 
@@ -78,7 +71,7 @@ class Board:
     guesses: np.ndarray
 
     def __init__(self, memory: SharedTensors) -> None:
-        for name in _ARRAYS:
+        for name in type(self).__annotations__:
             setattr(self, name, memory.tensor(name).numpy())
         self.exit_state = memory.tensor("exit_state")
         self._lock = threading.Lock()

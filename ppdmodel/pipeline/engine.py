@@ -48,8 +48,8 @@ class Engine:
         self.final_norm = weights["final_norm"]
         self.cos, self.sin = weights["cos"], weights["sin"]
         self.layers = [
-            {key: weights[name] for key in _LAYER if (name := f"{index}.{key}") in weights}
-            for index in range(shape.layers)
+            {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
+            for prefix in (f"{index}." for index in range(shape.layers))
         ]
         self.maps = {
             layer: AffineMap(weights[name], weights[f"map_bias.{layer}"])
@@ -84,30 +84,27 @@ class Engine:
         Returns:
             Hidden states [rows, width] after the layer.
         """
-        layer, shape, rows = self.layers[index], self.shape, len(x)
-        heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
-        normed = self._norm(x, layer["norm"])
-        qkv = by_columns(normed, layer["qkv"], layer.get("qkv_bias"))
-        both = qkv[:, : (heads + kv) * size].view(rows, heads + kv, size)
-        rotated = self._rotate(self._qk_norm(both, layer), self.cos[place], self.sin[place])
-        keys = rotated[:, heads:]
-        values = qkv[:, (heads + kv) * size :].view(rows, kv, size)
+        layer, rows = self.layers[index], len(x)
+        queries, keys, values = self._projected(x, layer, self.cos[place], self.sin[place])
         own[index, 0, :rows], own[index, 1, :rows] = keys, values
-        queries = rotated[:, :heads].reshape(rows, kv, heads // kv, size)
-        attended = self._attend(queries, keys, values, before)
-        x = x + self._all_reduce(by_columns(attended, layer["out"], layer.get("out_bias")))
-        return self._feed_forward(x, layer)
+        return self._finished(x, self._attend(queries, keys, values, before), layer)
+
+    def _projected(
+        self, x: Tensor, layer: Mapping[str, Tensor], cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [rows, heads, head size], keys and values [rows, kv heads, head size]."""
+        rows, heads, kv, size = len(x), self.shape.heads, self.shape.kv_heads, self.shape.head_size
+        qkv = by_columns(self._norm(x, layer["norm"]), layer["qkv"], layer.get("qkv_bias"))
+        both = qkv[:, : (heads + kv) * size].view(rows, heads + kv, size)
+        rotated = self._rotate(self._qk_norm(both, layer), cos, sin)
+        values = qkv[:, (heads + kv) * size :].view(rows, kv, size)
+        return rotated[:, :heads], rotated[:, heads:], values
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, before: Tensor) -> Tensor:
-        """Attention of each row to the common text and to its own key and value.
-
-        Args:
-            queries: [rows, kv heads, group, head size].
-            keys: of the rows themselves, [rows, kv heads, head size].
-            values: likewise.
-            before: keys and values of the text, [2, kv heads, place, head size].
-        """
-        rows, kv, group, size = queries.shape
+        """Attention of each row to the text `before` and to its own key and value."""
+        rows, kv, size = keys.shape
+        group = queries.shape[1] // kv
+        queries = queries.reshape(rows, kv, group, size)
         flat = queries.transpose(0, 1).reshape(kv, rows * group, size)
         scores = flat.new_empty(kv, rows * group, before.shape[2] + 1)
         scores[:, :, :-1] = torch.bmm(flat, before[0].transpose(1, 2))
@@ -118,7 +115,9 @@ class Engine:
         mixed = mixed + last * values.transpose(0, 1)[:, :, None]
         return mixed.transpose(0, 1).reshape(rows, kv * group * size)
 
-    def _feed_forward(self, x: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
+    def _finished(self, x: Tensor, attended: Tensor, layer: Mapping[str, Tensor]) -> Tensor:
+        """The rest of a layer: the output product and the feed-forward layer."""
+        x = x + self._all_reduce(by_columns(attended, layer["out"], layer.get("out_bias")))
         normed = self._norm(x, layer["post_norm"])
         both = by_columns(normed, layer["gate_up"], layer.get("gate_up_bias"))
         gate, up = both[:, : self.shape.inner], both[:, self.shape.inner :]
@@ -130,31 +129,21 @@ class Engine:
 
     def read_prompt(self, token_ids: Tensor, cache: Tensor) -> Tensor:
         """Prefill: write the prompt's keys and values; returns its last hidden state [1, width]."""
-        shape, n = self.shape, len(token_ids)
-        heads, kv, size = shape.heads, shape.kv_heads, shape.head_size
+        n, x = len(token_ids), self.embed(token_ids)
         cos, sin = self.cos[:n, None], self.sin[:n, None]
-        x = self.embed(token_ids)
         for index, layer in enumerate(self.layers):
-            qkv = by_columns(self._norm(x, layer["norm"]), layer["qkv"], layer.get("qkv_bias"))
-            both = qkv[:, : (heads + kv) * size].view(n, heads + kv, size)
-            rotated = self._rotate(self._qk_norm(both, layer), cos, sin)
-            values = qkv[:, (heads + kv) * size :].view(n, kv, size)
-            cache[index, 0, :, :n] = rotated[:, heads:].transpose(0, 1)
+            queries, keys, values = self._projected(x, layer, cos, sin)
+            cache[index, 0, :, :n] = keys.transpose(0, 1)
             cache[index, 1, :, :n] = values.transpose(0, 1)
-            mixed = (
-                functional.scaled_dot_product_attention(
-                    rotated[:, :heads].transpose(0, 1)[None],
-                    cache[index, 0, :, :n][None],
-                    cache[index, 1, :, :n][None],
-                    is_causal=True,
-                    scale=shape.scaling,
-                    enable_gqa=True,
-                )[0]
-                .transpose(0, 1)
-                .reshape(n, heads * size)
+            mixed = functional.scaled_dot_product_attention(
+                queries.transpose(0, 1)[None],
+                cache[index, 0, :, :n][None],
+                cache[index, 1, :, :n][None],
+                is_causal=True,
+                scale=self.shape.scaling,
+                enable_gqa=True,
             )
-            attended = by_columns(mixed, layer["out"], layer.get("out_bias"))
-            x = self._feed_forward(x + self._all_reduce(attended), layer)
+            x = self._finished(x, mixed[0].transpose(0, 1).reshape(n, -1), layer)
         return x[-1:]
 
     def logits(self, x: Tensor, exit_layer: int | None = None) -> Tensor:
@@ -164,11 +153,9 @@ class Engine:
         if trained is not None:
             normed = normed + trained(x)
         found = by_columns(normed, self.head_weight, self.head_bias)
-        return (
-            found
-            if self.communicator is None
-            else self.communicator.all_gather(found, self.shape.vocabulary)
-        )
+        if self.communicator is None:
+            return found
+        return self.communicator.all_gather(found, self.shape.vocabulary)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.epsilon)
@@ -177,14 +164,9 @@ class Engine:
         """QK-norm, where the model has it, of [rows, heads + kv heads, head size]."""
         if "q_norm" not in layer:
             return both
-        heads = self.shape.heads
-        return torch.cat(
-            [
-                self._norm(both[:, :heads], layer["q_norm"]),
-                self._norm(both[:, heads:], layer["k_norm"]),
-            ],
-            1,
-        )
+        queries = self._norm(both[:, : self.shape.heads], layer["q_norm"])
+        keys = self._norm(both[:, self.shape.heads :], layer["k_norm"])
+        return torch.cat([queries, keys], 1)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotary position embedding; the first half of `sin` is negative."""
@@ -193,10 +175,6 @@ class Engine:
 
 #: weights [in, out] of linear layers
 PRODUCTS = ("head", "qkv", "out", "gate_up", "down")
-_LAYER = (
-    "norm", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias",
-    "post_norm", "gate_up", "gate_up_bias", "down", "down_bias",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def trace_events(run: Run, text_of: Callable[[int], str] = str) -> list[dict[str
                     "tid": number,
                     "ts": (begin - start) / 1e3,
                     "dur": (end - begin) / 1e3,
-                    "name": _title(EventKind(kind), layer),
+                    "name": TITLES.get(EventKind(kind), f"layer {layer}"),
                     "cat": _category(EventKind(kind), rows),
                     "args": {"token": token, "rows": rows},
                 }
@@ -70,10 +70,6 @@ def write_trace(path: Path, run: Run, text_of: Callable[[int], str] = str) -> No
     document = {"traceEvents": trace_events(run, text_of), "displayTimeUnit": "ms"}
     with atomic(path) as part:
         part.write_text(json.dumps(document), encoding="utf-8")
-
-
-def _title(kind: EventKind, layer: int) -> str:
-    return f"layer {layer}" if kind == EventKind.LAYER else TITLES[kind]
 
 
 def _category(kind: EventKind, rows: int) -> str:

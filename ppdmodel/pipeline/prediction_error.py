@@ -50,15 +50,11 @@ class SettingRuns:
     @classmethod
     def of_rows(cls, setting: PpdSetting, rows: Sequence[Mapping[str, Any]]) -> SettingRuns:
         """From lines of `runs.jsonl`, one per prompt; those without timed tokens are left out."""
-        rows = [row for row in rows if row["n_tokens"]]
-        n = np.array([row["n_tokens"] for row in rows])
-        return cls(
-            setting=setting,
-            ppd_s=np.array([row["ppd_s"] for row in rows]),
-            plain_s=np.array([row["plain_per_token_s"] for row in rows]) * n,
-            n_tokens=n,
-            n_matched=np.array([row["n_matched"] for row in rows]),
+        ppd_s, plain_s, n_tokens, n_matched = (
+            np.array([row[name] for row in rows if row["n_tokens"]])
+            for name in ("ppd_s", "plain_per_token_s", "n_tokens", "n_matched")
         )
+        return cls(setting, ppd_s, plain_s * n_tokens, n_tokens, n_matched)
 
     @property
     def ratio(self) -> float:
@@ -322,7 +318,7 @@ def coverage_over_splits(
     n = min(len(run.n_tokens) for run in runs)
     if n < 2:
         return {"within": 0, "n": 0}
-    rng, half = np.random.default_rng(seed), max(n // 2, 1)
+    rng, half = np.random.default_rng(seed), n // 2
     settings = [run.setting for run in runs]
     predictions = predict(calibration, timing, settings, half, corrections, seed=seed)
     within = 0

@@ -7,9 +7,8 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
 
@@ -20,51 +19,40 @@ from torch import Tensor
 ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Offset, shape and type of each named tensor in a block of memory, and the block's bytes."""
-
-    entries: Mapping[str, tuple[int, tuple[int, ...], torch.dtype]]
-    size: int
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> Layout:
-        """Tensors of these shapes one after the other, each on a cache line of its own."""
-        entries, end = {}, 0
-        for name, (shape, dtype) in tensors.items():
-            entries[name] = (end, tuple(shape), dtype)
-            n = math.prod(shape) * dtype.itemsize
-            end += -(-n // ALIGNMENT) * ALIGNMENT
-        return cls(entries, max(end, ALIGNMENT))
-
-
 class SharedTensors:
     """Tensors in one block of shared memory, at first zeros; an argument of spawned processes.
 
     The block has no name in the file system, so that nothing stays behind, however the processes
     end.
+
+    Attributes:
+        places: offset, shape and type of each tensor, by name; each is on cache lines of its own.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self._fd = _anonymous_file()
-        self._release = weakref.finalize(self, os.close, self._fd)
-        os.ftruncate(self._fd, layout.size)
-        self._open()
+    def __init__(self, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+        """Reserve memory for tensors of these names, shapes and types."""
+        self.places: dict[str, tuple[int, tuple[int, ...], torch.dtype]] = {}
+        size = 0
+        for name, (shape, dtype) in tensors.items():
+            self.places[name] = (size, shape, dtype)
+            size += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        fd = _anonymous_file()
+        os.ftruncate(fd, max(size, ALIGNMENT))
+        self._open(fd)
 
-    def _open(self) -> None:
-        pages = mmap.mmap(self._fd, self.layout.size)
+    def _open(self, fd: int) -> None:
+        self._fd, self._release = fd, weakref.finalize(self, os.close, fd)
+        pages = mmap.mmap(fd, 0)  # the whole file
         with suppress(AttributeError, OSError):  # fewer, larger pages, where the system has them
             pages.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = torch.frombuffer(pages, dtype=torch.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"layout": self.layout, "handle": reduction.DupFd(self._fd)}
+        return {"places": self.places, "handle": reduction.DupFd(self._fd)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.layout, self._fd = state["layout"], state["handle"].detach()
-        self._release = weakref.finalize(self, os.close, self._fd)
-        self._open()
+        self.places = state["places"]
+        self._open(state["handle"].detach())
 
     def close(self) -> None:
         """Close this process's handle; tensors that were handed out stay valid."""
@@ -72,26 +60,21 @@ class SharedTensors:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, in the shared memory."""
-        start, shape, dtype = self.layout.entries[name]
+        start, shape, dtype = self.places[name]
         n = math.prod(shape)
         return self._bytes[start : start + n * dtype.itemsize].view(dtype).view(shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
-        return {name: self.tensor(name) for name in self.layout.entries}
+        return {name: self.tensor(name) for name in self.places}
 
 
 def shared_copy(tensors: Mapping[str, Tensor]) -> SharedTensors:
     """Copy tensors to shared memory."""
-    shared = SharedTensors(Layout.of({n: (tuple(t.shape), t.dtype) for n, t in tensors.items()}))
+    shared = SharedTensors({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
     for name, tensor in tensors.items():
         shared.tensor(name).copy_(tensor)
     return shared
-
-
-def shared_zeros(tensors: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> SharedTensors:
-    """Zeros in shared memory, by name: shape and type."""
-    return SharedTensors(Layout.of(tensors))
 
 
 def _anonymous_file() -> int:

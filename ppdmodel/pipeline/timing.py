@@ -76,12 +76,7 @@ def time_model(
     prompt = [(7 * n + 31) % int(loaded.model.config.vocab_size) for n in range(CONTEXT)]
     samples: list[dict[str, Any]] = []
     with Pipeline(
-        loaded,
-        prompt_tokens=CONTEXT,
-        tokens=TOKENS,
-        k=max(ks),
-        workers=workers,
-        exits=exits,
+        loaded, prompt_tokens=CONTEXT, tokens=TOKENS, k=max(ks), workers=workers, exits=exits
     ) as pipeline:
         repetitions = _Repetitions(pipeline, prompt, tuple(sorted(set(ks))))
         repetitions.round(0)  # warm-up
@@ -122,18 +117,15 @@ class _Repetitions:
         """One repetition of every term; those of PPD by k, a value per exit layer."""
         plain = self.pipeline.greedy(self.prompt, TOKENS, WHOLE)
         split = self.pipeline.greedy_split(self.prompt, TOKENS, WHOLE)
-        found = plain_terms(self._synchronized(plain), self.pipeline.layers)
+        by_layer = plain  # a run on a CPU synchronizes after each layer anyway
+        if set(self.pipeline.devices) != {CPU}:
+            by_layer = self.pipeline.greedy(self.prompt, TOKENS, replace(WHOLE, timed=True))
+        found = plain_terms(by_layer, self.pipeline.layers)
         found["plain_latency_s"] = float(plain.times_s.mean())
         found["split_latency_s"] = float(split.times_s.mean())
         rng = np.random.default_rng(number)
         found["by_k"] = {k: self._ppd(plain.token_ids, k, rng) for k in self.ks}
         return found
-
-    def _synchronized(self, plain: Run) -> Run:
-        """A plain run that synchronizes after each layer, as every run does on a CPU."""
-        if set(self.pipeline.devices) == {CPU}:
-            return plain
-        return self.pipeline.greedy(self.prompt, TOKENS, replace(WHOLE, timed=True))
 
     def _ppd(
         self, token_ids: tuple[int, ...], k: int, rng: np.random.Generator
@@ -175,23 +167,15 @@ def _filled(name: str, values: Sequence[float | None]) -> list[float]:
 
 def plain_terms(run: Run, layers: int) -> dict[str, Any]:
     """Times of a layer, the LM head and the rest of a token: means of a plain run, in seconds."""
-    events, times = run.events[0], run.times_s
-    each = _per_token(events, layers)
-    head = _seconds(events[(events[:, KIND] == EventKind.HEAD) & (events[:, TOKEN] > 0)])
-    of_layer = [
-        float(
-            _seconds(events[(events[:, KIND] == EventKind.LAYER) & (events[:, LAYER] == n)]).mean()
-        )
-        for n in range(1, layers + 1)
-    ]
-    whole = float(times.mean())
-    layer_time, head_time = float(each.mean()) / layers, float(head.mean())
+    each = _durations(run.events[0], EventKind.LAYER).reshape(-1, layers) / 1e9
+    heads = _durations(run.events[0], EventKind.HEAD)[1:] / 1e9  # without the prompt's
+    layer_time, head_time = float(each.mean()), float(heads.mean())
+    whole = float(run.times_s.mean())
     return {
         "layer_time_s": layer_time,
         "head_time_s": head_time,
         "token_time_s": max(whole - layers * layer_time - head_time, 0.0),
-        "plain_latency_s": whole,
-        "layers_s": of_layer,
+        "layers_s": each.mean(0).tolist(),
     }
 
 
@@ -201,44 +185,42 @@ def ppd_terms(run: Run, layers: int, exit_layer: int) -> dict[str, float | None]
     Means from token `FIRST_TIMED` on, in seconds; None for what never happened. A layer lasts from
     its own start to the start of what follows.
     """
-    sums = {name: _Mean() for name in SCHEDULE}
+    times: dict[str, list[int]] = {name: [] for name in SCHEDULE}
     for token in range(FIRST_TIMED, len(run.token_ids)):
-        _verified(run, token, layers, exit_layer, sums)
+        _verified(run, token, layers, exit_layer, times)
     for unit in run.events:
         guesses = unit[_is_guess(unit, run)]
         follows = (guesses[1:, LAYER] == guesses[:-1, LAYER] + 1) & (
             guesses[1:, TOKEN] == guesses[:-1, TOKEN]
         )
-        sums["batch_layer_time"].add(np.diff(guesses[:, BEGIN])[follows])
-        sums["exit_time"].add(np.diff(unit[unit[:, KIND] == EventKind.EXIT][:, [BEGIN, END]]))
-    return {name: mean.value_s for name, mean in sums.items()}
+        times["batch_layer_time"] += np.diff(guesses[:, BEGIN])[follows].tolist()
+        times["exit_time"] += _durations(unit, EventKind.EXIT).tolist()
+    return {name: sum(each) / len(each) / 1e9 if each else None for name, each in times.items()}
 
 
 def _verified(
-    run: Run, token: int, layers: int, exit_layer: int, sums: Mapping[str, _Mean]
+    run: Run, token: int, layers: int, exit_layer: int, times: Mapping[str, list[int]]
 ) -> None:
-    """Add the times of one token's verified process, and of reading its exit."""
-    known, made = run.verdict_ns[token - 1], run.verdict_ns[token]
+    """Add the nanoseconds of one token's verified process, and until its exit was read."""
+    known, made = run.verdict_ns[token - 1 : token + 1].tolist()
     unit = next(u for u in run.events if _at(u, EventKind.HEAD, token).any())
     promoted = unit[_at(unit, EventKind.PROMOTE, token)]  # layers before that are of guesses
-    since = promoted[0, BEGIN] if len(promoted) else known
+    since = int(promoted[0, BEGIN]) if len(promoted) else known
     mine = unit[(unit[:, BEGIN] >= since) & (unit[:, TOKEN] == token)]
     head = int(mine[mine[:, KIND] == EventKind.HEAD][0, BEGIN])
     steps = mine[mine[:, KIND] == EventKind.LAYER]
-    sums["head_time"].add([made - head])
+    times["head_time"].append(made - head)
     begins = [*steps[:, BEGIN].tolist(), head]
     first = layers + 1 - len(steps)  # the layer that it starts or goes on with
     past = max(exit_layer + 1 - first, 0)  # layers before the exit
-    if past:
-        sums["layer_time"].add([begins[past] - begins[0]], past)
-    if len(steps) > past:
-        sums["busy_layer_time"].add([head - begins[past]], len(steps) - past)
-    sums["promotion_delay" if len(promoted) else "token_time"].add([begins[0] - since])
+    times["layer_time"] += np.diff(begins[: past + 1]).tolist()
+    times["busy_layer_time"] += np.diff(begins[past:]).tolist()
+    times["promotion_delay" if len(promoted) else "token_time"].append(begins[0] - since)
     if past:
         end = int(steps[past - 1, END])
         for other in run.events:
             reads = other[_at(other, EventKind.EXIT, token)]
-            sums["start_delay"].add(np.maximum(reads[:, BEGIN] - end, 0))
+            times["start_delay"] += np.maximum(reads[:, BEGIN] - end, 0).tolist()
 
 
 def _at(events: np.ndarray, kind: EventKind, token: int) -> np.ndarray:
@@ -253,35 +235,9 @@ def _is_guess(events: np.ndarray, run: Run) -> np.ndarray:
     return found
 
 
-class _Mean:
-    """A running mean of nanoseconds, some of them sums over several layers."""
-
-    def __init__(self) -> None:
-        self.total, self.n = 0, 0
-
-    def add(self, values: Any, each: int = 1) -> None:
-        array = np.asarray(values, dtype=np.int64)
-        self.total += int(array.sum())
-        self.n += array.size * each
-
-    @property
-    def value_s(self) -> float | None:
-        return self.total / self.n / 1e9 if self.n else None
-
-
-def _per_token(events: np.ndarray, layers: int) -> np.ndarray:
-    """Seconds of all layers, of each token that one process ran from its first layer."""
-    rows = events[events[:, KIND] == EventKind.LAYER]
-    tokens = np.unique(rows[:, TOKEN])
-    sums = [rows[rows[:, TOKEN] == token] for token in tokens]
-    whole = [_seconds(part).sum() for part in sums if len(part) == layers]
-    if not whole:
-        raise RunFailedError("a run must hold a whole token; got none; time it again")
-    return np.array(whole)
-
-
-def _seconds(events: np.ndarray) -> np.ndarray:
-    found: np.ndarray = (events[:, END] - events[:, BEGIN]) / 1e9
+def _durations(events: np.ndarray, kind: EventKind) -> np.ndarray:
+    """Nanoseconds of a unit's events of one kind, in their order."""
+    found: np.ndarray = np.diff(events[events[:, KIND] == kind][:, [BEGIN, END]])[:, 0]
     return found
 
 

@@ -152,7 +152,7 @@ class Unit:
             before = torch.tensor([int(self.board.verdict[token - 1]) - 1])
             started = ProcessState(self.engine.embed(before))
         elif started.at_exit is not None:
-            self._at_exit(token, started.at_exit)
+            self.board.exit_state[token] = started.at_exit[0]
         self._progress(token, started.layers)
         x, own = started.x, self.own[:, :, :1]
         for index in range(started.layers, self.engine.shape.layers):
@@ -162,12 +162,9 @@ class Unit:
             self._finish()
             self._record(begin, EventKind.LAYER, token, index + 1, 1)
             if index + 1 == self._exit_layer:
-                self._at_exit(token, x)
+                self.board.exit_state[token] = x[0]
             self._progress(token, index + 1)
         self._publish_verdict(token, x)
-
-    def _at_exit(self, token: int, x: Tensor) -> None:
-        self.board.exit_state[token] = x[0]
 
     def _progress(self, token: int, layers: int) -> None:
         if self.task.setting is not None:
@@ -224,9 +221,8 @@ class Unit:
         logits = self.engine.logits(state, task.setting.exit_layer)
         if task.sampling is not None:
             place = TokenPosition(task.prompt_id, 0, token)
-            logits = scaled(logits, task.sampling.temperature) + _noise(
-                task.sampling, place, logits
-            )
+            noise = torch.from_numpy(gumbel(task.sampling.seed, place, logits.shape[1]))
+            logits = scaled(logits, task.sampling.temperature) + noise.to(logits.device)
         guesses = logits[0].topk(task.setting.k).indices.cpu().numpy()
         if task.forced is not None:
             guesses = self._forced_guesses(token, task.forced, len(guesses))
@@ -332,11 +328,6 @@ class Unit:
 
     def _record(self, begin: int, kind: EventKind, token: int, layer: int, rows: int) -> None:
         self.events.append((begin, time.monotonic_ns(), int(kind), token, layer, rows))
-
-
-def _noise(sampling: Sampling, place: TokenPosition, like: Tensor) -> Tensor:
-    """The Gumbel noise [1, vocabulary] that draws the next token."""
-    return torch.from_numpy(gumbel(sampling.seed, place, like.shape[1]))[None].to(like.device)
 
 
 def yield_cpu() -> None:

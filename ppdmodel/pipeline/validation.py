@@ -16,17 +16,9 @@ from ..errors import InvalidInputError, RunFailedError
 from ..measure.models.loading import LoadedModel
 from ..measure.prompts import Prompt
 from ..measure.training.train import TrainedExits
+from ..results import files
 from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
-from ..results.files import (
-    SCHEMA_VERSION,
-    VALIDATION,
-    VALIDATION_FILE,
-    atomic,
-    json_ready,
-    read_json,
-    write_json,
-)
 from ..results.timing import Timing
 from .devices import CPU
 from .options import TWO_CPUS, PpdSetting, Workers
@@ -77,9 +69,8 @@ class ValidationGrid:
     @property
     def settings(self) -> list[PpdSetting]:
         """Every exit layer with every k, in order."""
-        return [
-            PpdSetting(e, k) for e in sorted(set(self.exit_layers)) for k in sorted(set(self.ks))
-        ]
+        exit_layers, ks = sorted(set(self.exit_layers)), sorted(set(self.ks))
+        return [PpdSetting(e, k) for e in exit_layers for k in ks]
 
     @property
     def fitted(self) -> list[PpdSetting]:
@@ -163,21 +154,31 @@ def validate(
         runner.warm_up(prompts[0])
         fitted = grid.fitted
         runner.run(FIT, first, fitted, lambda share: on_progress("correcting the times", share))
-        corrections = fit_corrections(timing, log.runs_of(FIT, first, fitted))
-        log.write_predictions(
-            lambda: predict(others, timing, settings, len(rest), corrections, seed=grid.seed),
-            corrections,
+        found = fit_corrections(timing, log.runs_of(FIT, first, fitted))
+        predictions, corrections = log.predictions(
+            found, lambda: predict(others, timing, settings, len(rest), found, seed=grid.seed)
         )
         runner.run(HELD_OUT, rest, settings, lambda share: on_progress("running the grid", share))
     runs = log.runs_of(HELD_OUT, rest, settings)
-    report = _report(log, runs, fitted, timing) | {
+    rows = [
+        error_row(prediction, run, timing, corrections) | {"held_out": run.setting not in fitted}
+        for prediction, run in zip(predictions, runs, strict=True)
+    ]
+    report = log.document(corrections) | {
+        "cells": rows,
+        "held_out": errors_summary([row for row in rows if row["held_out"]]),
+        "all": errors_summary(rows),
         "coverage_over_splits": coverage_over_splits(
-            others, timing, runs, log.corrections(), seed=grid.seed
+            others, timing, runs, corrections, seed=grid.seed
         ),
-        **_counts(log),
+        "n_runs": len(log.rows),
+        "n_other_text": sum(not row["same_text"] for row in log.rows),
+        "plain_latency_s": float(
+            np.median([row["plain_per_token_s"] for row in log.rows if row["n_tokens"]])
+        ),
         "provenance": timing_provenance(loaded, exits, pipeline.devices),
     }
-    write_json(out / VALIDATION_FILE, report)
+    files.write_json(out / files.VALIDATION_FILE, report)
     return report
 
 
@@ -208,45 +209,14 @@ def _header(
     }
 
 
-def _report(
-    log: _RunLog, runs: Sequence[SettingRuns], fitted: Sequence[PpdSetting], timing: Timing
-) -> dict[str, Any]:
-    """Predictions and runs of every setting, with their errors."""
-    corrections = log.corrections()
-    rows = [
-        error_row(prediction, run, timing, corrections) | {"held_out": run.setting not in fitted}
-        for prediction, run in zip(log.predictions(), runs, strict=True)
-    ]
-    return {
-        "schema": VALIDATION,
-        "schema_version": SCHEMA_VERSION,
-        "settings": log.header,
-        "corrections": asdict(corrections),
-        "cells": rows,
-        "held_out": errors_summary([row for row in rows if row["held_out"]]),
-        "all": errors_summary(rows),
-    }
-
-
-def _counts(log: _RunLog) -> dict[str, Any]:
-    return {
-        "n_runs": len(log.rows),
-        "n_other_text": sum(not row["same_text"] for row in log.rows),
-        "plain_latency_s": float(
-            np.median([row["plain_per_token_s"] for row in log.rows if row["n_tokens"]])
-        ),
-    }
-
-
 def rates_of(calibration: Calibration) -> str:
     """SHA-256 of the match rates that predictions use, without times and other methods."""
     document = asdict(replace(calibration, recorded=None))
-    kept = {name: value for name, value in document.items() if name not in NOT_PREDICTIVE}
-    return _sha256(kept)
+    return _sha256({name: x for name, x in document.items() if name not in NOT_PREDICTIVE})
 
 
 def _sha256(document: Mapping[str, Any]) -> str:
-    text = json.dumps(json_ready(document), sort_keys=True)
+    text = json.dumps(files.json_ready(document), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -286,7 +256,7 @@ class _RunLog:
         text = self.path.read_text(encoding="utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            with atomic(self.path) as part:
+            with files.atomic(self.path) as part:
                 part.write_text(whole, encoding="utf-8")
         return whole.splitlines()
 
@@ -328,56 +298,42 @@ class _RunLog:
             result.append(runs)
         return result
 
-    def write_predictions(
-        self, make: Callable[[], list[Prediction]], corrections: Corrections
-    ) -> None:
-        """Write the predictions, unless they are on file."""
+    def document(self, corrections: Corrections) -> dict[str, Any]:
+        """What the predictions and the report begin with."""
+        return {
+            "schema": files.VALIDATION,
+            "schema_version": files.SCHEMA_VERSION,
+            "settings": self.header,
+            "corrections": asdict(corrections),
+        }
+
+    def predictions(
+        self, corrections: Corrections, make: Callable[[], list[Prediction]]
+    ) -> tuple[list[Prediction], Corrections]:
+        """The predictions on file, with their corrections; written first if there are none."""
         path = self.out / PREDICTIONS_FILE
         if not path.exists():
-            document = {
-                "schema": VALIDATION,
-                "schema_version": SCHEMA_VERSION,
-                "settings": self.header,
-                "corrections": asdict(corrections),
-                "predictions": [_prediction_row(prediction) for prediction in make()],
-            }
-            write_json(path, document)
-        self._check_same(read_json(path, VALIDATION), "predictions")
-
-    def predictions(self) -> list[Prediction]:
-        """The predictions on file."""
-        rows = read_json(self.out / PREDICTIONS_FILE, VALIDATION)["predictions"]
-        return [
-            Prediction(
-                setting=PpdSetting(**row["cell"]),
-                **{name: value for name, value in row.items() if name != "cell"},
-            )
-            for row in rows
-        ]
-
-    def corrections(self) -> Corrections:
-        """The corrections of the predictions on file."""
-        return Corrections(**read_json(self.out / PREDICTIONS_FILE, VALIDATION)["corrections"])
+            rows = [
+                {"cell": {"exit_layer": made.setting.exit_layer, "k": made.setting.k}}
+                | {name: value for name, value in asdict(made).items() if name != "setting"}
+                for made in make()
+            ]
+            files.write_json(path, self.document(corrections) | {"predictions": rows})
+        found = files.read_json(path, files.VALIDATION)
+        self._check_same(found, "predictions")
+        rows = found["predictions"]
+        predictions = [Prediction(PpdSetting(**row.pop("cell")), **row) for row in rows]
+        return predictions, Corrections(**found["corrections"])
 
 
-def _prediction_row(prediction: Prediction) -> dict[str, Any]:
-    setting = prediction.setting
-    row = {"cell": {"exit_layer": setting.exit_layer, "k": setting.k}} | asdict(prediction)
-    del row["setting"]
-    return row
-
-
+@dataclass(frozen=True)
 class _Runner:
     """Runs settings on prompts in random order, with plain decoding before and after every two."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        ids: Mapping[str, Sequence[int]],
-        grid: ValidationGrid,
-        log: _RunLog,
-    ) -> None:
-        self.pipeline, self.ids, self.grid, self.log = pipeline, ids, grid, log
+    pipeline: Pipeline
+    ids: Mapping[str, Sequence[int]]
+    grid: ValidationGrid
+    log: _RunLog
 
     def warm_up(self, prompt: Prompt) -> None:
         """Decode once, so that every unit's memory is resident."""
@@ -398,12 +354,12 @@ class _Runner:
             done = self.log.done(part, prompt.id)
             shuffled = [settings[n] for n in rng.permutation(len(settings))]
             left = [setting for setting in shuffled if setting.name not in done]
-            before = self._plain(prompt) if left else None
+            if left:
+                before = self._plain(prompt)
             for start in range(0, len(left), SETTINGS_PER_BASELINE):
                 group = left[start : start + SETTINGS_PER_BASELINE]
                 runs = [self._ppd(prompt, setting) for setting in group]
                 after = self._plain(prompt)
-                assert before is not None
                 self.log.keep(
                     [
                         _run_row(part, prompt, setting, run, before, after)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ import torch
 from torch import distributed
 
 from ..errors import InvalidInputError, RunFailedError
-from .board import Board, BoardSize, new_board
+from .board import Board, new_board
 from .devices import CPU, devices
 from .engine import SharedEngine
 from .kv_cache import KVCache
 from .options import Capacity
-from .shared_memory import SharedTensors, shared_zeros
+from .shared_memory import SharedTensors
 from .tensor_parallel import ADDRESS, Rendezvous, backend_for
 from .tensor_parallel_unit import TensorParallelUnit
 from .unit import EVENT, Task, Unit
@@ -47,35 +46,29 @@ class Placement:
     device: str = CPU
 
 
-def placements(units: int, threads: int = 1, device: str = CPU) -> list[Placement]:
-    """Assign CPUs or devices to units.
+def placements(units: int, device: str = CPU) -> list[Placement]:
+    """Assign CPUs or devices to units of one thread.
 
     A unit that computes on a CPU is pinned to it. One that feeds a device is not, since the
     device's driver starts threads of its own.
 
     Args:
         units: how many.
-        threads: of each unit.
         device: as `Workers.device`.
 
     Raises:
         InvalidInputError: there are fewer CPUs or devices.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        found = os.cpu_count() or 1
-        cpus = None
-    else:
-        cpus = sorted(os.sched_getaffinity(0))
-        found = len(cpus)
-    if units * threads > found:
+    known = hasattr(os, "sched_getaffinity")
+    cpus = sorted(os.sched_getaffinity(0)) if known else range(os.cpu_count() or 1)
+    if units > len(cpus):
         raise InvalidInputError(
             f"units must not exceed the CPUs that this process may use; got {units} of "
-            f"{threads} threads each; there are {found}"
+            f"1 threads each; there are {len(cpus)}"
         )
     names = devices(device, units)
-    if cpus is None or set(names) != {CPU}:
-        return [Placement(threads, None, name) for name in names]
-    return [Placement(threads, tuple(cpus[n * threads : (n + 1) * threads])) for n in range(units)]
+    pinned = known and set(names) == {CPU}
+    return [Placement(1, (cpus[n],) if pinned else None, name) for n, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ class Run:
 
 
 class WorkerPool:
-    """Worker processes that decode together; a context manager, which ends them."""
+    """Worker processes that decode together: `start` them, `wait` for them, and `close` them."""
 
     def __init__(
         self,
@@ -117,7 +110,7 @@ class WorkerPool:
         *,
         tensor_parallel: bool = False,
     ) -> None:
-        """Reserve memory; entering the context starts the processes.
+        """Reserve memory.
 
         Args:
             engine: weights in shared memory.
@@ -128,23 +121,13 @@ class WorkerPool:
         shape, dtype = engine.shape, engine.open().dtype
         self.where, self.engine, self.capacity = tuple(where), engine, capacity
         self.tensor_parallel = tensor_parallel
-        size = BoardSize(capacity.new_tokens, len(where), capacity.k, shape.width, dtype)
-        self.memory = new_board(size)
-        self.cache = shared_zeros({"cache": (shape.cache(capacity.text_tokens), dtype)})
+        self.memory = new_board(capacity.new_tokens, len(where), capacity.k, shape.width, dtype)
+        self.cache = SharedTensors({"cache": (shape.cache(capacity.text_tokens), dtype)})
         self.board = Board(self.memory)
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._due: set[int] = set()  # units whose answer to a task has not come
         self._store: Any = None  # of the process group
-
-    def __enter__(self) -> WorkerPool:
-        try:
-            self.start()
-            self.wait()
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     def start(self) -> None:
         """Start the processes, which load their libraries at the same time."""
@@ -153,8 +136,8 @@ class WorkerPool:
         for number, place in enumerate(self.where):
             ours, theirs = context.Pipe()
             self._pipes.append(ours)
-            arguments = (number, place, theirs, self.engine, self.memory, self.cache, rendezvous)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+            spec = _UnitSpec(number, place, self.engine, self.memory, self.cache, rendezvous)
+            process = context.Process(target=_serve, args=(spec, theirs), daemon=True)
             try:
                 with _thread_settings(place.threads), _sigint_blocked():
                     process.start()
@@ -174,14 +157,6 @@ class WorkerPool:
         )
         names = [place.device for place in self.where]
         return Rendezvous(self._store.port, len(names), backend_for(names))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all units; those that do not end in time are killed."""
@@ -328,23 +303,39 @@ def _thread_settings(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(
-    number: int,
-    place: Placement,
-    pipe: Connection,
-    engine: SharedEngine,
-    memory: SharedTensors,
-    cache: SharedTensors,
-    rendezvous: Rendezvous | None,
-) -> None:
+@dataclass(frozen=True)
+class _UnitSpec:
+    """What a worker process builds its unit from."""
+
+    number: int
+    place: Placement
+    engine: SharedEngine
+    memory: SharedTensors
+    cache: SharedTensors
+    rendezvous: Rendezvous | None
+
+    def build(self) -> Unit:
+        board, device, shared = Board(self.memory), self.place.device, self.cache.tensor("cache")
+        if self.rendezvous is not None:
+            shard = self.engine.open(device, self.rendezvous.join(self.number, device))
+            own = torch.zeros(shard.shape.cache(shared.shape[3]), dtype=shard.dtype, device=device)
+            return TensorParallelUnit(self.number, shard, board, KVCache(own))
+        if device == CPU:
+            cache = KVCache(shared)
+        else:
+            cache = KVCache(torch.zeros(shared.shape, dtype=shared.dtype, device=device), shared)
+        return Unit(self.number, self.engine.open(device), board, cache)
+
+
+def _serve(spec: _UnitSpec, pipe: Connection) -> None:
     """The main function of a worker process: one task after another, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    if place.cpus and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, place.cpus)
-    torch.set_num_threads(place.threads)
+    if spec.place.cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, spec.place.cpus)
+    torch.set_num_threads(spec.place.threads)
     try:
         try:
-            unit = _unit(number, place.device, engine, Board(memory), cache, rendezvous)
+            unit = spec.build()
         except Exception as error:  # such as too little memory
             pipe.send(_one_line(error))
             return
@@ -359,27 +350,8 @@ def _serve(
     except (EOFError, OSError):
         return
     finally:
-        if rendezvous is not None:
-            rendezvous.leave()
-
-
-def _unit(
-    number: int,
-    device: str,
-    engine: SharedEngine,
-    board: Board,
-    cache: SharedTensors,
-    rendezvous: Rendezvous | None,
-) -> Unit:
-    shared = cache.tensor("cache")
-    if rendezvous is not None:
-        shard = engine.open(device, rendezvous.join(number, device))
-        own = torch.zeros(shard.shape.cache(shared.shape[3]), dtype=shard.dtype, device=device)
-        return TensorParallelUnit(number, shard, board, KVCache(own))
-    if device == CPU:
-        return Unit(number, engine.open(device), board, KVCache(shared))
-    own = torch.zeros(shared.shape, dtype=shared.dtype, device=device)
-    return Unit(number, engine.open(device), board, KVCache(own, shared))
+        if spec.rendezvous is not None:
+            spec.rendezvous.leave()
 
 
 def _one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, count
 from typing import NamedTuple
 
@@ -36,10 +37,7 @@ class ScheduleTimes(NamedTuple):
 
 
 def schedule_times(
-    layers: int,
-    layer_times: Sequence[float] | None,
-    start_delay: float,
-    promotion_delay: float,
+    layers: int, layer_times: Sequence[float] | None, start_delay: float, promotion_delay: float
 ) -> ScheduleTimes:
     """The times of a model whose layers take `layer_times`, 1 each by default.
 
@@ -63,22 +61,20 @@ def schedule_times(
     return ScheduleTimes(list(accumulate(times, initial=0)), start_delay, promotion_delay)
 
 
+@dataclass(slots=True, eq=False)
 class _Group:
     """One true process, or wrong processes that were started together and behave alike.
 
     `line` is the token of its last true ancestor, or its own `token` if it is true.
     """
 
-    __slots__ = ("alive", "begins", "children", "count", "line", "started", "token")
-
-    def __init__(self, token: int, line: int, count: int, started: float, begins: float) -> None:
-        self.token = token
-        self.line = line
-        self.count = count
-        self.started = started
-        self.begins = begins  # when its first layer begins; later if a promotion made it pause
-        self.children: list[_Group] = []
-        self.alive = True
+    token: int
+    line: int
+    count: int
+    started: float
+    begins: float  # when its first layer begins; later if a promotion made it pause
+    children: list[_Group] = field(default_factory=list)
+    alive: bool = True
 
 
 class Schedule:
@@ -107,8 +103,6 @@ class Schedule:
         self.order = count()
         self.held: dict[int, list[tuple[_Group, int]]] = {}
         self.live = self.peak = 0
-        self.finish_times: list[float] = []
-        self.work_done: list[float] = []
         self.records: list[ProcessRecord] | None = [] if record else None
         try:
             self._run()
@@ -121,8 +115,8 @@ class Schedule:
         """The result of the simulation."""
         return Simulation(
             first_hit=np.array(self.first_hit, dtype=np.int64),
-            finish_times=self.finished,
-            work_done=self.work,
+            finish_times=self.finish_times,
+            work_done=self.work_done,
             peak_units=self.peak,
             processes=None if self.records is None else tuple(self.records),
         )
@@ -130,24 +124,21 @@ class Schedule:
     def _run(self) -> None:
         self.root = self._enter(0, 0, 1, 0, 0)
         self._await_verification(0)
-        events, last = self.events, len(self.first_hit)
-        work: float = 0
-        verified = -1
-        while verified < last:
-            now, kind, _, group, exit_number = heapq.heappop(events)
+        finish_times: list[float] = []
+        work_done: list[float] = [0]
+        while len(finish_times) <= len(self.first_hit):
+            now, kind, _, group, exit_number = heapq.heappop(self.events)
             if not group.alive:
                 continue
             if kind == _VERIFIED:
-                work += self._verify(now, group)
-                self.finish_times.append(now)
-                self.work_done.append(work)
-                verified = group.token
+                work_done.append(work_done[-1] + self._verify(now, group))
+                finish_times.append(now)
             elif kind == _EXIT:
                 self._at_exit(now, group, exit_number)
             else:
                 self._start(now, group, exit_number)
-        self.finished = np.array(self.finish_times, dtype=float)
-        self.work = np.array(self.work_done, dtype=float)
+        self.finish_times = np.array(finish_times, dtype=float)
+        self.work_done = np.array(work_done[1:], dtype=float)
 
     def _enter(
         self, token: int, line: int, processes: int, started: float, begins: float
@@ -246,11 +237,5 @@ class Schedule:
 
 
 def _record(group: _Group, now: float, *, verified: bool) -> ProcessRecord:
-    return ProcessRecord(
-        token=group.token,
-        generation=group.token - group.line,
-        count=group.count,
-        started=group.started,
-        ended=now,
-        verified=verified,
-    )
+    generation = group.token - group.line
+    return ProcessRecord(group.token, generation, group.count, group.started, now, verified)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from typing import Any
 
@@ -77,8 +78,17 @@ def texts(loaded: LoadedModel) -> Texts:
     return [tuple(loaded.encode([TEXT[n : n + 6 + 9 * n]], chat=False)) for n in range(3)]
 
 
-def pool_of(engine: SharedEngine, where: Sequence[Placement], **options: Any) -> WorkerPool:
-    return WorkerPool(engine, where, CAPACITY, **options)
+@contextmanager
+def pool_of(
+    engine: SharedEngine, where: Sequence[Placement], **options: Any
+) -> Iterator[WorkerPool]:
+    made = WorkerPool(engine, where, CAPACITY, **options)
+    try:
+        made.start()
+        made.wait()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(scope="package")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppdmodel.pipeline.board import NO_MATCH, Board, BoardSize, new_board
+from ppdmodel.pipeline.board import NO_MATCH, Board, new_board
 
 TOKENS, UNITS, K = 6, 3, 4
 
@@ -14,7 +14,7 @@ TOKENS, UNITS, K = 6, 3, 4
 @pytest.fixture
 def boards() -> tuple[Board, Board]:
     """Two views of the same memory, as two processes have them."""
-    memory = new_board(BoardSize(TOKENS, UNITS, K, 8, torch.bfloat16))
+    memory = new_board(TOKENS, UNITS, K, 8, torch.bfloat16)
     boards = Board(memory), Board(memory)
     boards[0].clear()
     return boards

@@ -13,10 +13,8 @@ import torch
 
 from ppdmodel.pipeline.shared_memory import (
     ALIGNMENT,
-    Layout,
     SharedTensors,
     shared_copy,
-    shared_zeros,
 )
 
 
@@ -29,21 +27,22 @@ def held() -> int:
     return sum("memfd:ppdmodel" in link for link in links)
 
 
-def test_a_layout_does_not_overlap() -> None:
-    layout = Layout.of(
+def test_tensors_do_not_overlap() -> None:
+    shared = SharedTensors(
         {"a": ((3, 5), torch.float32), "b": ((7,), torch.int64), "c": ((), torch.bfloat16)}
     )
     ranges = []
-    for start, shape, dtype in layout.entries.values():
+    for start, shape, dtype in shared.places.values():
         assert start % ALIGNMENT == 0
         ranges.append((start, start + torch.empty(shape, dtype=dtype).nbytes))
     assert ranges == [(0, 60), (64, 120), (128, 130)]
-    assert layout.size == 192
-    assert Layout.of({}).size == ALIGNMENT, "memory of no bytes cannot be mapped"
+    assert os.fstat(shared._fd).st_size == 192
+    nothing = SharedTensors({})
+    assert os.fstat(nothing._fd).st_size == ALIGNMENT, "memory of no bytes cannot be mapped"
 
 
 def test_tensors_begin_as_zeros_and_keep_what_is_written() -> None:
-    shared = shared_zeros({"a": ((2, 3), torch.float32), "b": ((4,), torch.int64)})
+    shared = SharedTensors({"a": ((2, 3), torch.float32), "b": ((4,), torch.int64)})
     assert not any(tensor.any() for tensor in shared.tensors().values())
     shared.tensor("b").copy_(torch.arange(4))
     assert shared.tensor("b").tolist() == [0, 1, 2, 3]

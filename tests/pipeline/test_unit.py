@@ -10,7 +10,7 @@ import torch
 
 from ppdmodel.measure import Sampling
 from ppdmodel.pipeline import unit as unit_module
-from ppdmodel.pipeline.board import Board, BoardSize, new_board
+from ppdmodel.pipeline.board import Board, new_board
 from ppdmodel.pipeline.engine import SharedEngine
 from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.options import PpdSetting
@@ -21,8 +21,7 @@ from tests.pipeline.conftest import CAPACITY, FAR, LAYERS, TOKENS, K, Texts, poo
 
 def a_unit(engine: SharedEngine, number: int = 0, units: int = 1) -> Unit:
     opened = engine.open()
-    size = BoardSize(CAPACITY.new_tokens, units, K, engine.shape.width, opened.dtype)
-    board = Board(new_board(size))
+    board = Board(new_board(CAPACITY.new_tokens, units, K, engine.shape.width, opened.dtype))
     board.clear()
     cache = torch.zeros(engine.shape.cache(CAPACITY.text_tokens))
     return Unit(number, opened, board, KVCache(cache))

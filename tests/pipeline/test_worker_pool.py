@@ -17,7 +17,7 @@ from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import worker_pool
 from ppdmodel.pipeline.engine import SharedEngine
-from ppdmodel.pipeline.options import Capacity, PpdSetting
+from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.unit import EventKind, Task
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
 from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts, pool_of
@@ -35,12 +35,9 @@ def test_a_run_is_timed_from_its_third_token() -> None:
 def test_placements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 3, 5, 4, 6})
     assert placements(2) == [Placement(1, (3,)), Placement(1, (4,))]
-    assert placements(2, threads=2) == [Placement(2, (3, 4)), Placement(2, (5, 6))]
     assert len(placements(5)) == 5
     with pytest.raises(InvalidInputError, match=r"units must not exceed the CPUs .* there are 5"):
         placements(6)
-    with pytest.raises(InvalidInputError, match=r"got 3 of 2 threads each; there are 5"):
-        placements(3, threads=2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     on_gpus = placements(2, device="cuda")
     assert [place.device for place in on_gpus] == ["cuda:0", "cuda:1"]
@@ -89,8 +86,7 @@ def test_a_unit_that_dies_is_named(engine: SharedEngine) -> None:
 
 
 def test_closing_takes_no_time(engine: SharedEngine) -> None:
-    units = WorkerPool(engine, [Placement(1, None)], Capacity(40, 4))
-    with units:
+    with pool_of(engine, CPUS[:1]):
         begin = time.monotonic()
     assert time.monotonic() - begin < worker_pool.SHUTDOWN_TIMEOUT_S
 
