@@ -63,8 +63,8 @@ def placements(units: int, device: str = CPU) -> list[Placement]:
     cpus = sorted(os.sched_getaffinity(0)) if known else range(os.cpu_count() or 1)
     if units > len(cpus):
         raise InvalidInputError(
-            f"units must not exceed the CPUs that this process may use; got {units} of "
-            f"1 threads each; there are {len(cpus)}"
+            f"units must not exceed the CPUs that this process may use; got {units}; "
+            f"there are {len(cpus)}"
         )
     names = devices(device, units)
     pinned = known and set(names) == {CPU}

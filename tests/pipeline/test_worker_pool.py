@@ -137,10 +137,10 @@ def test_without_affinities_units_are_counted_by_cpus(monkeypatch: pytest.Monkey
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert placements(3) == [Placement(1, None)] * 3
-    with pytest.raises(InvalidInputError, match=r"got 4 of 1 threads each; there are 3$"):
+    with pytest.raises(InvalidInputError, match=r"got 4; there are 3$"):
         placements(4)
     monkeypatch.setattr(os, "cpu_count", lambda: None)  # not known: one
-    with pytest.raises(InvalidInputError, match=r"got 2 of 1 threads each; there are 1$"):
+    with pytest.raises(InvalidInputError, match=r"got 2; there are 1$"):
         placements(2)
 
 
