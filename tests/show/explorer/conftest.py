@@ -12,6 +12,8 @@ import pytest
 import ppdmodel as ppd
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+#: no sandbox, as in containers; no graphics process: a page is ready in two thirds of the time
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-software-rasterizer", "--in-process-gpu")
 Open = Callable[..., Any]
 
 
@@ -42,7 +44,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        found = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield found
         found.close()
 
