@@ -5,6 +5,10 @@ Each message is one line: the invariant, the value received, and the fix or the 
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 
 class PpdModelError(Exception):
     """Base of every error that ppdmodel raises on purpose."""
@@ -27,3 +31,27 @@ class MissingExtraError(PpdModelError, RuntimeError):
 
 class RunFailedError(PpdModelError, RuntimeError):
     """The input was fine and the run did not succeed; exit code 1."""
+
+
+def names_on_demand(
+    package: str, modules: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], list[str]]:
+    """`__getattr__` and `__all__` of a package whose names need the extra `measure`.
+
+    A name is imported when it is first used; where that fails, the error names the extra.
+
+    Args:
+        package: its `__name__`.
+        modules: the public names of each of its modules.
+    """
+    homes = {name: module for module, names in modules.items() for name in names}
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            return getattr(importlib.import_module(f".{homes[name]}", package), name)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("measure", error.name or "torch") from None
+
+    return find, sorted(homes)

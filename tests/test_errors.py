@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ppdmodel.errors import InvalidInputError, MissingExtraError, PpdModelError, RunFailedError
+from ppdmodel.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    PpdModelError,
+    RunFailedError,
+    names_on_demand,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,3 +33,13 @@ def test_a_missing_extra_names_the_command_that_installs_it() -> None:
         "this needs the optional extra [measure]; got no package 'torch'; install it with: "
         "pip install 'ppdmodel[measure]'"
     )
+
+
+def test_names_are_imported_on_demand_and_their_failure_names_the_extra() -> None:
+    find, names = names_on_demand("ppdmodel", {"lost": ("b",), "errors": ("RunFailedError", "a")})
+    assert names == ["RunFailedError", "a", "b"]
+    assert find("RunFailedError") is RunFailedError
+    with pytest.raises(AttributeError, match="module 'ppdmodel' has no attribute 'c'"):
+        find("c")
+    with pytest.raises(MissingExtraError, match=r"\[measure\]; got no package 'ppdmodel.lost'"):
+        find("b")

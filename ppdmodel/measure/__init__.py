@@ -5,77 +5,45 @@
 'question-answering'
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from ..errors import MissingExtraError
+from ..errors import names_on_demand
 
 if TYPE_CHECKING:
-    from .decoder.exit import AffineMap, Exit, register_exit
-    from .decoder.sampling import Sampling
-    from .models.loading import load_model
-    from .models.sources import ModelSource, locate
-    from .options import GenerationOptions, HardwareOptions
-    from .progress import Progress
-    from .prompts import Prompt, default_prompts, read_prompts, training_prompts
-    from .run import Shard, measure
-    from .shards import merge
-    from .training.train import TrainedExits, TrainingOptions, load_exits, train_exits
-
-_HOMES = {
-    "AffineMap": "decoder.exit",
-    "Exit": "decoder.exit",
-    "GenerationOptions": "options",
-    "HardwareOptions": "options",
-    "ModelSource": "models.sources",
-    "Progress": "progress",
-    "Prompt": "prompts",
-    "Sampling": "decoder.sampling",
-    "Shard": "run",
-    "TrainedExits": "training.train",
-    "TrainingOptions": "training.train",
-    "default_prompts": "prompts",
-    "load_exits": "training.train",
-    "load_model": "models.loading",
-    "locate": "models.sources",
-    "measure": "run",
-    "merge": "shards",
-    "read_prompts": "prompts",
-    "register_exit": "decoder.exit",
-    "train_exits": "training.train",
-    "training_prompts": "prompts",
-}
-__all__ = [
-    "AffineMap",
-    "Exit",
-    "GenerationOptions",
-    "HardwareOptions",
-    "ModelSource",
-    "Progress",
-    "Prompt",
-    "Sampling",
-    "Shard",
-    "TrainedExits",
-    "TrainingOptions",
-    "default_prompts",
-    "load_exits",
-    "load_model",
-    "locate",
-    "measure",
-    "merge",
-    "read_prompts",
-    "register_exit",
-    "train_exits",
-    "training_prompts",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("measure", error.name or "torch") from None
+    from .decoder.exit import AffineMap as AffineMap
+    from .decoder.exit import Exit as Exit
+    from .decoder.exit import register_exit as register_exit
+    from .decoder.sampling import Sampling as Sampling
+    from .models.loading import load_model as load_model
+    from .models.sources import ModelSource as ModelSource
+    from .models.sources import locate as locate
+    from .options import GenerationOptions as GenerationOptions
+    from .options import HardwareOptions as HardwareOptions
+    from .progress import Progress as Progress
+    from .prompts import Prompt as Prompt
+    from .prompts import default_prompts as default_prompts
+    from .prompts import read_prompts as read_prompts
+    from .prompts import training_prompts as training_prompts
+    from .run import Shard as Shard
+    from .run import measure as measure
+    from .shards import merge as merge
+    from .training.train import TrainedExits as TrainedExits
+    from .training.train import TrainingOptions as TrainingOptions
+    from .training.train import load_exits as load_exits
+    from .training.train import train_exits as train_exits
+else:
+    __getattr__, __all__ = names_on_demand(
+        __name__,
+        {
+            "decoder.exit": ("AffineMap", "Exit", "register_exit"),
+            "decoder.sampling": ("Sampling",),
+            "models.loading": ("load_model",),
+            "models.sources": ("ModelSource", "locate"),
+            "options": ("GenerationOptions", "HardwareOptions"),
+            "progress": ("Progress",),
+            "prompts": ("Prompt", "default_prompts", "read_prompts", "training_prompts"),
+            "run": ("Shard", "measure"),
+            "shards": ("merge",),
+            "training.train": ("TrainedExits", "TrainingOptions", "load_exits", "train_exits"),
+        },
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from .decoder.sampling import Sampling
 from .decoder.verify import Decoder
 from .models.loading import LoadedModel
 from .options import GenerationOptions
-from .progress import OnProgress, Progress, no_report
+from .progress import OnProgress, Progress, no_report, part_of
 from .prompts import Prompt
 
 #: largest margin in logits by which a greedily decoded token may miss rank 1 at the last layer:
@@ -29,75 +28,66 @@ TIE_MARGIN = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
 NEAR_MARGIN = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 
 
-@dataclass(frozen=True)
-class _Ranks:
-    """Ranks of a chunk on the CPU: [n] per key, [n, layers, ...] per exit."""
-
-    prompt: np.ndarray
-    turn: np.ndarray
-    position: np.ndarray
-    token_id: np.ndarray
-    rank: np.ndarray
-    top_prob: np.ndarray
-    guess_ids: np.ndarray
-    guess_probs: np.ndarray
-    coupled_rank: np.ndarray | None
-
-
 class BatchResult:
-    """All tokens of a batch of prompts, in order."""
+    """All tokens of a batch of prompts, added chunk by chunk and handed out in order."""
 
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        chunks: Sequence[_Ranks],
-        ties: Sequence[Mapping[str, Any]],
-        near_ties: Sequence[Mapping[str, Any]],
-        vocabulary: int,
-    ) -> None:
-        self.prompts, self.vocabulary = prompts, vocabulary
-        self.ties, self.near_ties = tuple(ties), tuple(near_ties)
-        keys = [np.concatenate([getattr(c, n) for c in chunks]) for n in ("position", "turn")]
-        keys.append(np.concatenate([chunk.prompt for chunk in chunks]))
-        self._order = np.lexsort(keys)
-        self._chunks = chunks
+    def __init__(self, exit_: Exit, prompts: Sequence[Prompt]) -> None:
+        self.exit, self.prompts = exit_, prompts
+        self.ties: list[dict[str, Any]] = []
+        self.near_ties: list[dict[str, Any]] = []
+        self._chunks: list[dict[str, np.ndarray]] = []
 
-    def _column(self, name: str) -> Any:
-        return np.concatenate([getattr(chunk, name) for chunk in self._chunks])[self._order]
+    def add(self, chunk: Chunk, ranked: Sequence[Ranked], owners: np.ndarray, turn: int) -> None:
+        """Append a chunk ranked at every exit; `owners` [n] are the tokens' prompts.
 
-    def _keys(self) -> dict[str, Any]:
-        return {
-            "prompt_ids": tuple(prompt.id for prompt in self.prompts),
-            "prompt_index": self._column("prompt"),
-            "turn": self._column("turn"),
-            "position": self._column("position"),
+        Raises:
+            RunFailedError: the last exit misses a token by more than rounding explains.
+        """
+        columns: dict[str, np.ndarray] = {
+            "prompt_index": owners.astype(np.int64),
+            "turn": np.full(len(owners), turn, dtype=np.int16),
+            "position": np.array(chunk.position, dtype=np.int32),
+            "token_id": chunk.token_id.cpu().numpy().astype(np.int32),
         }
+        for name in ("rank", "top_prob", "guess_ids", "guess_probs", "coupled_rank"):
+            by_exit = [getattr(exit_, name) for exit_ in ranked]
+            if by_exit[0] is not None:  # greedy text has no coupled ranks
+                columns[name] = torch.stack(by_exit, dim=1).numpy()
+        columns["guess_probs"] = columns["guess_probs"].astype(np.float16)
+        self._chunks.append(columns)
+        ids = [self.prompts[i].id for i in owners]
+        self.ties.extend(_ties(self.exit, chunk, ranked[-1], ids))
+        self.near_ties.extend(_near_ties(chunk, ranked[-1], ids, turn))
+
+    def _ordered(self, *names: str) -> dict[str, Any]:
+        """The columns that there are, by prompt, turn and position, and the prompts' ids."""
+
+        def whole(name: str) -> np.ndarray:
+            return np.concatenate([chunk[name] for chunk in self._chunks])
+
+        keys = ("prompt_index", "turn", "position")
+        order = np.lexsort([whole(key) for key in reversed(keys)])
+        known = [name for name in (*keys, *names) if name in self._chunks[0]]
+        found: dict[str, Any] = {name: whole(name)[order] for name in known}
+        return found | {"prompt_ids": tuple(prompt.id for prompt in self.prompts)}
 
     def measurement(self, provenance: Mapping[str, Any], numbers: Sequence[int]) -> Measurement:
         """The batch as a measurement; `numbers` are the prompts' places in the whole list."""
-        coupled = self._chunks[0].coupled_rank is not None
         return Measurement(
-            **self._keys(),
+            **self._ordered("token_id", "rank", "top_prob", "coupled_rank"),
             provenance=dict(provenance),
             categories=tuple(prompt.category for prompt in self.prompts),
             prompt_numbers=tuple(numbers),
-            token_id=self._column("token_id"),
-            rank=self._column("rank"),
-            top_prob=self._column("top_prob"),
-            coupled_rank=self._column("coupled_rank") if coupled else None,
             complete=False,
-            ties=self.ties,
-            near_ties=self.near_ties,
+            ties=tuple(self.ties),
+            near_ties=tuple(self.near_ties),
         )
 
     def guesses(self) -> Guesses:
         """The first guesses of every exit."""
-        return Guesses(
-            **self._keys(),
-            vocabulary=self.vocabulary,
-            ids=self._column("guess_ids"),
-            probs=self._column("guess_probs"),
-        )
+        columns = self._ordered("guess_ids", "guess_probs")
+        ids, probs = columns.pop("guess_ids"), columns.pop("guess_probs")
+        return Guesses(**columns, vocabulary=self.exit.vocabulary, ids=ids, probs=probs)
 
 
 def measure_batch(
@@ -122,21 +112,19 @@ def measure_batch(
         InvalidInputError: a conversation outgrows the model.
         RunFailedError: the last exit does not rank the model's own first token first.
     """
-    found = _Collected([], [], [])
+    result = BatchResult(decoder.exit, prompts)
     tokens = 0
     turns = max(len(prompt.turns) for prompt in prompts)
     answers: list[list[str]] = [[] for _ in prompts]
     for turn in range(turns):
         taking_part = [i for i, prompt in enumerate(prompts) if turn < len(prompt.turns)]
-        contexts = _contexts(loaded, prompts, taking_part, turn, answers, generation)
+        contexts = []
+        for i in taking_part:
+            ids = loaded.encode(prompts[i].turns[: turn + 1], not generation.raw, answers[i])
+            # an answer may be tokenized into more tokens than it was generated as
+            loaded.check_room(prompts[i].id, len(ids), generation.max_new_tokens)
+            contexts.append(Context(prompts[i].id, turn, ids))
         texts: dict[int, list[int]] = {i: [] for i in taking_part}
-
-        def stepped(step: int, active: int, turn: int = turn) -> None:
-            nonlocal tokens
-            tokens += active
-            share = (turn + step / generation.max_new_tokens) / turns
-            on_progress(Progress("decoding", tokens, share))
-
         for chunk in generate(
             decoder.model,
             decoder.exit,
@@ -146,61 +134,18 @@ def measure_batch(
             sampling=generation.sampling,
             drops_rows=decoder.drops_rows,
             chunk_tokens=ranker.rows,
-            on_step=stepped,
+            on_progress=part_of(on_progress, turn / turns, (turn + 1) / turns, tokens),
         ):
             owners = np.array([taking_part[row] for row in chunk.row])
-            ranked = rank_chunk(ranker, chunk, generation.sampling)
-            found.add(decoder.exit, chunk, ranked, prompts, owners, turn)
+            result.add(chunk, rank_chunk(ranker, chunk, generation.sampling), owners, turn)
             for owner, token in zip(owners, chunk.token_id.tolist(), strict=True):
                 texts[owner].append(token)
+        tokens += sum(map(len, texts.values()))
         if turn + 1 < turns:
             for i in taking_part:
                 answers[i].append(loaded.decode(texts[i]))
     on_progress(Progress("ranked", tokens, 1.0))
-    return BatchResult(prompts, found.chunks, found.ties, found.near_ties, decoder.exit.vocabulary)
-
-
-def _contexts(
-    loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    taking_part: Sequence[int],
-    turn: int,
-    answers: Sequence[Sequence[str]],
-    generation: GenerationOptions,
-) -> list[Context]:
-    """Input token ids of one turn; each context must leave room for the answer."""
-    contexts = []
-    for i in taking_part:
-        turns = prompts[i].turns[: turn + 1]
-        ids = loaded.encode(turns, not generation.raw, answers[i])
-        # an answer may be tokenized into more tokens than it was generated as
-        loaded.check_room(prompts[i].id, len(ids), generation.max_new_tokens)
-        contexts.append(Context(prompts[i].id, turn, ids))
-    return contexts
-
-
-@dataclass(frozen=True)
-class _Collected:
-    """Accumulated results of the chunks of a batch."""
-
-    chunks: list[_Ranks]
-    ties: list[dict[str, Any]]
-    near_ties: list[dict[str, Any]]
-
-    def add(
-        self,
-        exit_: Exit,
-        chunk: Chunk,
-        ranked: Sequence[Ranked],
-        prompts: Sequence[Prompt],
-        owners: np.ndarray,
-        turn: int,
-    ) -> None:
-        """Append a ranked chunk; `owners` [n] are the tokens' prompts."""
-        ids = [prompts[i].id for i in owners]
-        self.chunks.append(_on_cpu(chunk, ranked, owners, turn))
-        self.ties.extend(_ties(exit_, chunk, ranked[-1], ids))
-        self.near_ties.extend(_near_ties(chunk, ranked[-1], ids, turn))
+    return result
 
 
 def rank_chunk(ranker: Ranker, chunk: Chunk, sampling: Sampling | None) -> list[Ranked]:
@@ -212,24 +157,6 @@ def rank_chunk(ranker: Ranker, chunk: Chunk, sampling: Sampling | None) -> list[
     ]
     ranker.rest()
     return ranked
-
-
-def _on_cpu(chunk: Chunk, ranked: Sequence[Ranked], owners: np.ndarray, turn: int) -> _Ranks:
-    def stacked(name: str) -> np.ndarray:
-        return torch.stack([getattr(exit_, name) for exit_ in ranked], dim=1).numpy()
-
-    coupled = ranked[0].coupled_rank is not None
-    return _Ranks(
-        prompt=owners.astype(np.int64),
-        turn=np.full(len(owners), turn, dtype=np.int16),
-        position=np.array(chunk.position, dtype=np.int32),
-        token_id=chunk.token_id.cpu().numpy().astype(np.int32),
-        rank=stacked("rank"),
-        top_prob=stacked("top_prob"),
-        guess_ids=stacked("guess_ids"),
-        guess_probs=stacked("guess_probs").astype(np.float16),
-        coupled_rank=stacked("coupled_rank") if coupled else None,
-    )
 
 
 def _ties(

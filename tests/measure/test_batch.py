@@ -18,7 +18,6 @@ from ppdmodel.measure.batch import (
     NEAR_MARGIN,
     TIE_MARGIN,
     BatchResult,
-    _Collected,
     measure_batch,
     rank_chunk,
 )
@@ -246,11 +245,10 @@ def chunk_of(
     return Chunk([0] * n, [10 + i for i in range(n)], given, top, hidden, noise)
 
 
-def collected(chunk: Chunk, turn: int = 1) -> _Collected:
+def collected(chunk: Chunk, turn: int = 1) -> BatchResult:
     exit_ = plain_exit(chunk.hidden.dtype)
-    ranked = rank_chunk(Ranker(exit_), chunk, None)
-    found = _Collected([], [], [])
-    found.add(exit_, chunk, ranked, [Prompt("p", "")], np.zeros(len(chunk.row), int), turn)
+    found = BatchResult(exit_, [Prompt("p", "")])
+    found.add(chunk, rank_chunk(Ranker(exit_), chunk, None), np.zeros(len(chunk.row), int), turn)
     return found
 
 
@@ -331,16 +329,14 @@ def test_a_trained_map_is_added_at_its_own_layer() -> None:
 
 def test_chunks_are_put_in_the_order_of_prompts_turns_and_positions() -> None:
     """Tokens come by step, several prompts at a time, and the second turn after the first."""
-    exit_, found = plain_exit(), _Collected([], [], [])
-    prompts = [Prompt("a", ""), Prompt("b", "")]
+    exit_ = plain_exit()
+    result = BatchResult(exit_, [Prompt("a", ""), Prompt("b", "")])
     keys = [(p, t, i) for t in range(2) for i in range(3) for p in (1, 0)]
     for n, (prompt, turn, position) in enumerate(keys):
         logits = torch.zeros(1, VOCABULARY)
         logits[0, n] = 9.0
         chunk = replace(chunk_of(logits, [n]), position=[position])
-        ranked = rank_chunk(Ranker(exit_), chunk, None)
-        found.add(exit_, chunk, ranked, prompts, np.array([prompt]), turn)
-    result = BatchResult(prompts, found.chunks, found.ties, found.near_ties, VOCABULARY)
+        result.add(chunk, rank_chunk(Ranker(exit_), chunk, None), np.array([prompt]), turn)
     expected = sorted(range(len(keys)), key=keys.__getitem__)
     assert result.measurement({}, [0, 1]).token_id.tolist() == expected
     assert result.guesses().ids[:, -1, 0].tolist() == expected

@@ -14,7 +14,7 @@ import pytest
 
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.prompts import Prompt
-from ppdmodel.measure.store import UNFINISHED, Store, join_batches
+from ppdmodel.measure.store import UNFINISHED, Store, check_same, join_batches
 from ppdmodel.results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE
 from ppdmodel.results.io import load_guesses, read_measurement
 from ppdmodel.results.measurement import Guesses, Measurement
@@ -264,6 +264,12 @@ def test_other_files_and_what_is_no_folder_are_refused(tmp_path: Path) -> None:
         Store(file, SETTINGS)
     (tmp_path / "empty" / UNFINISHED).mkdir(parents=True)
     assert Store(tmp_path / "empty", SETTINGS).done == set()
+
+
+def test_settings_that_are_not_asked_for_may_differ() -> None:
+    check_same(Path("e"), {"a": 1, "date": "today"}, {"a": 1})
+    with pytest.raises(InvalidInputError, match="got e with a 1 instead of 2; choose another"):
+        check_same(Path("e"), {"a": 1}, {"a": 2})
 
 
 def test_tokens_without_their_guesses_are_refused(tmp_path: Path) -> None:

@@ -106,10 +106,6 @@ class Exit:
 
 
 _REGISTERED: dict[str, Callable[[Any], Exit]] = {}
-REGISTER = (
-    "register one in Python: @ppdmodel.measure.register_exit('{name}') on a function that takes "
-    "the model and returns ppdmodel.measure.Exit(decoder_layers=..., tail=(final_norm,), head=...)"
-)
 
 
 def register_exit(model_class: str) -> Callable[[Callable[[Any], Exit]], Callable[[Any], Exit]]:
@@ -187,8 +183,9 @@ def _gap(exit_: Exit, path: HeadPath) -> float:
 def _unsupported(model: Any, why: str) -> InvalidInputError:
     name = type(model).__name__
     return InvalidInputError(
-        f"the exit at the last layer must make the model's own logits; got {name}: {why}; "
-        + REGISTER.format(name=name)
+        f"the exit at the last layer must make the model's own logits; got {name}: {why}; register "
+        f"one in Python: @ppdmodel.measure.register_exit('{name}') on a function that takes the "
+        "model and returns ppdmodel.measure.Exit(decoder_layers=..., tail=(final_norm,), head=...)"
     )
 
 

@@ -7,8 +7,9 @@ are yielded in chunks: memory does not grow with the text.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from ..progress import OnProgress, Progress, no_report
 from .attention import without_padding
 from .exit import Exit, on_layers
 from .kernels import drop_pages, fast_linears, give_back_memory, lazy_zeros
@@ -151,32 +153,27 @@ class Batch:
 
     def step(self) -> tuple[Tensor, list[Tensor]]:
         """Logits [rows, vocabulary] of the next token, and each layer's states [rows, width]."""
-        if self.is_new and self.cache.layers and self._can_adopt():
-            logits, states = self._by_length()
-        else:
-            logits, states = self._run(self.ids, self.positions, self.mask, self.cache)
-        self.is_new = False
-        return logits, states
+        is_new, self.is_new = self.is_new, False
+        layers = self.cache.layers
+        if is_new and layers and all(isinstance(layer, GrowingLayer) for layer in layers):
+            return self._by_length()
+        return self._run(self.ids, self.positions, self.mask, self.cache)
 
     def _run(
         self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache
     ) -> tuple[Tensor, list[Tensor]]:
         states: list[Tensor] = [torch.empty(0)] * len(self.exit.decoder_layers)
-        options: dict[str, Any] = dict(self.options)
-        if self.takes_positions:
-            options["position_ids"] = positions
+        options = {"position_ids": positions} if self.takes_positions else {}
         with on_layers(self.exit, states.__setitem__), without_padding():
             logits: Tensor = self.model(
                 input_ids=ids,
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
+                **self.options,
                 **options,
             ).logits[:, -1]
         return logits, states
-
-    def _can_adopt(self) -> bool:
-        return all(isinstance(layer, GrowingLayer) for layer in self.cache.layers)
 
     def _by_length(self) -> tuple[Tensor, list[Tensor]]:
         """Prefill the contexts in groups of similar length, so that there is little padding.
@@ -273,42 +270,35 @@ def _rows(whole: Tensor, places: Tensor) -> Tensor:
 
 
 class _Buffer:
-    """States of the tokens since the last chunk, each layer's rows written in place."""
+    """The tokens since the last chunk, each layer's states written in place."""
 
     def __init__(self, layers: int, capacity: int) -> None:
-        self.layers, self.capacity = layers, capacity
+        self.layers, self.capacity, self.fill = layers, capacity, 0
         self.hidden: Tensor | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self.fill = 0
-        self.row: list[int] = []
-        self.position: list[int] = []
-        self.tokens: list[Tensor] = []
-        self.top_tokens: list[Tensor] = []
-        self.noises: list[Tensor] = []
+        self.steps: list[tuple[list[int], list[int], Tensor, Tensor, Tensor | None]] = []
 
     def keep(self, states: Sequence[Tensor], places: Tensor) -> None:
         """Copy the rows at some places of each layer's states [rows, width]."""
         if self.hidden is None:
-            first = states[0]
-            shape = (self.layers, self.capacity, first.shape[-1])
-            self.hidden = torch.empty(shape, dtype=first.dtype, device=first.device)
+            width = states[0].shape[-1]
+            self.hidden = states[0].new_empty(self.layers, self.capacity, width)
+        end = self.fill + len(places)
         for layer, state in enumerate(states):
-            kept = _rows(state, places)
-            self.hidden[layer, self.fill : self.fill + len(kept)] = kept
+            self.hidden[layer, self.fill : end] = _rows(state, places)
+        self.fill = end
 
     def take(self) -> Chunk:
         assert self.hidden is not None
+        row, position, token_id, top_token, noise = zip(*self.steps, strict=True)
         chunk = Chunk(
-            row=self.row,
-            position=self.position,
-            token_id=torch.cat(self.tokens),
-            top_token=torch.cat(self.top_tokens),
+            row=list(chain(*row)),
+            position=list(chain(*position)),
+            token_id=torch.cat(token_id),
+            top_token=torch.cat(top_token),
             hidden=self.hidden[:, : self.fill],
-            noise=torch.cat(self.noises) if self.noises else None,
+            noise=None if noise[0] is None else torch.cat(noise),
         )
-        self._clear()
+        self.steps, self.fill = [], 0
         return chunk
 
 
@@ -323,7 +313,7 @@ def generate(
     sampling: Sampling | None = None,
     drops_rows: bool = True,
     chunk_tokens: int = 512,
-    on_step: Callable[[int, int], None] = lambda step, active: None,
+    on_progress: OnProgress = no_report,
 ) -> Iterator[Chunk]:
     """Decode a batch of tokenized contexts, padded on the left, end tokens included.
 
@@ -338,10 +328,11 @@ def generate(
         sampling: how tokens are sampled; None is greedy.
         drops_rows: whether finished texts may leave the batch; some caches do not support it.
         chunk_tokens: tokens per chunk, except the last; at least those of one step.
-        on_step: called after each step with its number from 1 and the number of active rows.
+        on_progress: called after each step with the tokens so far and the share of the steps.
     """
     batch = Batch(model, exit_, contexts, max_new_tokens)
     buffer = _Buffer(len(exit_.decoder_layers), max(chunk_tokens, len(contexts)))
+    tokens = 0
     active = list(range(len(contexts)))  # places in the batch whose text has not ended
     for step in range(max_new_tokens):
         if buffer.fill + len(active) > buffer.capacity:
@@ -358,14 +349,11 @@ def generate(
         live = _rows(logits, places)
         where = [TokenPosition(contexts[row].prompt_id, contexts[row].turn, step) for row in rows]
         chosen, noise = choose(live, where, sampling)
-        buffer.fill += len(active)
-        buffer.row += rows
-        buffer.position += [step] * len(rows)
-        buffer.tokens.append(chosen)
-        buffer.top_tokens.append(live.argmax(-1) if sampling else chosen)
-        buffer.noises += [] if noise is None else [noise]
-        del logits, states, live  # free the memory before the next step
-        on_step(step + 1, len(active))
+        top = live.argmax(-1) if sampling else chosen
+        buffer.steps.append((rows, [step] * len(rows), chosen, top, noise))
+        del logits, states, live, noise  # free the memory before the next step
+        tokens += len(active)
+        on_progress(Progress("decoding", tokens, (step + 1) / max_new_tokens))
         ended = [token in end_ids for token in chosen.tolist()]
         following = torch.zeros(len(batch.rows), dtype=torch.long)
         following[places] = chosen.cpu()

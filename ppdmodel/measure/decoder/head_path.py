@@ -80,8 +80,7 @@ def trace_head_path(model: Any, known: nn.ModuleList | None = None) -> HeadPath:
     vocabulary = int(config.vocab_size)
     probe = (torch.arange(1, PROBE_TOKENS + 1, device=device) * 31 % vocabulary)[None]
     mask = torch.ones_like(probe)
-    logits, fault = torch.empty(0), f"no list of {depth} layers that run one after another"
-    nothing: Any = nn.ModuleList()
+    nothing, empty = nn.ModuleList(), torch.empty(0)
     for layers in [known] if known is not None else _candidates(model, depth):
         watch = _CallRecorder(model, layers)
         try:
@@ -95,7 +94,8 @@ def trace_head_path(model: Any, known: nn.ModuleList | None = None) -> HeadPath:
         if not after or not isinstance(getattr(after[-1], "weight", None), Tensor):
             return HeadPath(layers, (), nothing, hidden, logits, "no head after the last layer")
         return HeadPath(layers, tuple(after[:-1]), after[-1], hidden, logits)
-    return HeadPath(nothing, (), nothing, torch.empty(0), logits, fault)
+    fault = f"no list of {depth} layers that run one after another"
+    return HeadPath(nothing, (), nothing, empty, empty, fault)
 
 
 def _candidates(model: nn.Module, depth: int) -> list[nn.ModuleList]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import mmap
 import os
 from collections import Counter
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 #: oneDNN caches compiled code for up to 1024 shapes by default: too much as batches shrink
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-Linear = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+#: a product of states, weight and bias (or None)
+Linear = Callable[..., Tensor]
 #: rows of states for which oneDNN packs weights; near-optimal for 2 to a few hundred rows
 ROWS = 32
 #: rows in `by_columns` are padded to a multiple of this
@@ -147,7 +149,10 @@ class Blocks:
             reorder = torch.ops.mkldnn._reorder_linear_weight
             first = [reorder(part, ROWS) for part in weights[: self.packed]]
             weights = [*first, *weights[self.packed :]]
-        self.products = [_by(linear, *both) for both in zip(weights, biases, strict=True)]
+        self.products = [
+            functools.partial(linear, weight=part, bias=added)
+            for part, added in zip(weights, biases, strict=True)
+        ]
 
     def __call__(self, states: Tensor) -> Tensor:
         """The whole product, [..., out], of states [..., in]."""
@@ -155,10 +160,6 @@ class Blocks:
         for start, product in zip(range(0, self.outputs, self.size), self.products, strict=True):
             out[..., start : start + self.size] = product(states)
         return out
-
-
-def _by(linear: Linear, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    return lambda states: linear(states, weight, bias)
 
 
 def prepack_head(head: nn.Module, size: int) -> Blocks | None:
@@ -194,9 +195,7 @@ def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     >>> lazy_zeros((2, 3), torch.ones(1)).sum()
     tensor(0.)
     """
-    size = like.element_size()
-    for n in shape:
-        size *= n
+    size = like.element_size() * math.prod(shape)
     if like.device.type != "cpu" or not MAP_FLAGS or not size:
         return like.new_zeros(tuple(shape))
     pages = mmap.mmap(-1, size, flags=MAP_FLAGS)

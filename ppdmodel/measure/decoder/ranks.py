@@ -121,12 +121,8 @@ class _Scan:
         on_cpu = self.device.type == "cpu"
         self.block = BLOCK if on_cpu else -(-vocabulary // GROUP) * GROUP
         blocks = -(-vocabulary // self.block)
-
-        def take(*shape: int, dtype: torch.dtype = self.weight.dtype) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=self.device)
-
         self.buffer = lazy_zeros((blocks, rows, self.block), self.weight)
-        self.scratch = take(rows, self.block, dtype=torch.float32)
+        self.scratch = self.weight.new_empty(rows, self.block, dtype=torch.float32)
         self.blocks = exit_.blocks or Blocks(self.weight, self.bias, self.block)
         self.linear = linear_for(self.weight)
         self.n = 0

@@ -70,21 +70,12 @@ class GgufHeader:
         return sizes.most_common(1)[0][0]
 
 
-def check_gguf(path: Path) -> str:
-    """Raise unless `path` is a complete GGUF file; return the type of most of its bytes.
-
-    Raises:
-        InvalidInputError: it is not a GGUF file, or its header is cut short or damaged, or it
-            ends before its last tensor does.
-    """
-    return read_header(path).quantization
-
-
 def read_header(path: Path) -> GgufHeader:
     """Read a GGUF file's header, in bounded memory and time whatever it contains.
 
     Raises:
-        InvalidInputError: as `check_gguf`.
+        InvalidInputError: it is not a GGUF file, or its header is cut short or damaged, or it
+            ends before its last tensor does.
     """
     with path.open("rb") as file:
         magic = file.read(4)

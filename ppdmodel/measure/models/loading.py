@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,16 +126,16 @@ class LoadedModel:
         return text
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise `InvalidInputError` unless weights can be converted to `dtype`."""
+def check_hardware(dtype: str, device: str | None, device_map: str | None) -> None:
+    """Raise `InvalidInputError` for a type, a device or a device map that is not known.
+
+    Weights must convert to `dtype`, torch must put a tensor on `device`, and Accelerate know the
+    map; None needs no check.
+    """
     if dtype not in DTYPES:
         raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-
-
-def check_device(device: str) -> None:
-    """Raise `InvalidInputError` unless torch can put a tensor on `device`."""
     try:
-        if torch.device(device).type == "meta":
+        if device is not None and torch.device(device).type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -143,10 +143,6 @@ def check_device(device: str) -> None:
         raise InvalidInputError(
             f"device must be one that this torch can use; got {device!r} ({reason}); use cpu"
         ) from None
-
-
-def check_device_map(device_map: str | None) -> None:
-    """Raise `InvalidInputError` unless Accelerate knows this device map."""
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise InvalidInputError(
             f"device_map must be one of {', '.join(DEVICE_MAPS)}; got {device_map!r}"
@@ -175,9 +171,7 @@ def load_model(
             head, or its weights are not finite numbers.
         RunFailedError: the weights were found and could not be loaded.
     """
-    check_dtype(dtype)
-    check_device(device)
-    check_device_map(device_map)
+    check_hardware(dtype, device, device_map)
     with _quiet():
         tokenizer, model = _loaded(source, dtype, device_map or {"": device})
     _check_finite(source, model)
@@ -188,27 +182,21 @@ def load_model(
 def _loaded(
     source: ModelSource, dtype: str, device_map: str | Mapping[str, str]
 ) -> tuple[Any, Any]:
-    if source.gguf is None:
-        return _read(source, source.folder, {}, dtype, device_map)
-    folder = _converted(source)
+    folder = _converted(source) if source.gguf else None
     if folder is not None:
         try:
-            return _read(source, folder, {}, dtype, device_map)
+            return _read(source, folder, dtype, device_map)
         except (InvalidInputError, RunFailedError):  # the conversion is damaged; repeat it
             shutil.rmtree(folder, ignore_errors=True)
             folder = _converted(source)
-    if folder is not None:
-        return _read(source, folder, {}, dtype, device_map)
-    return _read(source, source.folder, {"gguf_file": source.gguf.name}, dtype, device_map)
+    return _read(source, folder or source.folder, dtype, device_map)
 
 
 def _read(
-    source: ModelSource,
-    folder: Path,
-    gguf: Mapping[str, str],
-    dtype: str,
-    device_map: str | Mapping[str, str],
+    source: ModelSource, folder: Path, dtype: str, device_map: str | Mapping[str, str]
 ) -> tuple[Any, Any]:
+    """Read the source's own folder, or that of its conversion."""
+    gguf = {"gguf_file": source.gguf.name} if source.gguf and folder == source.folder else {}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **gguf
@@ -229,7 +217,10 @@ def _read(
                 f"the model must be a decoder with a language-model head; got {source.name}, "
                 "which Transformers has no such class for; choose another"
             ) from None
-        raise _failed(source, error, folder) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunFailedError(
+            f"the weights of {source.name} must load; got: {reason[:300]}; check {folder}"
+        ) from error
     missing = sorted(loading["missing_keys"])
     missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))
     if missing:  # Transformers initializes them at random
@@ -264,13 +255,6 @@ _LOADING_ERRORS = (
 )  # fmt: skip
 
 
-def _failed(source: ModelSource, error: Exception, folder: Path) -> RunFailedError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return RunFailedError(
-        f"the weights of {source.name} must load; got: {reason[:300]}; check {folder}"
-    )
-
-
 def _check_finite(source: ModelSource, model: Any) -> None:
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
@@ -292,7 +276,6 @@ def _align(model: Any) -> None:
 
 def _converted(source: ModelSource) -> Path | None:
     """Convert a GGUF file once; return the cached folder, or None if it cannot be written."""
-    assert source.gguf is not None
     home = cache_dir() / "converted"
     folder = home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}"
     if (folder / CONVERSION_MARKER).is_file():
@@ -303,30 +286,17 @@ def _converted(source: ModelSource) -> Path | None:
     except OSError:  # the cache is not writable: read the GGUF file each time
         return None
     try:
-        gguf = {"gguf_file": source.gguf.name}
-        tokenizer, model = _read(source, source.folder, gguf, "float32", {"": "cpu"})
-        return folder if _saved(tokenizer, model, part, folder) else None
+        tokenizer, model = _read(source, source.folder, "float32", {"": "cpu"})
+        model.hf_quantizer = None  # saving is refused with the marks of GGUF quantization
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        with suppress(Exception):  # on a full disk the libraries raise various types
+            tokenizer.save_pretrained(part)
+            model.save_pretrained(part)
+            part.rename(folder)  # fails where another process was first
+        return folder if (folder / CONVERSION_MARKER).is_file() else None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _saved(tokenizer: Any, model: Any, part: Path, folder: Path) -> bool:
-    """Save a model; true also where another process has saved it first."""
-    _as_plain_weights(model)
-    try:
-        tokenizer.save_pretrained(part)
-        model.save_pretrained(part)
-        part.rename(folder)
-    except Exception:  # on a full disk the libraries raise various types
-        return (folder / CONVERSION_MARKER).is_file()
-    return True
-
-
-def _as_plain_weights(model: Any) -> None:
-    """Remove the GGUF quantization marks, with which saving is refused."""
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
 
 
 @contextmanager
@@ -339,21 +309,14 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
-    with open(os.devnull, "w") as nowhere, _stderr_to(nowhere):
+    # some progress bars have no switch
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         try:
             yield
         finally:
             logging.set_verbosity(level)
             logging.enable_progress_bar()
             enable_progress_bars()
-
-
-@contextmanager
-def _stderr_to(file: Any) -> Iterator[None]:
-    from contextlib import redirect_stderr
-
-    with redirect_stderr(file):  # some progress bars have no switch
-        yield
 
 
 @contextmanager

@@ -109,18 +109,16 @@ def find(model: PackagedModel) -> Path | None:
 
 def part_paths(model: PackagedModel) -> tuple[Path, ...]:
     """Paths of the installed parts, in order; empty unless all are installed."""
+    places = [[folder / name for folder in folders_of(module)] for module, name in model.parts]
+    found = [next(filter(Path.is_file, paths), None) for paths in places]
+    return tuple(path for path in found if path) if all(found) else ()
+
+
+def folders_of(module: str) -> list[Path]:
+    """The folders of an installed package, which is not imported; empty if there is none."""
     importlib.invalidate_caches()
-    found = [path for module, name in model.parts if (path := _in_module(module, name))]
-    return tuple(found) if len(found) == len(model.parts) else ()
-
-
-def _in_module(module: str, name: str) -> Path | None:
     spec = importlib.util.find_spec(module)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / name
-        if path.is_file():
-            return path
-    return None
+    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
 def _joined_path(model: PackagedModel) -> Path:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InvalidInputError, RunFailedError
-from .gguf_header import check_gguf
+from .gguf_header import read_header
 from .packaged import PACKAGED, installed_path, sha256, verify
-
-__all__ = ["HUB_FILES", "ModelSource", "check_gguf", "locate"]
 
 #: files of a hub snapshot; pickled weights are never fetched
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -57,7 +55,7 @@ def locate(name: str) -> ModelSource:
         verify(path, model.sha256)
         return ModelSource(name, path.parent, path, (model.sha256,), model.quantization)
     if path.is_file():
-        quantization = check_gguf(path)
+        quantization = read_header(path).quantization
         return ModelSource(path.name, path.parent, path, (sha256(path),), quantization)
     if path.is_dir():
         return _folder(path.resolve().name, path)

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import RunFailedError
-from ...results.compatibility import check_agree
 from ...results.files import atomic
 from ..decoder.generate import Context, generate
 from ..decoder.verify import Decoder
@@ -21,6 +20,7 @@ from ..models.loading import LoadedModel
 from ..options import GenerationOptions
 from ..progress import OnProgress, Progress, no_report, part_of
 from ..prompts import Prompt
+from ..store import check_same
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,21 @@ def collect(
         RunFailedError: the folder cannot be written.
     """
     files: list[Path] = []
-    tokens, size, chat = 0, generation.batch_size, not generation.raw
-    settings = {**settings, "batch_size": size}
-    for prompt in prompts:
-        n_ids = len(loaded.encode([prompt.text], chat))
-        loaded.check_room(prompt.id, n_ids, generation.max_new_tokens)
+    tokens, size, most = 0, generation.batch_size, generation.max_new_tokens
+    about = {key: str(value) for key, value in {**settings, "batch_size": size}.items()}
+    contexts = [Context(p.id, 0, loaded.encode([p.text], not generation.raw)) for p in prompts]
+    for context in contexts:
+        loaded.check_room(context.prompt_id, len(context.ids), most)
     for start in range(0, len(prompts), size):
         path = folder / f"{start:06d}.safetensors"
-        batch = prompts[start : start + size]
+        batch = contexts[start : start + size]
         before, after = start / len(prompts), (start + len(batch)) / len(prompts)
         if not path.is_file():
             report = part_of(on_progress, before, after, tokens)
-            kept = _answered(loaded, decoder, batch, start, generation, report)
-            save(kept, path, {key: str(value) for key, value in settings.items()})
-        tokens += _checked(path, settings)
+            save(_answered(decoder, batch, start, most, loaded.end_ids, report), path, about)
+        with safe_open(path, "pt") as file:
+            check_same(folder, file.metadata() or {}, about, "training")
+            tokens += int(file.get_slice("token_id").get_shape()[0])
         files.append(path)
         on_progress(Progress("decoding", tokens, after))
         if max_tokens and tokens >= max_tokens:
@@ -98,31 +99,23 @@ def collect(
 
 
 def _answered(
-    loaded: LoadedModel,
     decoder: Decoder,
-    prompts: Sequence[Prompt],
+    contexts: Sequence[Context],
     first: int,
-    generation: GenerationOptions,
+    most: int,
+    end_ids: frozenset[int],
     on_progress: OnProgress,
 ) -> dict[str, Tensor]:
     """The tensors of one file: states, tokens and prompt numbers from `first` on."""
-    contexts = [Context(p.id, 0, loaded.encode([p.text], not generation.raw)) for p in prompts]
-    most, tokens = generation.max_new_tokens, 0
     hidden, ids, owners, positions = [], [], [], []
-
-    def stepped(step: int, active: int) -> None:
-        nonlocal tokens
-        tokens += active
-        on_progress(Progress("decoding", tokens, step / most))
-
     for chunk in generate(
         decoder.model,
         decoder.exit,
         contexts,
         most,
-        loaded.end_ids,
+        end_ids,
         drops_rows=decoder.drops_rows,
-        on_step=stepped,
+        on_progress=on_progress,
     ):
         hidden.append(chunk.hidden.cpu().clone())
         ids.append(chunk.token_id.cpu())
@@ -151,23 +144,3 @@ def save(tensors: dict[str, Tensor], path: Path, about: dict[str, str] | None = 
                 f"{path} must be writable; got: {' '.join(str(error).split())[:200]}; "
                 "free some space or choose another place"
             ) from error
-
-
-def _checked(path: Path, settings: Mapping[str, Any]) -> int:
-    """Tokens in a file, after checking its settings."""
-    with safe_open(path, "pt") as file:
-        given = {key: str(value) for key, value in settings.items()}
-        check_settings(path.parent, file.metadata() or {}, given)
-        return int(file.get_slice("token_id").get_shape()[0])
-
-
-def check_settings(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise `InvalidInputError` where a folder's training has other settings."""
-    check_agree(
-        found,
-        settings,
-        settings,
-        rule="the out folder must hold this same training",
-        what=str(folder),
-        fix="choose another --out",
-    )

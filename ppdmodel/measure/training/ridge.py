@@ -98,123 +98,101 @@ class NormalEquations:
         return AffineMap(weight.T.contiguous().to(dtype), bias.to(dtype))
 
 
-@torch.inference_mode()
-def fit_layer(
-    exit_: Exit, ranker: Ranker, states: States, split: Split, layer: int
-) -> list[FittedMap]:
-    """Fit one layer's map at every penalty; the best validation score comes first.
+@dataclass(frozen=True)
+class LayerFit:
+    """The fitting of one layer's map.
 
-    Args:
-        exit_: the logit exit.
+    Attributes:
+        exit: the logit exit.
         ranker: from it.
-        states: of the training prompts.
+        states: of the prompts.
         split: training and validation prompts.
         layer: from 1, below the last.
     """
-    training = _equations(exit_, states, split.trains, layer)
-    dtype = exit_.weight.dtype
-    hidden, targets = validation_set(states, split, layer, exit_.vocabulary)
-    found = [FittedMap(float("inf"), None, _hits(exit_, ranker, hidden, targets, layer, None))]
-    for penalty in PENALTIES:
-        map_ = training.solve(penalty, dtype)
-        found.append(FittedMap(penalty, map_, _hits(exit_, ranker, hidden, targets, layer, map_)))
-    found.sort(key=lambda c: (-c.score, -c.penalty))
-    return found
 
+    exit: Exit
+    ranker: Ranker
+    states: States
+    split: Split
+    layer: int
 
-@torch.inference_mode()
-def refit(exit_: Exit, states: States, split: Split, layer: int, best: FittedMap) -> FittedMap:
-    """Refit a ridge candidate at its penalty on training and validation prompts."""
-    if best.map is None:
+    @torch.inference_mode()
+    def candidates(self) -> list[FittedMap]:
+        """The logit exit and the map at every penalty; the best validation score comes first."""
+        training, validation = self.equations(self.split.trains), self.validation_set()
+        found = [FittedMap(float("inf"), None, self._hits(*validation, None))]
+        for penalty in PENALTIES:
+            map_ = training.solve(penalty, self.exit.weight.dtype)
+            found.append(FittedMap(penalty, map_, self._hits(*validation, map_)))
+        found.sort(key=lambda c: (-c.score, -c.penalty))
+        return found
+
+    @torch.inference_mode()
+    def refit(self, best: FittedMap) -> FittedMap:
+        """Refit a ridge candidate at its penalty on training and validation prompts."""
+        if best.map is None:
+            return best
+        equations = self.equations(self.split.both)
+        return replace(best, map=equations.solve(best.penalty, self.exit.weight.dtype))
+
+    def descend(self, start: FittedMap, epochs: int) -> FittedMap:
+        """Minimize the KL divergence of the exit from the model, starting at a ridge map.
+
+        Each epoch is one pass of Adam over the training tokens. The epoch (or the start) with the
+        best validation score is kept.
+        """
+        device, dtype = self.exit.weight.device, self.exit.weight.dtype
+        hidden, final = (
+            torch.cat(list(self.states.layer(index, self.split.trains))).to(device)
+            for index in (self.layer - 1, len(self.exit.decoder_layers) - 1)
+        )
+        validation = self.validation_set()
+        best = start
+        map_ = _trainable(start, hidden, self.exit)
+        parameters = [map_.weight, map_.bias]
+        optimizer = torch.optim.Adam(parameters, lr=KL_RATE)
+        order = torch.Generator().manual_seed(0)
+        trained = replace(self.exit, maps={self.layer: map_})
+        for epoch in range(1, epochs + 1):
+            for rows in torch.split(torch.randperm(len(hidden), generator=order), KL_ROWS):
+                with torch.no_grad():
+                    truth = self.exit.logits(final[rows]).float().log_softmax(-1)
+                guess = trained.logits(hidden[rows], self.layer).float().log_softmax(-1)
+                loss = nn.functional.kl_div(guess, truth, log_target=True, reduction="batchmean")
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            now = AffineMap(*(p.detach().to(dtype, copy=True) for p in parameters))
+            candidate = FittedMap(start.penalty, now, self._hits(*validation, now), epoch)
+            if candidate.score > best.score:
+                best = candidate
         return best
-    equations = _equations(exit_, states, split.both, layer)
-    return replace(best, map=equations.solve(best.penalty, exit_.weight.dtype))
 
+    def equations(self, wanted: Callable[[Tensor], Tensor]) -> NormalEquations:
+        """The normal equations of the selected prompts, decomposed."""
+        equations = NormalEquations()
+        last = len(self.exit.decoder_layers) - 1
+        layers = (self.states.layer(index, wanted) for index in (self.layer - 1, last))
+        for kept in zip(*layers, strict=True):
+            if len(kept[0]):
+                hidden, final = (states.to(self.exit.weight.device) for states in kept)
+                missing = self.exit.head_input(final) - self.exit.head_input(hidden)
+                equations.add(normalized(hidden), missing)
+        equations.decompose()
+        return equations
 
-def _equations(
-    exit_: Exit, states: States, wanted: Callable[[Tensor], Tensor], layer: int
-) -> NormalEquations:
-    equations = NormalEquations()
-    last = len(exit_.decoder_layers) - 1
-    pairs = zip(states.layer(layer - 1, wanted), states.layer(last, wanted), strict=True)
-    for kept, kept_final in pairs:
-        if len(kept):
-            hidden, final = (states.to(exit_.weight.device) for states in (kept, kept_final))
-            missing = exit_.head_input(final) - exit_.head_input(hidden)
-            equations.add(normalized(hidden), missing)
-    equations.decompose()
-    return equations
+    def validation_set(self) -> tuple[Tensor, Tensor]:
+        """States [n, width] of the layer and true tokens [n] of the validation prompts."""
+        hidden = torch.cat(list(self.states.layer(self.layer - 1, self.split.chooses)))
+        targets = self.states.column("token_id", self.split.chooses)
+        most = max(1, min(VALIDATION_TOKENS, VALIDATION_LOGITS // self.exit.vocabulary))
+        step = -(-len(hidden) // most)  # evenly over the prompts
+        return hidden[::step], targets[::step]
 
-
-def validation_set(
-    states: States, split: Split, layer: int, vocabulary: int
-) -> tuple[Tensor, Tensor]:
-    """States [n, width] of one layer and true tokens [n] of the validation prompts."""
-    hidden = torch.cat(list(states.layer(layer - 1, split.chooses)))
-    targets = states.column("token_id", split.chooses)
-    most = max(1, min(VALIDATION_TOKENS, VALIDATION_LOGITS // vocabulary))
-    step = -(-len(hidden) // most)  # evenly over the prompts
-    return hidden[::step], targets[::step]
-
-
-def _hits(
-    exit_: Exit, ranker: Ranker, hidden: Tensor, targets: Tensor, layer: int, map_: AffineMap | None
-) -> tuple[float, ...]:
-    with_map = replace(exit_, maps={layer: map_} if map_ is not None else {})
-    rank = ranker.using(with_map).rank(hidden, targets, layer).rank
-    return tuple(float((rank <= k).float().mean()) for k in range(1, SELECTION_K + 1))
-
-
-def descend(
-    exit_: Exit,
-    ranker: Ranker,
-    states: States,
-    split: Split,
-    layer: int,
-    start: FittedMap,
-    epochs: int,
-    seed: int = 0,
-) -> FittedMap:
-    """Minimize the KL divergence of the exit from the model, starting at a ridge map.
-
-    Each epoch is one pass of Adam over the training tokens. The epoch (or the start) with the best
-    validation score is kept.
-
-    Args:
-        exit_: the logit exit.
-        ranker: from it.
-        states: of the training prompts.
-        split: training and validation prompts.
-        layer: from 1, below the last.
-        start: the initial candidate.
-        epochs: passes through the training tokens.
-        seed: of the shuffled token order.
-    """
-    device = exit_.weight.device
-    hidden = torch.cat(list(states.layer(layer - 1, split.trains))).to(device)
-    final = torch.cat(list(states.layer(len(exit_.decoder_layers) - 1, split.trains))).to(device)
-    validation = validation_set(states, split, layer, exit_.vocabulary)
-    best = start
-    map_ = _trainable(start, hidden, exit_)
-    parameters = [map_.weight, map_.bias]
-    optimizer = torch.optim.Adam(parameters, lr=KL_RATE)
-    order = torch.Generator().manual_seed(seed)
-    trained = replace(exit_, maps={layer: map_})
-    for epoch in range(1, epochs + 1):
-        for rows in torch.split(torch.randperm(len(hidden), generator=order), KL_ROWS):
-            with torch.no_grad():
-                truth = exit_.logits(final[rows]).float().log_softmax(-1)
-            guess = trained.logits(hidden[rows], layer).float().log_softmax(-1)
-            loss = nn.functional.kl_div(guess, truth, log_target=True, reduction="batchmean")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        now = AffineMap(*(p.detach().to(exit_.weight.dtype, copy=True) for p in parameters))
-        hits = _hits(exit_, ranker, *validation, layer, now)
-        candidate = FittedMap(start.penalty, now, hits, epoch)
-        if candidate.score > best.score:
-            best = candidate
-    return best
+    def _hits(self, hidden: Tensor, targets: Tensor, map_: AffineMap | None) -> tuple[float, ...]:
+        with_map = replace(self.exit, maps={self.layer: map_} if map_ is not None else {})
+        rank = self.ranker.using(with_map).rank(hidden, targets, self.layer).rank
+        return tuple(float((rank <= k).float().mean()) for k in range(1, SELECTION_K + 1))
 
 
 def _trainable(start: FittedMap, hidden: Tensor, exit_: Exit) -> AffineMap:

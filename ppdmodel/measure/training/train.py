@@ -16,14 +16,7 @@ from safetensors.torch import load_file
 
 from ...checks import positive_integer
 from ...errors import InvalidInputError
-from ...results.files import (
-    SCHEMA_VERSION,
-    TRAINED_EXITS,
-    json_ready,
-    provenance,
-    read_json,
-    write_json,
-)
+from ...results import files
 from ..decoder.exit import AffineMap, Exit
 from ..decoder.ranks import Ranker
 from ..decoder.verify import verified
@@ -33,9 +26,9 @@ from ..models.sources import ModelSource
 from ..options import HARDWARE, GenerationOptions, HardwareOptions
 from ..progress import OnProgress, Progress, no_report, part_of
 from ..prompts import Prompt, prompts_sha256
-from ..store import UNFINISHED
-from .hidden_states import States, check_settings, collect, save
-from .ridge import FittedMap, Split, descend, fit_layer, refit, selection_record
+from ..store import UNFINISHED, check_same
+from .hidden_states import States, collect, save
+from .ridge import FittedMap, LayerFit, Split, selection_record
 
 WEIGHTS_FILE, ABOUT_FILE = "exits.safetensors", "exits.json"
 OBJECTIVES = ("ridge", "kl")
@@ -109,7 +102,7 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
             f"a folder of trained exits must hold {ABOUT_FILE} and {WEIGHTS_FILE}; got {folder} "
             "without them; make them with: ppdmodel train-exits"
         )
-    document = read_json(folder / ABOUT_FILE, TRAINED_EXITS)
+    document = files.read_json(folder / ABOUT_FILE, files.TRAINED_EXITS)
     digest = sha256(folder / WEIGHTS_FILE)
     if digest != document["sha256"]:
         raise InvalidInputError(
@@ -268,8 +261,8 @@ def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
     if not found:
         return False
     if ABOUT_FILE in found:
-        about = read_json(out / ABOUT_FILE, TRAINED_EXITS)["provenance"]
-        check_settings(out, about, settings)
+        about = files.read_json(out / ABOUT_FILE, files.TRAINED_EXITS)["provenance"]
+        check_same(out, about, settings, "training")
         return True
     if not found <= {UNFINISHED, WEIGHTS_FILE} or UNFINISHED not in found:
         raise InvalidInputError(
@@ -355,7 +348,9 @@ class Trainer:
             done = out / UNFINISHED / f"layer_{layer:02d}.safetensors"
             if not done.is_file():
                 best, about = self._layer(ranker, split, layer, training)
-                save(_tensors(layer, best), done, {"about": json.dumps(json_ready(about))})
+                named = vars(best.map) if best.map is not None else {}
+                own = {f"layer_{layer:02d}.{name}": tensor.cpu() for name, tensor in named.items()}
+                save(own, done, {"about": json.dumps(files.json_ready(about))})
             with safe_open(done, "pt") as file:
                 record[str(layer)] = json.loads(file.metadata()["about"])
             tensors |= load_file(done)
@@ -365,12 +360,12 @@ class Trainer:
     def _layer(
         self, ranker: Ranker, split: Split, layer: int, training: TrainingOptions
     ) -> tuple[FittedMap, dict[str, Any]]:
-        candidates = fit_layer(self.exit, ranker, self.states, split, layer)
-        best = candidates[0]
+        fit = LayerFit(self.exit, ranker, self.states, split, layer)
+        candidates = fit.candidates()
         if training.objective == "kl":
-            best = descend(self.exit, ranker, self.states, split, layer, best, training.epochs)
+            best = fit.descend(candidates[0], training.epochs)
             return best, selection_record([best, *candidates])
-        return refit(self.exit, self.states, split, layer, best), selection_record(candidates)
+        return fit.refit(candidates[0]), selection_record(candidates)
 
     def _write(
         self,
@@ -382,8 +377,8 @@ class Trainer:
     ) -> None:
         used = self.prompts[: split.end]
         about = {
-            "schema": TRAINED_EXITS,
-            "schema_version": SCHEMA_VERSION,
+            "schema": files.TRAINED_EXITS,
+            "schema_version": files.SCHEMA_VERSION,
             "layers": self.loaded.layers,
             "objective": self.settings["objective"],
             "n_tokens": tokens,
@@ -395,15 +390,8 @@ class Trainer:
             | {
                 "device": str(self.loaded.model.device),
                 "threads": torch.get_num_threads(),
-                **provenance(PACKAGES),
+                **files.provenance(PACKAGES),
             },
         }
         save(tensors, out / WEIGHTS_FILE)
-        write_json(out / ABOUT_FILE, about | {"sha256": sha256(out / WEIGHTS_FILE)})
-
-
-def _tensors(layer: int, best: FittedMap) -> dict[str, torch.Tensor]:
-    if best.map is None:
-        return {}
-    named = {"weight": best.map.weight, "bias": best.map.bias}
-    return {f"layer_{layer:02d}.{name}": tensor.cpu() for name, tensor in named.items()}
+        files.write_json(out / ABOUT_FILE, about | {"sha256": sha256(out / WEIGHTS_FILE)})

@@ -27,6 +27,7 @@ from ppdmodel.measure.decoder.generate import (
 from ppdmodel.measure.decoder.sampling import Sampling, TokenPosition, choose
 from ppdmodel.measure.models.loading import LoadedModel, load_model
 from ppdmodel.measure.models.sources import locate
+from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
 
 
@@ -180,19 +181,19 @@ def test_states_are_those_that_made_each_token(loaded: LoadedModel) -> None:
 
 @pytest.mark.parametrize(("chunk_tokens", "sizes"), [(1, [3] * 4), (7, [6, 6]), (100, [12])])
 def test_chunks_hold_whole_steps(loaded: LoadedModel, chunk_tokens: int, sizes: list[int]) -> None:
-    steps: list[tuple[int, int]] = []
+    steps: list[Progress] = []
     chunks = [
         (list(chunk.position), len(chunk.row), len(chunk.token_id))
         for chunk in generate(
             loaded.model, logit_exit(loaded.model), texts_of((4, 5, 6)), 4, frozenset(),
-            chunk_tokens=chunk_tokens, on_step=lambda step, active: steps.append((step, active)),
+            chunk_tokens=chunk_tokens, on_progress=steps.append,
         )
     ]  # fmt: skip
     assert [size for _, size, _ in chunks] == [size for _, _, size in chunks] == sizes
     assert [place for places, _, _ in chunks for place in places] == [0] * 3 + [1] * 3 + [2] * 3 + [
         3
     ] * 3
-    assert steps == [(1, 3), (2, 3), (3, 3), (4, 3)]
+    assert steps == [Progress("decoding", 3 * n, n / 4) for n in range(1, 5)]
 
 
 def test_sampled_tokens_are_chosen_from_the_models_own_logits(loaded: LoadedModel) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.models import gguf_header
-from ppdmodel.measure.models.gguf_header import check_gguf, read_header
+from ppdmodel.measure.models.gguf_header import read_header
 from ppdmodel.measure.models.packaged import DEFAULT_MODEL, find, packaged
 
 UINT8, UINT32, INT32, STRING, ARRAY, UINT64 = 0, 4, 5, 8, 9, 10
@@ -210,7 +210,7 @@ def test_hostile_files_end_in_one_line(tmp_path: Path, content: bytes, words: st
     tracemalloc.start()
     try:
         with pytest.raises(InvalidInputError, match=words) as caught:
-            check_gguf(path)
+            read_header(path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -230,17 +230,17 @@ def test_a_header_has_a_largest_size(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(2**34)  # sparse: no disk is used
     with pytest.raises(InvalidInputError, match="must take at most 67108864 bytes; got"):
-        check_gguf(path)
+        read_header(path)
 
 
 def test_a_header_that_just_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "m.gguf", gguf())
     end = len(gguf(data=b""))
     monkeypatch.setattr(gguf_header, "MAX_HEADER_BYTES", end)
-    assert check_gguf(path) == "F32"
+    assert read_header(path).quantization == "F32"
     monkeypatch.setattr(gguf_header, "MAX_HEADER_BYTES", end - 32)
     with pytest.raises(InvalidInputError, match=f"must take at most {end - 32} bytes; got"):
-        check_gguf(path)
+        read_header(path)
 
 
 def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(InvalidInputError, match=r"must be little endian; got .* is big endian"):
-        check_gguf(path)
+        read_header(path)
 
 
 SOUND = {
@@ -277,7 +277,7 @@ SOUND = {
 def test_sound_files_read_as_the_reader_reads_them(tmp_path: Path, content: bytes) -> None:
     path = written(tmp_path / "m.gguf", content)
     assert_read_alike(path)
-    assert check_gguf(path) == "F32"
+    assert read_header(path).quantization == "F32"
 
 
 def assert_read_alike(path: Path) -> None:
@@ -337,7 +337,7 @@ def test_damaged_headers_are_refused_or_read_as_the_reader_reads_them(
 def refusal(path: Path) -> str | None:
     """What is said of a file, or None if it is taken; any other error fails the test."""
     try:
-        check_gguf(path)
+        read_header(path)
     except InvalidInputError as error:
         return str(error)
     return None

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ppdmodel.errors import InvalidInputError, PpdModelError, RunFailedError
 from ppdmodel.measure.decoder.verify import verified
 from ppdmodel.measure.models import loading as models
-from ppdmodel.measure.models.loading import check_device_map, load_model
+from ppdmodel.measure.models.loading import check_hardware, load_model
 from ppdmodel.measure.models.sources import ModelSource, locate
 
 Tensors = dict[str, torch.Tensor]
@@ -137,7 +137,7 @@ def test_names_of_devices_are_checked(tiny_model: Path) -> None:
     with pytest.raises(InvalidInputError, match="dtype must be one of float32, bfloat16, float16"):
         load_model(source, dtype="int8")
     with pytest.raises(InvalidInputError, match="device_map must be one of auto, "):
-        check_device_map("nonsense")
+        check_hardware("float32", None, "nonsense")
     assert verified(load_model(source, device_map="auto").model).drops_rows
 
 
@@ -150,9 +150,9 @@ def test_a_gguf_file_is_converted_once(
     source = ModelSource("m", tmp_path, tmp_path / "m.gguf", ("a" * 64,), "Q4_1")
     read, asked = models._read, []
 
-    def reading(src: Any, place: Path, gguf: Any, *rest: Any) -> Any:
-        asked.append(bool(gguf))
-        return read(src, tiny_model if gguf else place, {}, *rest)
+    def reading(src: Any, place: Path, *rest: Any) -> Any:
+        asked.append(place == src.folder)
+        return read(src, tiny_model if asked[-1] else place, *rest)
 
     monkeypatch.setattr(models, "_read", reading)
     first = load_model(source)
@@ -174,7 +174,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.setenv("PPDMODEL_CACHE", str(tmp_path / "file"))
     source = ModelSource("m", tmp_path, tmp_path / "m.gguf", ("a" * 64,), "Q4_1")
     read = models._read
-    monkeypatch.setattr(models, "_read", lambda s, p, g, *rest: read(s, tiny_model, {}, *rest))
+    monkeypatch.setattr(models, "_read", lambda s, p, *rest: read(s, tiny_model, *rest))
     assert load_model(source).layers == 5
 
 

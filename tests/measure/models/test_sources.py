@@ -11,6 +11,7 @@ import pytest
 from gguf import GGUFWriter
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.models.gguf_header import read_header
 from ppdmodel.measure.models.packaged import (
     DEFAULT_MODEL,
     PACKAGED,
@@ -20,7 +21,7 @@ from ppdmodel.measure.models.packaged import (
     sha256,
     verify,
 )
-from ppdmodel.measure.models.sources import check_gguf, locate
+from ppdmodel.measure.models.sources import locate
 
 
 def write_gguf(path: Path) -> Path:
@@ -56,14 +57,14 @@ def test_what_is_not_gguf_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.bin"
     path.write_bytes(content)
     with pytest.raises(InvalidInputError, match="a model file must be GGUF; got"):
-        check_gguf(path)
+        read_header(path)
 
 
 def test_hostile_sizes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16)
     with pytest.raises(InvalidInputError, match="a GGUF file must be whole"):
-        check_gguf(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize("name", ["gpt-5", "no/such/place", "../nowhere", "missing.gguf"])
@@ -107,7 +108,8 @@ def test_the_default_model_is_installed_and_whole() -> None:
     path, installed_now = install(model)
     assert not installed_now, "make test installs it first"
     assert path == find(model)
-    assert locate(DEFAULT_MODEL).quantization == model.quantization == check_gguf(path)
+    assert locate(DEFAULT_MODEL).quantization == model.quantization
+    assert read_header(path).quantization == model.quantization
 
 
 def test_other_weights_under_a_known_name_are_refused(tmp_path: Path) -> None:

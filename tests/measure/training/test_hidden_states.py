@@ -18,7 +18,7 @@ from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.options import GenerationOptions
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt
-from ppdmodel.measure.training.hidden_states import States, check_settings, collect, save
+from ppdmodel.measure.training.hidden_states import States, collect, save
 from tests.support.runs import snapshot
 from tests.support.trained_exits import LAYERS, TOKENS, TRAINING, forced
 
@@ -116,12 +116,6 @@ def test_states_of_another_run_are_refused(
     assert f"the out folder must hold this same training; got {folder}" in str(caught.value)
     assert words in str(caught.value)
     assert snapshot(folder) == before
-
-
-def test_settings_that_are_not_asked_for_may_differ() -> None:
-    check_settings(Path("e"), {"a": 1, "date": "today"}, {"a": 1})
-    with pytest.raises(InvalidInputError, match="got e with a 1 instead of 2; choose another"):
-        check_settings(Path("e"), {"a": 1}, {"a": 2})
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(

@@ -23,13 +23,10 @@ from ppdmodel.measure.training.hidden_states import States
 from ppdmodel.measure.training.ridge import (
     PENALTIES,
     FittedMap,
+    LayerFit,
     NormalEquations,
     Split,
-    descend,
-    fit_layer,
-    refit,
     selection_record,
-    validation_set,
 )
 from ppdmodel.measure.training.train import Trainer
 from tests.support.trained_exits import (
@@ -51,6 +48,12 @@ def trainer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     made = Trainer(loaded, TRAINING, {"prompt_format": "chat", "objective": "kl"})
     made.collect(tmp_path_factory.mktemp("states"), GenerationOptions(TOKENS, 4))
     return made
+
+
+def fit(trainer: Trainer, states: States | None = None, layer: int = LAYER) -> LayerFit:
+    """The fit of a layer on the trainer's states, or on others."""
+    found = trainer.states if states is None else states
+    return LayerFit(trainer.exit, Ranker(trainer.exit), found, trainer.split(None), layer)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -85,8 +88,8 @@ def test_a_feature_that_never_varies_harms_nothing() -> None:
 def test_where_all_do_alike_the_logit_exit_is_taken(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(affine, "_hits", lambda *_: (0.5,) * 8)
-    found = fit_layer(trainer.exit, Ranker(trainer.exit), trainer.states, trainer.split(None), 2)
+    monkeypatch.setattr(LayerFit, "_hits", lambda *_: (0.5,) * 8)
+    found = fit(trainer, layer=2).candidates()
     assert [c.penalty for c in found] == [math.inf, *sorted(PENALTIES, reverse=True)]
     assert found[0].map is None
 
@@ -100,9 +103,7 @@ def not_every_fourth(prompt: Tensor) -> Tensor:
 
 
 def candidates(trainer: Trainer, found: States) -> dict[float, FittedMap]:
-    split = trainer.split(None)
-    fitted = fit_layer(trainer.exit, Ranker(trainer.exit), found, split, LAYER)
-    return {candidate.penalty: candidate for candidate in fitted}
+    return {candidate.penalty: candidate for candidate in fit(trainer, found).candidates()}
 
 
 def test_every_fourth_prompt_chooses_and_does_not_train(trainer: Trainer, tmp_path: Path) -> None:
@@ -140,9 +141,7 @@ def test_a_score_is_the_mean_match_rate_over_k_on_every_fourth_prompt(
     logit = candidates(trainer, trainer.states)[math.inf]
     assert logit.hits == pytest.approx(hits, abs=1e-6)
     assert logit.score == pytest.approx(np.mean(hits), abs=1e-6)
-    found = fit_layer(
-        trainer.exit, Ranker(trainer.exit), trainer.states, trainer.split(None), LAYER
-    )
+    found = fit(trainer).candidates()
     assert found[0].score == max(candidate.score for candidate in found)
 
 
@@ -182,16 +181,13 @@ def test_descent_lowers_the_divergence_on_the_training_tokens(
         calls.append(1)
         return (1.0 + len(calls),) * 8
 
-    monkeypatch.setattr(affine, "_hits", better)
-    split = trainer.split(None)
+    monkeypatch.setattr(LayerFit, "_hits", better)
     found = [begin]
     for epochs in (1, 4):
         calls.clear()
-        found.append(
-            descend(trainer.exit, Ranker(trainer.exit), trainer.states, split, LAYER, begin, epochs)
-        )
+        found.append(fit(trainer).descend(begin, epochs))
         assert found[-1].epochs == len(calls) == epochs
-    losses = [divergence(trainer, c.map, split.trains) for c in found]
+    losses = [divergence(trainer, c.map, trainer.split(None).trains) for c in found]
     assert losses[0] > losses[1] > losses[2]
 
 
@@ -200,32 +196,27 @@ def test_the_epoch_that_did_best_is_kept_or_the_start(
 ) -> None:
     begin = replace(start(trainer, 1.0), hits=(0.5,) * 8)
     rates = iter([0.4, 0.7, 0.6, 0.7])
-    monkeypatch.setattr(affine, "_hits", lambda *_: (next(rates),) * 8)
-    split = trainer.split(None)
-    ranker = Ranker(trainer.exit)
-    found = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 4)
+    monkeypatch.setattr(LayerFit, "_hits", lambda *_: (next(rates),) * 8)
+    found = fit(trainer).descend(begin, 4)
     assert found.epochs == 2
     assert found.score == pytest.approx(0.7)
     second = iter([0.4, 0.7])
-    monkeypatch.setattr(affine, "_hits", lambda *_: (next(second),) * 8)
-    short = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 2)
+    monkeypatch.setattr(LayerFit, "_hits", lambda *_: (next(second),) * 8)
+    short = fit(trainer).descend(begin, 2)
     assert short.map is not None
     assert found.map is not None
     assert torch.equal(short.map.weight, found.map.weight), "the map of that epoch, not a later one"
     worse = iter([0.5, 0.4])
-    monkeypatch.setattr(affine, "_hits", lambda *_: (next(worse),) * 8)
-    kept = descend(trainer.exit, ranker, trainer.states, split, LAYER, begin, 2)
+    monkeypatch.setattr(LayerFit, "_hits", lambda *_: (next(worse),) * 8)
+    kept = fit(trainer).descend(begin, 2)
     assert kept is begin
 
 
 def test_descent_never_sees_the_choosing_prompts(trainer: Trainer, tmp_path: Path) -> None:
     """To choose by them takes no last state of theirs: made NaN, it changes nothing."""
-    begin, split = replace(start(trainer, 1.0), hits=(0.0,)), trainer.split(None)
+    begin = replace(start(trainer, 1.0), hits=(0.0,))
     spoiled = poisoned(trainer.states, tmp_path, every_fourth, math.nan, LAYERS)
-    found = [
-        descend(trainer.exit, Ranker(trainer.exit), given, split, LAYER, begin, 1)
-        for given in (trainer.states, spoiled)
-    ]
+    found = [fit(trainer, given).descend(begin, 1) for given in (trainer.states, spoiled)]
     assert [candidate.epochs for candidate in found] == [1, 1]
     weights = [c.map.weight for c in found if c.map is not None]
     assert torch.equal(*weights)
@@ -235,22 +226,21 @@ def test_the_model_may_be_on_another_device(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The meta device, like a GPU, takes no tensors of the CPU."""
-    begin, split = start(trainer, 1.0), trainer.split(None)
+    begin = start(trainer, 1.0)
     assert begin.map is not None
     map_ = AffineMap(begin.map.weight.to("meta"), begin.map.bias.to("meta"))
     model = copy.deepcopy(trainer.loaded.model).to("meta")
     exit_ = replace(trainer.exit, tail=(model.model.norm,), head=model.lm_head)
-    equations = affine._equations(exit_, trainer.states, split.trains, LAYER)
-    assert equations.n == 10 * TOKENS
-    monkeypatch.setattr(affine, "_hits", lambda *_: (1.0,) * 8)
-    descend(exit_, Ranker(trainer.exit), trainer.states, split, LAYER, replace(begin, map=map_), 1)
+    moved = replace(fit(trainer), exit=exit_)
+    assert moved.equations(moved.split.trains).n == 10 * TOKENS
+    monkeypatch.setattr(LayerFit, "_hits", lambda *_: (1.0,) * 8)
+    moved.descend(replace(begin, map=map_), 1)
 
 
 def test_descent_makes_no_gradients_of_the_model(trainer: Trainer) -> None:
     """A vocabulary by width of them, each step: the largest product of the training, and memory."""
     trainer.loaded.model.zero_grad()
-    begin, split = start(trainer, 1.0), trainer.split(None)
-    descend(trainer.exit, Ranker(trainer.exit), trainer.states, split, LAYER, begin, 1)
+    fit(trainer).descend(start(trainer, 1.0), 1)
     assert all(p.grad is None for p in trainer.loaded.model.parameters())
 
 
@@ -267,7 +257,7 @@ def test_a_refit_is_least_squares_on_both_parts(
     """With Transformers' own states; the choosing prompts are counted in only here."""
     model, best = plain_model[0], start(trainer, 0.1)
     split = trainer.split(None)
-    again = refit(trainer.exit, trainer.states, split, LAYER, best)
+    again = fit(trainer).refit(best)
     assert again.penalty == 0.1
     texts = [forced(*plain_model, prompt.text) for prompt in TRAINING]
     for found, wanted in ((best.map, split.trains), (again.map, split.both)):
@@ -288,23 +278,23 @@ def test_a_refit_is_least_squares_on_both_parts(
 
 def test_the_logit_exit_is_not_fitted_again(trainer: Trainer) -> None:
     logit = start(trainer, math.inf)
-    assert refit(trainer.exit, trainer.states, trainer.split(None), LAYER, logit) is logit
+    assert fit(trainer).refit(logit) is logit
 
 
 def test_validation_tokens_are_thinned_evenly(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thirty tokens choose; at most ten of them are every third, at most eight every fourth."""
-    split = trainer.split(None)
-    every, tokens = validation_set(trainer.states, split, LAYER, 257)
+    assert trainer.exit.vocabulary == 257
+    every, tokens = fit(trainer).validation_set()
     assert len(every) == len(tokens) == 3 * TOKENS
     for most, step in ((30, 1), (10, 3), (8, 4)):
         monkeypatch.setattr(affine, "VALIDATION_TOKENS", most)
-        hidden, targets = validation_set(trainer.states, split, LAYER, 257)
+        hidden, targets = fit(trainer).validation_set()
         assert torch.equal(hidden, every[::step])
         assert torch.equal(targets, tokens[::step])
     monkeypatch.setattr(affine, "VALIDATION_LOGITS", 257 * 5)
-    assert len(validation_set(trainer.states, split, LAYER, 257)[0]) == 5
+    assert len(fit(trainer).validation_set()[0]) == 5
 
 
 def test_the_record_is_of_the_chosen_map_beside_the_logit_exit() -> None:

@@ -30,9 +30,6 @@ from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.measure.training import hidden_states as states
 from ppdmodel.measure.training import ridge as affine
 from ppdmodel.measure.training.hidden_states import States
-from ppdmodel.measure.training.ridge import (
-    Split,
-)
 from ppdmodel.measure.training.train import (
     ABOUT_FILE,
     WEIGHTS_FILE,
@@ -458,13 +455,13 @@ def test_interrupted_while_training_it_goes_on_with_the_next_layer(
     done = sorted(path.name for path in (out / UNFINISHED).glob("layer*"))
     assert done == ["layer_01.safetensors", "layer_02.safetensors"]
     fitted: list[int] = []
-    fit = affine.fit_layer
+    fit = affine.LayerFit.candidates
 
-    def counting(exit_: Any, ranker: Any, found: Any, split: Split, layer: int) -> Any:
-        fitted.append(layer)
-        return fit(exit_, ranker, found, split, layer)
+    def counting(one: affine.LayerFit) -> Any:
+        fitted.append(one.layer)
+        return fit(one)
 
-    monkeypatch.setattr("ppdmodel.measure.training.train.fit_layer", counting)
+    monkeypatch.setattr(affine.LayerFit, "candidates", counting)
     again = train(tiny_model, out, **options)
     assert len(counted) == 8, "nothing is answered again"
     assert fitted == [3, 4]
