@@ -6,7 +6,7 @@ Backward induction on recorded tokens gives a threshold at each exit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
     from ..results.measurement import Guesses, Measurement
 
+#: probabilities of a guess that is known to be wrong, and of one that is right
+CERTAIN = np.array([0.0, 1.0])
 #: exits of the policy, spaced evenly over the exits that have logits
 EXITS = 5
 
@@ -68,26 +70,11 @@ class StoppingProblem:
         found: Floats = expit(scale * self.logits + shift)
         return found
 
-    def thresholds(self, price: float, q: Floats, prompts: np.ndarray) -> tuple[float, ...]:
-        """The probability threshold of each exit, by backward induction on some prompts.
-
-        From the last exit to the first, the threshold is the one with the largest gain on those
-        prompts, where candidates below it continue to the later exits.
-        """
+    def training(self, q: Floats, prompts: np.ndarray) -> Training:
+        """The candidates of some prompts, sorted for thresholds; `prompts` is a mask of them."""
         inside = prompts[self.owner[self.row]]
-        q, true = q[inside], self.true[inside].astype(float)
-        waited = np.zeros(len(q))
-        found = []
-        for j in reversed(range(len(self.exits))):
-            seen = np.flatnonzero(q[:, j] > 0)  # NaN compares false
-            order = seen[np.argsort(-q[seen, j], kind="stable")]
-            worth = np.asarray(start_worth(true, self.layers, self.exits[j] + self.delay, price))
-            gained = np.concatenate([[0.0], np.cumsum((worth - waited)[order])])
-            least = _least(q[order, j], gained)
-            found.append(least)
-            starts = order[q[order, j] >= least]
-            waited[starts] = worth[starts]
-        return tuple(reversed(found))
+        places = [exit_layer + self.delay for exit_layer in self.exits]
+        return Training(self.layers, places, q[inside], self.true[inside].astype(np.int64))
 
     def started(self, q: Floats, thresholds: tuple[float, ...]) -> tuple[Ints, Ints]:
         """Started and matched guesses, [exits, prompts], each at the first exit that starts it."""
@@ -102,12 +89,40 @@ class StoppingProblem:
         return found[0], found[1]
 
 
-def _least(q: Floats, gained: Floats) -> float:
-    """The threshold on decreasing q with the largest gain; infinite if no gain is positive.
+class Training:
+    """Candidates that thresholds are fitted on, sorted by their probability at each exit."""
 
-    Candidates of equal probability start together.
-    """
-    ends = np.flatnonzero(np.append(q[1:] < q[:-1], True)) if len(q) else np.array([], dtype=int)
-    if not len(ends) or gained[ends + 1].max() <= 0:
-        return np.inf
-    return float(q[ends[gained[ends + 1].argmax()]])
+    def __init__(self, layers: int, exits: Sequence[float], q: Floats, true: Ints) -> None:
+        """Sort the candidates; `q` [candidates, exits] is NaN where one is not seen yet."""
+        self.layers, self.exits, self.true = layers, exits, true
+        self.sorted: list[tuple[Ints, Floats, Ints]] = []
+        for column in q.T:
+            seen = np.flatnonzero(column > 0)  # NaN compares false
+            order = seen[np.argsort(-column[seen], kind="stable")]
+            falling = column[order]
+            # candidates of equal probability start together: the numbers that can
+            ends = np.flatnonzero(falling[1:] < falling[:-1]) + 1
+            self.sorted.append((order, falling, np.append(ends, len(order))))
+
+    def thresholds(self, price: float, read: Container[int] | None = None) -> tuple[float, ...]:
+        """The probability threshold of each exit, by backward induction.
+
+        From the last exit to the first, the threshold is the one with the largest gain, where
+        candidates below it continue to the later exits; infinite where no gain is positive, and at
+        exits that are not `read` (None: all are).
+        """
+        waited = np.zeros(len(self.true))
+        found = []
+        for j in reversed(range(len(self.exits))):
+            order, falling, ends = self.sorted[j]
+            least = np.inf
+            if len(order) and (read is None or j in read):
+                known = np.asarray(start_worth(CERTAIN, self.layers, self.exits[j], price))
+                gain = known[self.true[order]] - waited[order]
+                gained = np.cumsum(gain)[ends - 1]
+                if gained.max() > 0:
+                    starts = ends[gained.argmax()]
+                    least = float(falling[starts - 1])
+                    waited[order[:starts]] = known[self.true[order[:starts]]]
+            found.append(least)
+        return tuple(reversed(found))

@@ -158,28 +158,27 @@ class Policies(Guessed):
         on those prompts; the thresholds of removed exits are infinite.
         """
         q, weights = self.stopping.probabilities(fitted), prompts[None].astype(np.int64)
-        read = [*range(q.shape[1])]
+        training, read = self.stopping.training(q, prompts), [*range(q.shape[1])]
+
+        def reading(read: list[int]) -> tuple[PolicySettings, tuple[float, ...]]:
+            least = training.thresholds(price, read)
+            return self._starting(q, least, read), least
 
         def objective(read: list[int]) -> float:
-            policy, _ = self._reading_some(price, q, prompts, read)
-            ratios = policy.evaluate(weights, np.array([0]))
+            ratios = reading(read)[0].evaluate(weights, np.array([0]))
             return float(Rule(price=price).objective(*ratios)[0, 0])
 
-        if self.reading.exit_cost:
-            read = _eliminated(read, objective)
-        return self._reading_some(price, q, prompts, read)
+        return reading(_eliminated(read, objective) if self.reading.exit_cost else read)
 
-    def _reading_some(
-        self, price: float, q: Floats, prompts: np.ndarray, read: list[int]
-    ) -> tuple[PolicySettings, tuple[float, ...]]:
-        seen = np.full_like(q, np.nan)
-        seen[:, read] = q[:, read]
-        thresholds = self.stopping.thresholds(price, seen, prompts)
+    def _starting(
+        self, q: Floats, thresholds: tuple[float, ...], read: Sequence[int]
+    ) -> PolicySettings:
+        """The policy that starts guesses at the thresholds of the exits that are read."""
         started, right = (
-            [x[j][:, None] for j in read] for x in self.stopping.started(seen, thresholds)
+            [x[j][:, None] for j in read] for x in self.stopping.started(q, thresholds)
         )
         exits = [np.array([self.stopping.exits[j]]) for j in read]
-        return self._settings(exits, started, right), thresholds
+        return self._settings(exits, started, right)
 
     def _at_one_exit(
         self, started: Iterable[tuple[int, Ints]], k: Sequence[Ints] = ()

@@ -41,7 +41,7 @@ def test_where_the_next_exit_knows_all_the_threshold_is_exact() -> None:
     everyone = np.ones(len(candidates.tokens), dtype=bool)
     for price in (0.5, 2.0, 8.0):
         exact = 10 / (10 * (price + 1) - price * 6)
-        now, later = candidates.thresholds(price, q, everyone)
+        now, later = candidates.training(q, everyone).thresholds(price)
         assert now == pytest.approx(exact, abs=0.02)
         assert now > threshold(price), "waiting is worth something"
         assert later == 1
@@ -55,7 +55,7 @@ def test_at_the_last_exit_it_is_the_threshold_of_one() -> None:
         candidates.true = np.random.default_rng(1).random(len(q)) < np.nanmax(q, axis=1)
         q[:, :-1] = np.nan  # seen at the last exit only
         candidates.true = np.random.default_rng(1).random(len(q)) < q[:, -1]
-        thresholds = candidates.thresholds(price, q, everyone)
+        thresholds = candidates.training(q, everyone).thresholds(price)
         assert thresholds[:-1] == (np.inf, np.inf)
         assert thresholds[-1] == pytest.approx(threshold(price), abs=0.06)
 
@@ -73,7 +73,7 @@ def test_on_real_tokens_it_beats_one_threshold_for_all_exits() -> None:
     for price in (3.0, 8.0):
         costs = []
         for least in (
-            table.stopping.thresholds(price, q, half),
+            table.stopping.training(q, half).thresholds(price),
             (threshold(price),) * len(exits),
         ):
             started, right = (x[:, ~half] for x in table.stopping.started(q, least))

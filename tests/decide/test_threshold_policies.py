@@ -117,7 +117,8 @@ def test_exits_are_read_while_that_lowers_the_objective() -> None:
     q = policies.stopping.probabilities(UNCHANGED)
 
     def objective(read: list[int]) -> float:
-        space, _ = policies._reading_some(6.0, q, ALL, read)
+        least = policies.stopping.training(q, ALL).thresholds(6.0, read)
+        space = policies._starting(q, least, read)
         return float(rule.objective(*all_of(space))[0, 0])
 
     space, thresholds = policies.several(6.0, UNCHANGED, ALL)
