@@ -6,14 +6,15 @@ STAMP := .venv/.installed
 # two test workers share the cores: torch and BLAS have one thread in each
 TWO_WORKERS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST_TWO := -m pytest -q -n 2 --dist loadfile
-# tests that need every core to themselves
-ALONE := tests/pipeline
+# tests that wait for processes of their own most of the time: they come first on the cores
+WAITING := tests/pipeline
 # tests of the site, which make docs runs on what it has built
 OF_SITE := tests/docs/test_site.py
+OTHERS := $(WAITING:%=--ignore=%) --ignore=$(OF_SITE)
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types ci bench mutants coverage data data-validation data-gemma notebooks docs figures clean
+.PHONY: help setup demo test test-waiting test-others lint types ci bench mutants coverage data data-validation data-gemma notebooks docs figures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{n[NR] = $$1; t[NR] = $$2; if (length($$1) > w) w = length($$1)} END {for (i = 1; i <= NR; i++) printf "  make %-*s  %s\n", w, n[i], t[i]}'
@@ -38,8 +39,13 @@ demo: $(STAMP) ## measure a real model, fit, plot, and say which setting is best
 
 test: $(STAMP) ## run the tests
 	$(BIN)/ppdmodel models install smollm2-135m
-	$(TWO_WORKERS) $(BIN)/python $(PYTEST_TWO) $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
-	$(BIN)/python -m pytest -q $(ALONE)
+	$(MAKE) --no-print-directory --jobs=2 test-waiting test-others
+
+test-waiting:
+	$(BIN)/python -m pytest -q $(WAITING)
+
+test-others:
+	$(TWO_WORKERS) nice -n 5 $(BIN)/python $(PYTEST_TWO) $(OTHERS)
 
 lint: $(STAMP) ## ruff, and imports that run one way
 	$(BIN)/ruff check .
@@ -67,8 +73,8 @@ mutants: $(STAMP) ## try the tests on a sample of small changes (an hour); ROOM=
 coverage: $(STAMP) ## run the tests and say which branches of the package they never took
 	$(BIN)/ppdmodel models install smollm2-135m
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(TWO_WORKERS) $(BIN)/coverage run $(PYTEST_TWO) $(ALONE:%=--ignore=%) --ignore=$(OF_SITE)
-	$(BIN)/coverage run -m pytest -q $(ALONE)
+	$(TWO_WORKERS) $(BIN)/coverage run $(PYTEST_TWO) $(OTHERS)
+	$(BIN)/coverage run -m pytest -q $(WAITING)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -40,7 +40,7 @@ class Grid:
     depth: Ints
 
     @classmethod
-    def of(cls, layers: int, ks: int | tuple[int, ...], max_depth: int = 1) -> Grid:
+    def of(cls, layers: int, ks: int | tuple[int, ...], max_depth: int) -> Grid:
         """All exit layers 1...layers-1, k's (a number: from 1 to it) and depths 1...max_depth."""
         axes = np.meshgrid(
             np.arange(1, max_depth + 1),
@@ -147,7 +147,7 @@ class TimedCosts:
     def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:  # noqa: ARG002
         """Every exit layer below the last and every k that was timed and recorded, at depth 1."""
         ks = tuple(k for k in sorted(self.timing.by_k) if k <= k_max)
-        return Grid.of(layers, ks)
+        return Grid.of(layers, ks, 1)
 
     @property
     def n_units(self) -> int:

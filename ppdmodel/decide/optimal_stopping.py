@@ -81,12 +81,12 @@ class StoppingProblem:
         passes = q >= np.array(thresholds)
         at = np.where(passes.any(axis=1), passes.argmax(axis=1), -1)
         prompts, owner = len(self.tokens), self.owner[self.row]
-        found = np.zeros((2, len(self.exits), prompts), dtype=np.int64)
+        started, matched = np.zeros((2, len(self.exits), prompts), dtype=np.int64)
         for j in range(len(self.exits)):
             here = at == j
-            found[0, j] = np.bincount(owner[here], minlength=prompts)
-            found[1, j] = np.bincount(owner[here & self.true], minlength=prompts)
-        return found[0], found[1]
+            started[j] = np.bincount(owner[here], minlength=prompts)
+            matched[j] = np.bincount(owner[here & self.true], minlength=prompts)
+        return started, matched
 
 
 class Training:

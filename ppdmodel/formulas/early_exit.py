@@ -59,8 +59,8 @@ def calibrated_early_latency(
     steps = [token_time + exit_layer * layer_time + left]
     places: dict[float, int] = {0: 0}
     n = ahead(left)
-    while round(n, 9) not in places and len(steps) < _LONGEST_RUN:
-        places[round(n, 9)] = len(steps)
+    while (place := round(n, 9)) not in places and len(steps) < _LONGEST_RUN:
+        places[place] = len(steps)
         going_on = min(n + (-n % 1 if unfinished is None else unfinished), layers)
         pause = (going_on - n) * batch_layer_time + promotion_delay
         early = n <= exit_layer + 1e-9  # n = e counts as early, in spite of rounding
@@ -69,7 +69,7 @@ def calibrated_early_latency(
         left = rest * busy_layer_time + head_time
         steps.append(pause + before + left)
         n = ahead(left)
-    return _mean_step(p_correct, steps, places.get(round(n, 9), len(steps) - 2))
+    return _mean_step(p_correct, steps, places.get(place, len(steps) - 2))
 
 
 def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:

@@ -29,7 +29,7 @@ def test_a_grid_holds_every_setting_once() -> None:
     every = [(e, k, depth) for depth in (1, 2, 3) for e in (1, 2, 3) for k in (1, 2)]
     assert settings_of(grid) == every
     assert grid.size == 18
-    assert settings_of(Grid.of(3, (2, 5))) == [(1, 2, 1), (1, 5, 1), (2, 2, 1), (2, 5, 1)]
+    assert settings_of(Grid.of(3, (2, 5), 1)) == [(1, 2, 1), (1, 5, 1), (2, 2, 1), (2, 5, 1)]
     assert settings_of(grid.only(grid.k == 2)) == [s for s in every if s[1] == 2]
     assert grid.peak_units().tolist() == [peak_units(4, *setting) for setting in every]
 
