@@ -23,11 +23,10 @@ CHAT = (
 )
 
 
-def make_tiny_llama(folder: Path, layers: int = 5, seed: int = 0) -> Path:
-    """Write a random Llama of a few thousand parameters and a byte-level tokenizer."""
-    import torch
+def make_tokenizer(folder: Path) -> int:
+    """Write a byte-level tokenizer with a chat template; returns the size of its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"</s>": 0} | {symbol: i + 1 for i, symbol in enumerate(alphabet)}
@@ -36,9 +35,18 @@ def make_tiny_llama(folder: Path, layers: int = 5, seed: int = 0) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", chat_template=CHAT)
     fast.save_pretrained(folder)
+    return len(vocabulary)
+
+
+def make_tiny_llama(folder: Path, layers: int = 5, seed: int = 0) -> Path:
+    """Write a random Llama of a few thousand parameters and a byte-level tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocab_size = make_tokenizer(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=layers,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.conftest import make_tiny_llama
+from tests.conftest import make_tokenizer
 
 VOCABULARY = 257
 WINDOW = 8  #: sliding windows are shorter than most texts
@@ -92,9 +92,7 @@ class Family:
 
     def write(self, folder: Path) -> Path:
         """Save a random model and the tokenizer of the tiny Llama."""
-        make_tiny_llama(folder, layers=1)
-        for old in ("config.json", "generation_config.json", "model.safetensors"):
-            (folder / old).unlink()
+        make_tokenizer(folder)
         torch.manual_seed(self.seed)
         config = AutoConfig.for_model(self.model_type, **{**BASE, **self.config})
         model = AutoModelForCausalLM.from_config(config)
@@ -137,12 +135,16 @@ def slow_logits(family: Family, model: Any, ids: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def cut_logits(family: Family, model: Any, layers: int, ids: Sequence[int]) -> Tensor:
-    """Logits [positions, vocabulary] that the model itself makes with its first layers alone."""
+def cut_logits(family: Family, model: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits [layers, positions, vocabulary] that the model makes with its first layers alone."""
     short = copy.deepcopy(model)
-    del family.decoder_layers(short)[layers:]
-    logits: Tensor = short(torch.tensor([list(ids)]), use_cache=False).logits[0]
-    return logits.float()
+    layers = family.decoder_layers(short)
+    found = []
+    while len(layers):
+        each = [short(torch.tensor([list(ids)]), use_cache=False).logits[0] for ids in texts]
+        found.append([logits.float() for logits in each])
+        del layers[-1]
+    return [torch.stack(made) for made in zip(*reversed(found), strict=True)]
 
 
 @torch.no_grad()

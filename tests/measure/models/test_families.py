@@ -97,11 +97,7 @@ class Case:
     @cached_property
     def cut(self) -> list[Tensor]:
         """The same from the model with its last layers removed."""
-        layers = len(self.family.decoder_layers(self.model))
-        return [
-            torch.stack([cut_logits(self.family, self.model, n + 1, ids) for n in range(layers)])
-            for ids in self.whole
-        ]
+        return cut_logits(self.family, self.model, self.whole)
 
     def making(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """Of whole texts, the logits [layers, tokens, vocabulary] that made the new tokens."""
