@@ -45,7 +45,7 @@ test-waiting:
 	$(BIN)/python -m pytest -q $(WAITING)
 
 test-others:
-	$(TWO_WORKERS) nice -n 5 $(BIN)/python $(PYTEST_TWO) $(OTHERS)
+	$(TWO_WORKERS) nice -n 10 $(BIN)/python $(PYTEST_TWO) $(OTHERS)
 
 lint: $(STAMP) ## ruff, and imports that run one way
 	$(BIN)/ruff check .
