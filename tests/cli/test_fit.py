@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ppdmodel import load
+from ppdmodel.cli.fit import render
 from ppdmodel.results.calibration import Calibration
 from tests.pipeline.test_prediction_error import a_timing
-from tests.support.commands import document, refused, said
+from tests.support.commands import DATA, document, refused, said
 
 
 def test_fit_keeps_the_timing(
@@ -56,6 +58,32 @@ def test_what_is_not_determined_is_said(
     assert said(capsys, *command).count("not determined") == 3
     parameters = document(capsys, *command)["curve"]["parameters"]
     assert parameters["floor_gain"]["ci_low"] is None
+
+
+def test_a_search_that_did_not_converge_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c"
+    assert "did not converge" not in said(capsys, "fit", folder, "--out", out, "--resamples", "40")
+    calibration = load(out)
+    assert isinstance(calibration, Calibration)
+    render(replace(calibration, curve=replace(calibration.curve, converged=False)), out)
+    assert "The search for the best parameters did not converge." in capsys.readouterr().out
+
+
+def test_coupled_guesses_of_sampled_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are right more often, and make no claim about the probabilities of plain guesses."""
+    rates = []
+    for coupled in ([], ["--coupled"]):
+        command = ["fit", DATA / "smollm2-135m-sampled", "--out", tmp_path / "c", *coupled]
+        document(capsys, *command, "--resamples", "40", "--family", "floored power", "--k-max", "2")
+        calibration = load(tmp_path / "c")
+        assert isinstance(calibration, Calibration)
+        rates.append(calibration.hits[:, 24, 0].sum() / calibration.tokens.sum())
+        assert not (coupled and calibration.reliability)
+    assert rates[1] > rates[0] + 0.05
 
 
 BAD: list[tuple[list[str], str]] = [

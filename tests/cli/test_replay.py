@@ -23,6 +23,8 @@ def test_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The rule beats the best fixed setting at" in shown
     assert "The best two exits, each with a fixed k" in shown
     assert "Reading an exit counts as nothing" in shown
+    shown = said(capsys, "replay", folder, "--price", "0.01")
+    assert shown.count("plain") >= 2, "where time is worth nothing, no exit is read"
     shown = said(capsys, "replay", folder, "--price", "4", "--exit-cost", "0.5")
     assert "Reading an exit counts as 0.5 layer executions" in shown
     prices = document(capsys, "replay", folder, "--price", "4", "--price", "1")["prices"]
@@ -38,6 +40,8 @@ def test_matches_that_come_in_runs_are_warned_of() -> None:
     assert sentence(report).endswith("off here, outside the interval: matches come in runs.")
     one = replay_report(make_measurement(prompts=1), Policy(3))
     assert sentence(one).endswith("% off; one prompt gives no interval.")
+    several = sentence(replay_report(make_measurement(), Policy((3, 5), depth=None)))
+    assert several.endswith("% off the latency."), "no formula is compared"
 
 
 BAD: list[tuple[list[str], str]] = [

@@ -146,6 +146,9 @@ def test_times_add_rows_in_seconds() -> None:
     assert split.units == 2
     assert (split.latency.n_tokens, split.latency.n_prompts) == (0, 0), "from no token"
     assert split.latency.value == pytest.approx(36 / 47.3, abs=0.01)
+    alone = compare(replace(made, provenance=about), timing=a_timing(), max_units=1)
+    assert not any("timed" in method.name for method in alone.methods)
+    assert {"PPD, timed: it takes 2 units or more"} < set(alone.left_out)
     with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
         compare(make_measurement(), timing=a_timing())
 

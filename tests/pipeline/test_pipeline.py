@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,25 @@ def test_row_by_row_nothing_rounds_otherwise(pipeline: Pipeline, ids: list[list[
     made = pipeline.ppd(ids[3], TOKENS, setting, WHOLE, forced=forced)
     assert made.matched.any(), "some guess must have been promoted, or nothing was tried"
     assert torch.equal(cache, before), "keys and values of promoted guesses, bit by bit"
+
+
+@TWO_CPUS
+def test_what_is_interrupted_while_it_starts_leaves_no_process(
+    deep: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = Pipeline(deep, prompt_tokens=8, tokens=4, k=1)
+    started: list[Any] = []
+
+    def interrupt() -> None:
+        started.extend(interrupted.pool._processes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupted.pool, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt), interrupted:
+        raise AssertionError("it must not be entered")
+    assert len(started) == 2
+    assert not interrupted.pool._processes
+    assert not any(process.is_alive() for process in started)
 
 
 @TWO_CPUS

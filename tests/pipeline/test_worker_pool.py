@@ -85,6 +85,15 @@ def test_a_unit_that_dies_is_named(engine: SharedEngine) -> None:
     assert not units._processes
 
 
+@TWO_CPUS
+def test_a_unit_that_died_before_its_task_is_named(engine: SharedEngine) -> None:
+    with pool_of(engine, placements(2)) as units:
+        os.kill(units._processes[1].pid, signal.SIGKILL)
+        units._processes[1].join()
+        with pytest.raises(RunFailedError, match=r"unit 1 ended with exit code -9"):
+            units.run(Task((1, 2, 3), TOKENS, setting=PpdSetting(2, 2)))
+
+
 def test_closing_takes_no_time(engine: SharedEngine) -> None:
     with pool_of(engine, CPUS[:1]):
         begin = time.monotonic()

@@ -516,6 +516,15 @@ def test_another_model_in_the_same_folder_is_refused(tiny_model: Path, tmp_path:
         train(other, out)
 
 
+def test_files_that_a_killed_run_left_half_written_are_removed(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    for name in (".exits.json.part-1", ".exits.safetensors.part-2"):
+        (tmp_path / name).write_text("half")
+    train(tiny_model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"exits.json", "exits.safetensors"}
+
+
 def test_other_files_are_left_alone(tiny_model: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(InvalidInputError, match="with other files; choose another --out"):
