@@ -239,6 +239,13 @@ def test_a_growing_cache_keeps_what_transformers_own_keeps() -> None:
     assert kept_values.shape == theirs.update(keys, values)[1].shape
 
 
+def test_a_layer_that_shares_anothers_keys_has_none_to_keep() -> None:
+    unused = GrowingLayer(9)
+    unused.keep([0, 2], [0, 1])
+    unused.adopt([0], 1, 3, GrowingLayer(9))
+    assert (unused.used, unused.is_initialized) == (0, False)
+
+
 def test_a_beginning_is_read_apart_only_where_that_saves_enough() -> None:
     """All texts but one save it, and each keeps a token of its own."""
     beginning = list(range(MIN_SHARED_TOKENS))
