@@ -136,6 +136,16 @@ def test_held_out_shows_selection_bias(measurement: Measurement) -> None:
     assert np.mean(seen) < np.mean(held_out) - 0.005
 
 
+def test_without_a_setting_that_pays_two_units_split_the_layers() -> None:
+    made = make_measurement()
+    never = replace(made, rank=np.where(np.arange(1, 7) < 6, 250, 1) + 0 * made.rank)
+    result = compare(never)
+    assert named(result, "PPD").units == 1
+    split = named(result, "split layers")
+    assert (split.units, split.compute.value) == (2, 1.0)
+    assert split.latency.value == 0.5
+
+
 def test_times_add_rows_in_seconds() -> None:
     made = make_measurement(layers=30)
     about = {**made.provenance, "weights_sha256": ["0"], "exit_kind": "logit"}

@@ -95,7 +95,8 @@ def test_from_a_measurement_gives_intervals(measurement: Measurement) -> None:
     assert latency["ci_low"] == pytest.approx(latency_per_token(p["ci_high"], 6, 4))
     assert latency["ci_high"] == pytest.approx(latency_per_token(p["ci_low"], 6, 4))
     assert result["peak_units"] == 3
-    assert result == estimate_from(measurement, 4, 2)
+    assert result == estimate_from(measurement, 4, 2) == estimate_from(measurement, 4, 2, depth=1)
+    assert result["peak_units"] < estimate_from(measurement, 2, 2, depth=2)["peak_units"]
 
 
 def test_from_a_calibration_agrees_with_its_measurement(measurement: Measurement) -> None:

@@ -146,6 +146,22 @@ def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None
             assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
 
 
+def test_a_link_delays_the_guesses_of_both_exits(measurement: Measurement) -> None:
+    """As if each exit lay so much later: equation (6.1) at the recorded rates."""
+    counts, link = TokenCounts.of(measurement), 0.25
+    family = two_exits(counts, link)
+    assert family is not None
+    weights = weights_of(measurement)
+    latency, compute = all_of(family, weights)
+    near, less = all_of(pairs(measurement), weights)
+    d, found = measurement.layers, pairs(measurement).settings
+    place, same = family.settings.index("exits 4, 6, k = 2, 3"), found.index("exits 4, 6, k = 2, 3")
+    rank = measurement.rank
+    hit = (rank[:, 3] <= 2) | (rank[:, 5] <= 3)
+    assert latency[0, place] - near[0, same] == pytest.approx(link * hit.mean() / d)
+    assert less[0, same] - compute[0, place] == pytest.approx(link * (5 - hit.mean()) / d)
+
+
 def pairs(measurement: Measurement, guesses: Guesses | None = None) -> MethodSettings:
     family = two_exits(TokenCounts.of(measurement, guesses))
     assert family is not None

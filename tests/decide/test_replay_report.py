@@ -62,6 +62,11 @@ def test_one_prompt_has_no_interval() -> None:
     assert '"ci_low": null' in report.to_json()
 
 
+def test_two_prompts_have_an_interval() -> None:
+    report = replay_report(make_measurement(prompts=2), Policy(4))
+    assert report.latency.ci_low < report.latency.value < report.latency.ci_high
+
+
 def test_bad_input_is_named(measurement: Measurement) -> None:
     with pytest.raises(InvalidInputError, match="exit_layer"):
         replay_report(measurement, Policy(7))

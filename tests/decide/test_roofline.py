@@ -160,6 +160,7 @@ def test_one_token_is_one_row_of_arithmetic() -> None:
     timing = roofline(shape("Llama 2 7B"), weak)
     model = shape("Llama 2 7B")
     assert timing.terms["layer_time_s"].value == pytest.approx(2 * model.layer_weights / 1e9)
+    assert ideal_times(model, weak) == ideal_times(model, weak, rows=1)
     assert timing.terms["head_time_s"].value == pytest.approx(2 * model.head_weights / 1e9)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from ppdmodel import Calibration, fit, fit_table, load, save
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.fitting.cross_validation import FOLDS
-from ppdmodel.fitting.curve_fit import curve_values, fit_curve, residuals
+from ppdmodel.fitting.curve_fit import _undetermined, curve_values, fit_curve, residuals
 from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
 from ppdmodel.fitting.likelihood import Cells, maximize
 from ppdmodel.results.calibration import MatchCurve
@@ -237,3 +238,19 @@ def test_cells_that_were_not_counted_are_not_fitted(measurement: Measurement) ->
         fit(measurement, k_max=3, family="rank tail", resamples=40), exit_layers=(2, 4), ks=(1, 3)
     )
     assert np.isfinite(residuals(whole)).sum() == 4
+
+
+def test_what_is_determined_does_not_depend_on_the_units_of_parameters() -> None:
+    """Two parameters that are well apart, one of them in units a million times as large."""
+    cells = SimpleNamespace(
+        gradient_and_information=lambda *_: (0.0, np.zeros(3), information * scale)
+    )
+    draws = np.random.default_rng(0).random((9, 3))
+    for units in (1.0, 1e-6, 1e6):
+        scale = np.outer([1.0, units, 1.0], [1.0, units, 1.0])
+        information = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        unknown = _undetermined(cells, np.ones(3), draws, draws, 1.0)  # type: ignore[arg-type]
+        assert not unknown.any(), units
+        information[0, 1] = information[1, 0] = 1 - 1e-14  # they trade off exactly
+        unknown = _undetermined(cells, np.ones(3), draws, draws, 1.0)  # type: ignore[arg-type]
+        assert unknown.tolist() == [True, True, False], units

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,20 @@ def test_scoring_alone_reaches_the_maximum_from_a_start(family: CurveFamily) -> 
             assert converged
             assert cells.log_likelihood(near, hits, TOKENS) == pytest.approx(greatest, abs=1e-3)
     assert overshot
+
+
+class Uphill:
+    """A likelihood of one parameter that falls where its gradient says that it rises."""
+
+    family = SimpleNamespace(bounds=[(-9.0, 9.0)])
+
+    def gradient_and_information(
+        self, theta: np.ndarray, hits: object, tokens: object
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        return -float(theta[0]), np.array([1.0]), np.array([[1.0]])
+
+
+def test_a_search_that_finds_nothing_better_far_from_a_maximum_has_not_converged() -> None:
+    theta, converged = _score(Uphill(), np.zeros(1), 1.0, np.array([0.5]))  # type: ignore[arg-type]
+    assert theta.tolist() == [0.5]
+    assert not converged

@@ -18,6 +18,8 @@ import torch
 
 import ppdmodel
 from ppdmodel import formulas
+from ppdmodel.errors import InvalidInputError
+from ppdmodel.formulas.contract import listed
 from ppdmodel.formulas.registry import FORMULAS
 from tests.support.backends import check_refused
 
@@ -208,3 +210,11 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
     check_refused(call, message)
+
+
+def test_a_value_for_each_exit_is_a_list_of_any_kind() -> None:
+    for given in ([1, 2], (1, 2), np.array([1, 2]), pd.Series([1, 2])):
+        assert listed("k", given, "exit") == [1, 2]
+    for wrong in ("12", b"12", {1: 2}, {1, 2}, 3, np.array(3), [], iter([1])):
+        with pytest.raises(InvalidInputError, match="k must have one value per exit; got"):
+            listed("k", wrong, "exit")

@@ -114,6 +114,12 @@ def test_quantiles_of_a_long_generation() -> None:
     assert total.quantile(1.0) == total.times[-1]
 
 
+def test_a_quantile_at_a_step_is_the_step() -> None:
+    total = total_latency(0.5, 8, 4, tokens=4)
+    assert total.probabilities == pytest.approx([1 / 8, 3 / 8, 3 / 8, 1 / 8], rel=1e-15)
+    assert [total.quantile(q) for q in (1 / 8, 4 / 8, 7 / 8, 1)] == total.times.tolist()
+
+
 def test_a_long_deep_generation_stays_normalized() -> None:
     total = total_latency(0.6, 80, 5, 3000, 3)
     assert total.probabilities.sum() == pytest.approx(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -35,6 +36,14 @@ BAD: list[tuple[Callable[[], Policy], str]] = [
     (
         lambda: Policy((1, None)),  # type: ignore[arg-type]
         "exit_layer must be a positive integer; got None; give 1 or more",
+    ),
+    (
+        lambda: Policy(math.nan),  # type: ignore[arg-type]
+        "exit_layer must be a positive integer; got nan; give 1 or more",
+    ),
+    (
+        lambda: Policy(2, math.inf),  # type: ignore[arg-type]
+        "k must be a positive integer; got inf; give 1 or more",
     ),
     (lambda: Policy(2, gate=1.5), "gate must lie in [0, 1]; got 1.5; give a probability"),
     (lambda: Policy(()), "exit layers must increase; got none; give them in order"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,10 @@ def test_at_an_autocorrelation_of_minus_one_matches_and_misses_alternate() -> No
     assert (steps[1:] != steps[:-1]).all()
 
 
+def test_a_thousand_tokens_unless_given() -> None:
+    assert simulate(0.5, 4, 2).tokens == 1000
+
+
 def test_seeds_repeat_and_differ() -> None:
     first, again, other = (simulate(0.5, 9, 3, tokens=200, seed=s) for s in (1, 1, 2))
     assert first.finish_times.tolist() == again.finish_times.tolist()
@@ -154,6 +159,10 @@ def test_replay_of_several_exits_takes_the_first_that_holds_the_token(
 def test_a_gate_starts_only_where_the_exit_is_confident(measurement: Measurement) -> None:
     assert replay(measurement, Policy(4, 2, gate=0.6)).latency_per_token == 6.0
     assert replay(measurement, Policy(4, 2, gate=0.6)).compute_per_token == 6.0
+    for passed in range(1, 7):  # only this exit is confident
+        top_prob = np.where(np.arange(1, 7) == passed, 0.9, 0.1) + 0 * measurement.top_prob
+        one = replay(replace(measurement, top_prob=top_prob), Policy(4, 2, gate=0.6))
+        assert (one.latency_per_token < 6) == (passed == 4)
     everywhere = replay(measurement, Policy(4, 2, gate=0.5))
     assert everywhere.latency_per_token == replay(measurement, Policy(4, 2)).latency_per_token
 
@@ -249,6 +258,10 @@ def test_bad_traces_are_named(measurement: Measurement) -> None:
         (
             lambda: replay([True], Policy(2)),
             "layers must be given for a sequence; got None; give a count",
+        ),
+        (
+            lambda: replay(measurement, Policy((2, 9))),
+            "exit_layer must not exceed layers; got 9; exit layers run from 1 to 6",
         ),
         (
             lambda: replay(measurement, Policy(2), layers=4),

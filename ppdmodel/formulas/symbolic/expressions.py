@@ -210,16 +210,10 @@ def _each_sum(expression: Expr, change: Callable[[Expr], Expr]) -> Expr:
 
 
 def _together(product: Expr) -> Expr:
-    """A product whose sums of fractions have one denominator, if shorter."""
+    """A product whose sums of terms have one denominator, if shorter; a `Sum` stays as it is."""
     return product.func(
-        *(min(x, sympy.together(x), key=_length) if _fractions(x) > 1 else x for x in product.args)
+        *(x if x.has(sympy.Sum) else min(x, sympy.together(x), key=_length) for x in product.args)
     )
-
-
-def _fractions(factor: Expr) -> int:
-    if not factor.is_Add or factor.has(sympy.Sum):
-        return 0
-    return sum(sympy.fraction(sympy.together(term))[1] != 1 for term in factor.args)
 
 
 def _one_maximum(expression: Expr) -> Expr:

@@ -11,6 +11,7 @@ NAMES = symbolic.names()
 
 
 p, d, e, k, D = (symbolic.SYMBOLS[n] for n in ("p_correct", "layers", "exit_layer", "k", "depth"))
+rho = symbolic.SYMBOLS["autocorrelation"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -24,6 +25,15 @@ def test_a_statement_is_its_expression(name: str) -> None:
     assert sympy.expand(expression - symbolic.expr(name)) == 0 or (
         expression.doit() - symbolic.expr(name).doit()
     ).equals(0)
+
+
+def test_abbreviations_are_those_of_the_theory() -> None:
+    again = p + rho * (1 - p)
+    said = symbolic.statement("correlated_latency")
+    assert said.where[sympy.Symbol("b")] == again
+    unlimited = symbolic.statement("compute_per_token", depth=None)
+    assert unlimited.expression.has(sympy.Sum)
+    assert sympy.Symbol("B") not in unlimited.where
 
 
 @pytest.mark.parametrize("name", NAMES)
