@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,15 +243,17 @@ def test_cells_that_were_not_counted_are_not_fitted(measurement: Measurement) ->
 
 def test_what_is_determined_does_not_depend_on_the_units_of_parameters() -> None:
     """Two parameters that are well apart, one of them in units a million times as large."""
-    cells = SimpleNamespace(
-        gradient_and_information=lambda *_: (0.0, np.zeros(3), information * scale)
-    )
     draws = np.random.default_rng(0).random((9, 3))
-    for units in (1.0, 1e-6, 1e6):
+
+    def unknown(correlation: float, units: float) -> list[bool]:
         scale = np.outer([1.0, units, 1.0], [1.0, units, 1.0])
-        information = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
-        unknown = _undetermined(cells, np.ones(3), draws, draws, 1.0)  # type: ignore[arg-type]
-        assert not unknown.any(), units
-        information[0, 1] = information[1, 0] = 1 - 1e-14  # they trade off exactly
-        unknown = _undetermined(cells, np.ones(3), draws, draws, 1.0)  # type: ignore[arg-type]
-        assert unknown.tolist() == [True, True, False], units
+        matrix = np.array([[1.0, correlation, 0.0], [correlation, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        cells: Any = SimpleNamespace(
+            gradient_and_information=lambda *_: (0.0, np.zeros(3), matrix * scale)
+        )
+        found: list[bool] = _undetermined(cells, np.ones(3), draws, draws, 1.0).tolist()
+        return found
+
+    for units in (1.0, 1e-6, 1e6):
+        assert not any(unknown(0.5, units))
+        assert unknown(1 - 1e-14, units) == [True, True, False], "they trade off exactly"

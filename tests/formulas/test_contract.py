@@ -215,6 +215,7 @@ def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
 def test_a_value_for_each_exit_is_a_list_of_any_kind() -> None:
     for given in ([1, 2], (1, 2), np.array([1, 2]), pd.Series([1, 2])):
         assert listed("k", given, "exit") == [1, 2]
-    for wrong in ("12", b"12", {1: 2}, {1, 2}, 3, np.array(3), [], iter([1])):
+    wrongs: tuple[Any, ...] = ("12", b"12", {1: 2}, {1, 2}, 3, np.array(3), [], iter([1]))
+    for wrong in wrongs:
         with pytest.raises(InvalidInputError, match="k must have one value per exit; got"):
             listed("k", wrong, "exit")
