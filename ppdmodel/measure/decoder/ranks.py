@@ -106,6 +106,11 @@ class Ranker:
         )
 
 
+def whole_groups(vocabulary: int) -> int:
+    """The vocabulary in whole groups."""
+    return -(-vocabulary // GROUP) * GROUP
+
+
 class _Scan:
     """Logits of some rows, [blocks, rows, block] with the vocabulary padded by -inf at the end.
 
@@ -118,8 +123,7 @@ class _Scan:
         self.weight, self.bias = exit_.weight, exit_.bias
         self.device = self.weight.device
         vocabulary = exit_.vocabulary
-        on_cpu = self.device.type == "cpu"
-        self.block = BLOCK if on_cpu else -(-vocabulary // GROUP) * GROUP
+        self.block = BLOCK if self.device.type == "cpu" else whole_groups(vocabulary)
         blocks = -(-vocabulary // self.block)
         self.buffer = lazy_zeros((blocks, rows, self.block), self.weight)
         self.scratch = self.weight.new_empty(rows, self.block, dtype=torch.float32)

@@ -58,11 +58,12 @@ class TrainedExits:
         Raises:
             InvalidInputError: their shapes do not fit the model.
         """
-        layers = len(exit_.decoder_layers)
+        layers, width = len(exit_.decoder_layers), exit_.weight.shape[1]
         for layer, map_ in self.maps.items():
-            if map_.weight.shape[0] != exit_.weight.shape[1] or not 1 <= layer < layers:
+            shapes = tuple(map_.weight.shape), tuple(map_.bias.shape)
+            if shapes != ((width, width), (width,)) or not 1 <= layer < layers:
                 raise InvalidInputError(
-                    f"trained exits must fit the model; got a map of {tuple(map_.weight.shape)} "
+                    f"trained exits must fit the model; got a map of {shapes[0]} and {shapes[1]} "
                     f"for layer {layer} of {layers}; train exits for this model"
                 )
         like = exit_.weight

@@ -18,10 +18,12 @@ from ppdmodel.measure.decoder.exit import (
     _REGISTERED,
     AffineMap,
     Exit,
+    _gap,
     logit_exit,
     on_layers,
     register_exit,
 )
+from ppdmodel.measure.decoder.head_path import HeadPath
 from tests.support.families import FAMILIES, layer_outputs, slow_logits
 
 IDS = [5, 17, 230, 4, 4, 99]
@@ -226,3 +228,13 @@ class _Odd(nn.Module):
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
         states = self.second(self.first(self.embed(input_ids)))
         return SimpleNamespace(logits=self.head(self.norm(states)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_a_gap_is_relative_to_the_largest_logit(size: float) -> None:
+    head, hidden = nn.Linear(4, 9, bias=False), torch.randn(1, 4)
+    own = head(hidden) * size
+    exit_ = Exit(nn.ModuleList(), (), head, scale=size)
+    off = HeadPath(nn.ModuleList(), (), head, hidden, own + 0.01 * own.abs().max())
+    assert _gap(exit_, off) == pytest.approx(0.01, rel=0.03)

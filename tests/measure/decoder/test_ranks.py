@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ppdmodel.measure.decoder.exit import Exit
-from ppdmodel.measure.decoder.ranks import BLOCK, GUESSES, Ranker, _Scan
+from ppdmodel.measure.decoder.ranks import BLOCK, GROUP, GUESSES, Ranker, _Scan, whole_groups
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import read_prompts
@@ -114,3 +114,8 @@ def test_own_logits_made_ahead_do_not_decide(monkeypatch: pytest.MonkeyPatch, er
     ahead = _Scan._ahead
     monkeypatch.setattr(_Scan, "_ahead", lambda *given: ahead(*given) + error)
     assert torch.equal(Ranker(exit_).rank(hidden, targets).rank, expected.rank)
+
+
+def test_a_device_ranks_whole_groups() -> None:
+    sizes = {1: GROUP, GROUP: GROUP, GROUP + 1: 2 * GROUP, 3 * GROUP - 1: 3 * GROUP}
+    assert {n: whole_groups(n) for n in sizes} == sizes

@@ -49,7 +49,7 @@ def test_weights_must_be_finite(folder: Path, value: float) -> None:
 def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     damage(folder, lambda tensors: tensors.pop(name))
-    with pytest.raises(InvalidInputError, match=r"got none such for model\.layers\.1"):
+    with pytest.raises(InvalidInputError, match=r"none such for model\.layers\.1.* and 0 more;"):
         load_model(locate(str(folder)))
 
 
@@ -183,3 +183,17 @@ def test_without_an_end_of_its_own_a_model_ends_as_its_tokenizer_says(tiny_model
     for ends, expected in ((3, {3}), ([3, 4], {3, 4}), (None, {0})):
         loaded.model.generation_config.eos_token_id = ends
         assert loaded.end_ids == frozenset(expected)
+
+
+def test_a_prompt_and_its_answer_may_fill_the_context(tiny_model: Path) -> None:
+    loaded = load_model(locate(str(tiny_model)))
+    assert loaded.context == 256
+    loaded.check_room("p", 200, 56)
+    with pytest.raises(InvalidInputError, match=r"got 200 \+ 57 for prompt 'p'; shorten one of"):
+        loaded.check_room("p", 200, 57)
+
+
+def test_text_has_no_special_tokens(tiny_model: Path) -> None:
+    loaded = load_model(locate(str(tiny_model)))
+    ids = loaded.encode(["the fox"], chat=False)
+    assert loaded.decode([*ids, 0]) == "the fox", "0 ends a text"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,12 @@ def test_finding_models_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_a_whole_file_is_read_where_it_is_installed(fake: PackagedModel, cache: Path) -> None:
+    one = replace(fake, parts=fake.parts[:1])
+    found = find(one)
+    assert found is not None
+    assert found.read_bytes() == CHUNKS[0]
+    assert not cache.exists()
+    assert find(replace(one, parts=(("no_such_package", "x"),))) is None

@@ -19,7 +19,7 @@ from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure import run as run_module
 from ppdmodel.measure.decoder import generate as generate_module
-from ppdmodel.measure.decoder.exit import normalized
+from ppdmodel.measure.decoder.exit import AffineMap, logit_exit, normalized
 from ppdmodel.measure.decoder.sampling import Sampling
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.packaged import sha256
@@ -685,3 +685,16 @@ def test_normalized_is_by_the_root_mean_square() -> None:
         assert found.dtype == dtype
         mean = found.float().square().mean(1)
         assert mean.numpy() == pytest.approx(1, rel=tolerance)
+
+
+def test_maps_of_other_shapes_are_refused(tiny_model: Path, trained: Path) -> None:
+    exits = load_exits(trained, locate(str(tiny_model)))
+    exit_ = logit_exit(load_model(locate(str(tiny_model))).model)
+    assert exits.on(exit_).kind == "trained"
+    for weight, bias in (((32, 16), 32), ((16, 32), 32), ((32, 32), 1)):
+        map_ = AffineMap(torch.zeros(weight), torch.zeros(bias))
+        with pytest.raises(InvalidInputError, match="trained exits must fit the model; got a map"):
+            replace(exits, maps={2: map_}).on(exit_)
+    for layer in (0, 5):
+        with pytest.raises(InvalidInputError, match=f"for layer {layer} of 5; train exits for"):
+            replace(exits, maps={layer: exits.maps[2]}).on(exit_)
