@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ POLLS_PER_PARENT_CHECK = 4096
 POLL_SLEEP_S, NEAR_LAYERS = 1e-4, 2
 
 
+@unique
 class EventKind(IntEnum):
     """What a unit did during an event of its trace."""
 

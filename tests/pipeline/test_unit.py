@@ -82,6 +82,25 @@ def test_guesses_are_the_largest_logits_of_the_exit_in_turn(
         assert (shares[first], shares[second]) == (wanted[::2], wanted[1::2])
 
 
+@pytest.mark.parametrize("exit_layer", range(1, LAYERS))
+def test_the_state_that_is_handed_over_is_that_of_the_exit_layer(
+    engine: SharedEngine, texts: Texts, exit_layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, made = a_unit(engine), {}
+    layer = unit.engine.layer
+
+    def recorded(index: int, x: torch.Tensor, place: int, *rest: Any) -> torch.Tensor:
+        made[place, index] = layer(index, x, place, *rest)
+        return made[place, index]
+
+    monkeypatch.setattr(unit.engine, "layer", recorded)
+    unit.run(Task(texts[0], 4, setting=PpdSetting(exit_layer)))
+    for token in (1, 2, 3):
+        place = len(texts[0]) + token - 1
+        assert torch.equal(unit.board.exit_state[token], made[place, exit_layer - 1][0])
+        assert not torch.equal(unit.board.exit_state[token], made[place, exit_layer][0])
+
+
 @torch.inference_mode()
 def test_forced_guesses_are_right_or_wrong(engine: SharedEngine, texts: Texts) -> None:
     unit = a_unit(engine, 1, units=2)

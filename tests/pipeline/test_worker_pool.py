@@ -95,8 +95,10 @@ def test_a_unit_that_died_before_its_task_is_named(engine: SharedEngine) -> None
 
 
 def test_closing_takes_no_time(engine: SharedEngine) -> None:
-    with pool_of(engine, CPUS[:1]):
+    with pool_of(engine, CPUS[:1]) as units:
+        (process,) = units._processes
         begin = time.monotonic()
+    assert process.exitcode == 0
     assert time.monotonic() - begin < worker_pool.SHUTDOWN_TIMEOUT_S
 
 
