@@ -37,6 +37,10 @@ class Outcome(StrEnum):
     UNTRIED = "not tried"
 
 
+#: the outcomes of mutants that no test found
+ALIVE = (Outcome.SURVIVED, Outcome.UNTESTED)
+
+
 @dataclass(frozen=True)
 class Room:
     """A folder of the package.
@@ -98,7 +102,7 @@ class Tally:
     def rate(self) -> float:
         """The share that tests killed; 1 where none was tried."""
         killed = self.count(Outcome.KILLED)
-        alive = self.count(Outcome.SURVIVED) + self.count(Outcome.UNTESTED)
+        alive = sum(map(self.count, ALIVE))
         return killed / (killed + alive) if killed + alive else 1.0
 
     @property
@@ -117,14 +121,16 @@ class Trials:
         for checkout in checkouts:
             self.free.put(checkout)
 
-    def outcomes(self, mutants: list[Mutant], on_done: Callable[[int], None]) -> list[Outcome]:
-        """The outcome of each mutant."""
+    def outcomes(
+        self, mutants: list[Mutant], on_done: Callable[[int, Mutant, Outcome], None]
+    ) -> list[Outcome]:
+        """The outcome of each mutant; `on_done` is called with how many have one, and the last."""
         modules = sorted({mutant.place.module for mutant in self._to_try(mutants)})
         with self._executor() as executor:
             times = dict(zip(modules, executor.map(self._unchanged, modules), strict=True))
-            runs = [executor.submit(self._one, m, times.get(m.place.module)) for m in mutants]
-            for done, _run in enumerate(as_completed(runs), start=1):
-                on_done(done)
+            runs = {executor.submit(self._one, m, times.get(m.place.module)): m for m in mutants}
+            for done, run in enumerate(as_completed(runs), start=1):
+                on_done(done, runs[run], run.result())
             return [run.result() for run in runs]
 
     @contextmanager
@@ -209,15 +215,24 @@ def report(tallies: list[Tally]) -> str:
         lines.append(f"{tally.room.name:12}{len(tally.outcomes):8}{counts}{shares}{verdict}")
     for tally in tallies:
         for mutant in sorted(tally.outcomes, key=lambda m: (m.place.module, m.place.line)):
-            outcome, place = tally.outcomes[mutant], mutant.place
-            if outcome in (Outcome.SURVIVED, Outcome.UNTESTED):
-                lines.append(f"\n{place.module}:{place.line} {outcome}")
-                lines += [f"  - {mutant.before}", f"  + {mutant.after}"]
+            outcome = tally.outcomes[mutant]
+            if outcome in ALIVE:
+                lines.append("\n" + described(mutant, outcome))
     return "\n".join(lines)
 
 
-def _progress(total: int) -> Callable[[int], None]:
-    def show(done: int) -> None:
+def described(mutant: Mutant, outcome: Outcome) -> str:
+    """Where a mutant is, and what it changes."""
+    place = mutant.place
+    return f"{place.module}:{place.line} {outcome}\n  - {mutant.before}\n  + {mutant.after}"
+
+
+def _progress(total: int) -> Callable[[int, Mutant, Outcome], None]:
+    """Show how many are done, and at once what lives: an interrupted run has said it."""
+
+    def show(done: int, mutant: Mutant, outcome: Outcome) -> None:
+        if outcome in ALIVE:
+            print(f"\n{described(mutant, outcome)}", file=sys.stderr)
         print(f"\r{done} of {total} mutants", end="", file=sys.stderr, flush=True)
 
     return show

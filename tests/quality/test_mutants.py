@@ -77,7 +77,8 @@ def test_a_change_that_no_test_finds_is_listed(
 ) -> None:
     """The test that cannot fail lets every change of its function live; the other lets none."""
     assert command(toy) == 1
-    printed = capsys.readouterr().out
+    printed, at_once = capsys.readouterr()
+    assert at_once.count(" survived\n  - return a < b\n") == 3, "also said when it is found"
     row = printed.splitlines()[1].split()
     alive = {block.splitlines()[2].strip() for block in printed.split("\n\n")[1:]}
     assert alive == {"+ return a <= b", "+ return a >= b", "+ return None"}
