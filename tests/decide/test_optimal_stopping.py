@@ -60,6 +60,19 @@ def test_at_the_last_exit_it_is_the_threshold_of_one() -> None:
         assert thresholds[-1] == pytest.approx(threshold(price), abs=0.06)
 
 
+def test_exits_that_are_not_read_have_no_threshold() -> None:
+    """Nor do they change the others': as if no candidate were seen there."""
+    candidates = candidates_of()
+    q = candidates.probabilities(UNCHANGED)
+    everyone = np.ones(len(candidates.tokens), dtype=bool)
+    for read in ([0, 1, 2], [0, 2], [1], []):
+        unseen = q.copy()
+        unseen[:, [j for j in range(3) if j not in read]] = np.nan
+        found = candidates.training(q, everyone).thresholds(2.0, read)
+        assert found == candidates.training(unseen, everyone).thresholds(2.0)
+        assert [j for j, least in enumerate(found) if np.isfinite(least)] == read
+
+
 def test_on_real_tokens_it_beats_one_threshold_for_all_exits() -> None:
     """On prompts that it has not seen: the second half by thresholds of the first."""
     name = "smollm2-135m-trained"
