@@ -43,9 +43,8 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
         def show(progress: Progress, rate: float) -> None:
             done = round(STEPS * progress.share)
-            if (
-                not bar.tasks
-            ):  # a resumed run starts at its progress, so that the time left is right
+            # a resumed run starts at its earlier progress, so that the time left is right
+            if not bar.tasks:
                 bar.add_task("", total=STEPS, completed=done, tokens=progress.tokens, rate=rate)
             about: dict[str, Any] = {
                 "description": progress.stage,
