@@ -174,7 +174,7 @@ def calibrated_break_even(
 
     For n <= e.
 
-    Args: as `calibrated_speedup`.
+    Args: as `calibrated_latency` and `calibrated_plain_latency`.
 
     Returns:
         A match rate; above 1 where none is enough, `inf` where a match saves no time although
