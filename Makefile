@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := results
 STAMP := .venv/.installed
-# two test workers share the cores: torch and BLAS have one thread in each
-TWO_WORKERS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-PYTEST_TWO := -m pytest -q -n 2 --dist loadfile
+# test workers share the cores, so torch and BLAS have one thread in each; there is one worker more
+# than two cores, since a test that waits for a process, a browser or a disk leaves a core idle
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST_WORKERS := -m pytest -q -n 3 --dist loadfile
 # tests that wait for processes of their own most of the time: they come first on the cores
 WAITING := tests/pipeline
 # tests of the site, which make docs runs on what it has built
@@ -45,7 +46,7 @@ test-waiting:
 	$(BIN)/python -m pytest -q $(WAITING)
 
 test-others:
-	$(TWO_WORKERS) nice -n 10 $(BIN)/python $(PYTEST_TWO) $(OTHERS)
+	$(ONE_THREAD) nice -n 10 $(BIN)/python $(PYTEST_WORKERS) $(OTHERS)
 
 lint: $(STAMP) ## ruff, and imports that run one way
 	$(BIN)/ruff check .
@@ -73,7 +74,7 @@ mutants: $(STAMP) ## try the tests on a sample of small changes (an hour); ROOM=
 coverage: $(STAMP) ## run the tests and say which branches of the package they never took
 	$(BIN)/ppdmodel models install smollm2-135m
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(TWO_WORKERS) $(BIN)/coverage run $(PYTEST_TWO) $(OTHERS)
+	$(ONE_THREAD) $(BIN)/coverage run $(PYTEST_WORKERS) $(OTHERS)
 	$(BIN)/coverage run -m pytest -q $(WAITING)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
