@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import Any, ParamSpec
 
 from ..checks import POSSIBLE_AUTOCORRELATION, possible_autocorrelation
@@ -204,22 +205,13 @@ def require(value: Operand, must: str, fix: str, rule: Callable[[Any], Any]) -> 
         if not holds:
             raise InvalidInputError(f"{must}; got {value}; {fix}")
     elif not holds.all():
-        index = (
-            tuple(int(i[0]) for i in (~holds).nonzero())
-            if ops.is_array(holds)
-            else (tuple(int(i) for i in (~holds).nonzero()[0]))
-        )
-        where = f" at index {index[0] if len(index) == 1 else index}" if index else ""
-        raise InvalidInputError(f"{must}; got {_element(value, holds, index)}{where}; {fix}")
-
-
-def _element(value: Operand, holds: Operand, index: tuple[int, ...]) -> Operand:
-    """The element of `value` that `index` points at once it is broadcast to `holds`' shape."""
-    if not getattr(value, "shape", ()):
-        return value
-    package = sys.modules["torch" if ops.is_tensor(value) else "numpy"]
-    element = package.broadcast_to(value, holds.shape)[index]
-    return element.item() if ops.is_tensor(element) else element
+        package = sys.modules["torch" if ops.is_tensor(holds) else "numpy"]
+        index = tuple(package.argwhere(~holds)[0].tolist())
+        is_one = not getattr(value, "shape", ())
+        element = value if is_one else package.broadcast_to(value, holds.shape)[index]
+        first, *others = index
+        where = index if others else first
+        raise InvalidInputError(f"{must}; got {element} at index {where}; {fix}")
 
 
 def check_kinds(values: dict[str, Operand]) -> None:
@@ -228,8 +220,6 @@ def check_kinds(values: dict[str, Operand]) -> None:
     Arrays, tensors and symbols each mix with numbers, but not with each other.
     """
     shaped = {name: x for name, x in values.items() if getattr(x, "shape", ())}
-    if not shaped:
-        return
     kinds = {"tensors" if ops.is_tensor(x) else "arrays" for x in shaped.values()}
     kinds |= {"symbols" for x in values.values() if is_unknown(x)}
     if len(kinds) > 1:
@@ -237,10 +227,8 @@ def check_kinds(values: dict[str, Operand]) -> None:
             f"arguments must be of one kind beside plain numbers; got {' and '.join(sorted(kinds))}"
             "; make them the same"
         )
-    length = max(len(x.shape) for x in shaped.values())
-    for axis in range(1, length + 1):
-        sizes = {x.shape[-axis] for x in shaped.values() if len(x.shape) >= axis} - {1}
-        if len(sizes) > 1:
+    for sizes in zip_longest(*(x.shape[::-1] for x in shaped.values()), fillvalue=1):
+        if len({*sizes} - {1}) > 1:
             shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in shaped.items())
             raise InvalidInputError(
                 f"the shapes of the arguments must broadcast; got {shapes}; give them equal "
@@ -250,7 +238,7 @@ def check_kinds(values: dict[str, Operand]) -> None:
 
 def listed(name: str, values: Any, what: str) -> list[Operand]:
     """`values` as a list with an element for each exit or rank."""
-    if isinstance(values, (str, bytes, Mapping, Set)) or not getattr(values, "shape", (1,)):
+    if isinstance(values, (str, bytes, Mapping, Set)) or not getattr(values, "shape", True):
         given = None
     else:
         given = list(values) if hasattr(values, "__len__") else None

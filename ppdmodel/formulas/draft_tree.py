@@ -90,8 +90,8 @@ def draft_tree(rank_acceptance: Sequence[float], nodes: int, depth: int | None =
         raise InvalidInputError(
             f"nodes must not exceed {MOST_NODES}; got {size}; no target verifies that many at once"
         )
-    levels = size - 1 if depth is None else min(positive_integer("depth", depth), size - 1)
-    return _TreeProgram(rates[: max(size - 1, 1)], size, levels).tree()
+    levels = size if depth is None else positive_integer("depth", depth)
+    return _TreeProgram(rates[:size], size, levels).tree()
 
 
 class _TreeProgram:
@@ -100,9 +100,9 @@ class _TreeProgram:
     def __init__(self, rates: list[float], size: int, levels: int) -> None:
         import numpy as np
 
-        self.rates, self.size = rates, size
-        #: value[l][n]: best tokens of a subtree of at most n nodes and l levels below its root
-        value = [np.array([0.0] + [1.0] * size)]
+        self.size = size
+        #: value[l][n-1]: best tokens of a subtree of at most n nodes and l levels below its root
+        value = [np.ones(size)]
         #: given[l][b][m]: nodes for the child of rank b, of m left for ranks b, b+1, ...
         self.given: list[list[Any]] = [[]]
         for _ in range(levels):
@@ -111,10 +111,10 @@ class _TreeProgram:
                 rest, choice = self._best_split(rate * value[-1], rest)
                 choices.append(choice)
             self.given.append(choices[::-1])
-            value.append(np.concatenate([[0.0], 1 + rest]))
+            value.append(1 + rest)
             if np.array_equal(value[-1], value[-2]):  # deeper trees are no better
                 break
-        self.best = float(value[-1][size])
+        self.best = float(value[-1][-1])
         self.levels = len(value) - 1
 
     def _best_split(self, child: Any, rest: Any) -> tuple[Any, Any]:
@@ -123,7 +123,7 @@ class _TreeProgram:
 
         best, choice = np.zeros(self.size), np.zeros(self.size, dtype=int)
         for m in range(1, self.size):
-            values = child[1 : m + 1] + rest[m - 1 :: -1]
+            values = child[:m] + rest[m - 1 :: -1]
             x = int(np.argmax(values))
             if values[x] > best[m]:
                 best[m], choice[m] = values[x], x + 1
@@ -135,12 +135,12 @@ class _TreeProgram:
         pending = [(0, self.size - 1, self.levels)]
         for node, nodes, levels in pending:
             left = nodes
-            for rank in range(len(self.rates) if levels else 0):
-                given = int(self.given[levels][rank][left])
+            for rank, choice in enumerate(self.given[levels], start=1):
+                given = int(choice[left])
                 if given == 0:
                     break
+                pending.append((len(parents), given - 1, levels - 1))
                 parents.append(node)
-                ranks.append(rank + 1)
-                pending.append((len(parents) - 1, given - 1, levels - 1))
+                ranks.append(rank)
                 left -= given
         return DraftTree(self.best, tuple(parents), tuple(ranks))

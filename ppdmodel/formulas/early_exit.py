@@ -12,6 +12,8 @@ from .registry import recursion
 
 #: matches in a row after which the last two steps are assumed to repeat
 _LONGEST_RUN = 200_000
+#: decimals in which layers must differ to count as different
+_DECIMALS = 9
 
 
 @recursion(equation="10.7", page="10-seconds")
@@ -59,17 +61,19 @@ def calibrated_early_latency(
     steps = [token_time + exit_layer * layer_time + left]
     places: dict[float, int] = {0: 0}
     n = ahead(left)
-    while (place := round(n, 9)) not in places and len(steps) < _LONGEST_RUN:
+    while (place := round(n, _DECIMALS)) not in places:
+        if len(steps) == _LONGEST_RUN:
+            return _mean_step(p_correct, steps, len(steps) - 2)
         places[place] = len(steps)
         going_on = min(n + (-n % 1 if unfinished is None else unfinished), layers)
         pause = (going_on - n) * batch_layer_time + promotion_delay
-        early = n <= exit_layer + 1e-9  # n = e counts as early, in spite of rounding
+        early = place <= exit_layer  # n = e counts as early, in spite of rounding
         before = (exit_layer - going_on) * layer_time if early else 0
         rest = layers - (exit_layer if early else going_on)
         left = rest * busy_layer_time + head_time
         steps.append(pause + before + left)
         n = ahead(left)
-    return _mean_step(p_correct, steps, places.get(place, len(steps) - 2))
+    return _mean_step(p_correct, steps, places[place])
 
 
 def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:

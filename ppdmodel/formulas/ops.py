@@ -133,9 +133,10 @@ def sum(term: Callable[[Operand], Operand], lower: Operand, upper: Operand) -> O
 
 
 def _indices(first: Operand, last: Operand) -> range:
-    if last - first > MOST_TERMS:
+    terms = last - first + 1
+    if terms > MOST_TERMS:
         raise InvalidInputError(
-            f"a sum must not have more than {MOST_TERMS} terms; got {last - first + 1:g}; "
+            f"a sum must not have more than {MOST_TERMS} terms; got {terms:g}; "
             "lower tokens, drafted tokens or depth"
         )
     return range(int(first), int(last) + 1)

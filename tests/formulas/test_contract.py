@@ -19,7 +19,8 @@ import torch
 import ppdmodel
 from ppdmodel import formulas
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.formulas.contract import listed
+from ppdmodel.formulas import registry
+from ppdmodel.formulas.contract import as_real, check, closed_form, listed
 from ppdmodel.formulas.registry import FORMULAS
 from tests.support.backends import check_refused
 
@@ -96,6 +97,17 @@ def test_integer_arrays_do_not_wrap_around() -> None:
     assert large[0] > 1e50
 
 
+def test_only_arrays_and_tensors_of_whole_numbers_change_their_type() -> None:
+    for dtype in (torch.int64, torch.uint8, torch.bool):
+        assert as_real(torch.ones(2, dtype=dtype)).dtype == torch.get_default_dtype()
+    for dtype in (torch.float16, torch.float64):
+        assert as_real(torch.ones(2, dtype=dtype)).dtype == dtype
+    for kind in (np.int32, np.uint8, np.bool_):
+        assert as_real(np.ones(2, dtype=kind)).dtype == np.float64
+    assert as_real(np.ones(2, dtype=np.float32)).dtype == np.float32
+    assert isinstance(as_real(3), int)
+
+
 def test_too_many_processes_for_a_float_is_infinite() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -110,6 +122,68 @@ def test_a_column_of_a_table_is_an_array() -> None:
     found = formulas.latency_per_token(table["p"], 40, table["e"], None)
     assert isinstance(found, np.ndarray)
     assert found.tolist() == [37.0, 30.0]
+
+
+LARGEST = sys.float_info.max
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("p_correct", (0, 0.5, 1), (-1e-9, 1 + 1e-9, math.nan)),
+        ("layers", (5e-324, 1, LARGEST), (0, -1, math.inf, math.nan)),
+        ("overhead", (0, 0.5, LARGEST), (-1e-9, math.inf, math.nan)),
+        ("k", (1, 1.5, LARGEST), (1 - 1e-9, math.inf, math.nan)),
+        ("tree_depth", (0, 1, 2), (-1, 0.5, math.inf, math.nan)),
+        ("depth", (1, 2, 3), (0, 1.5, math.inf, math.nan)),
+        ("autocorrelation", (-1, 0), (-1 - 1e-9, 1, math.nan)),
+    ],
+)
+def test_a_domain_ends_where_it_says(
+    name: str, inside: tuple[float, ...], outside: tuple[float, ...]
+) -> None:
+    """One name of each kind, for numbers and for elements of arrays."""
+    for value in inside:
+        check(name, value)
+        check(name, np.array([value]))
+    for value in outside:
+        for given in (value, np.array([value])):
+            with pytest.raises(InvalidInputError, match=f"^{name} must "):
+                check(name, given)
+
+
+def test_a_depth_is_cut_to_the_largest_that_changes_the_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Equation (2.2). A depth of 1 stays a number beside arrays: no sum runs over each element."""
+    monkeypatch.setattr(registry, "FORMULAS", {})
+
+    @closed_form(equation="2.2", page="02-latency")
+    def settled(layers: Any, exit_layer: Any, depth: Any = 1) -> Any:
+        return depth
+
+    for d, e, depth, expected in (
+        (8, 1, None, 7), (8, 1, 5, 5), (8, 1, 99, 7), (8, 3, None, 2), (8, 8, 4, 1),
+        (8, 8, None, 1), (8, 1, 1, 1), (10_001, 1, None, 10_000),
+    ):  # fmt: skip
+        assert settled(d, e, depth) == expected
+    assert settled(np.array([8, 6]), 2, None).tolist() == [3, 2]
+    assert settled(np.array([8, 6]), 2) == 1
+    layers, exit_layer, n = sympy.symbols("d e D", positive=True)
+    assert settled(layers, exit_layer, None) == sympy.ceiling(layers / exit_layer) - 1
+    assert settled(layers, exit_layer, n) == n
+    with pytest.raises(
+        InvalidInputError, match="tokens in flight must not exceed 10000; got 10001"
+    ):
+        settled(10_002, 1, None)
+
+
+def test_shapes_that_broadcast_and_symbols_are_accepted() -> None:
+    column, row = np.full((3, 1), 0.5), np.array([10, 40])
+    assert formulas.latency_per_token(column, 40, row).shape == (3, 2)
+    assert formulas.latency_per_token(row / 80, np.full((3, 1), 40), 10).shape == (3, 2)
+    p, rho, d, e = sympy.symbols("p rho d e", positive=True)
+    assert formulas.correlated_latency(p, d, e, 1, rho).free_symbols == {p, rho, d, e}
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [
@@ -133,6 +207,16 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         lambda: formulas.latency_per_token(np.array([0.1, 0.2, 0.3]), 40, np.array([10, 20])),
         "the shapes of the arguments must broadcast; got p_correct (3,), exit_layer (2,); "
         "give them equal lengths, or axes of their own",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.full((3, 1), 0.5), 40, np.array([[1], [2]])),
+        "the shapes of the arguments must broadcast; got p_correct (3, 1), exit_layer (2, 1); "
+        "give them equal lengths, or axes of their own",
+    ),
+    (
+        lambda: formulas.correlated_latency(0.1, 8, 1, 1, -0.5),
+        "autocorrelation must be at least -p/(1-p) and -(1-p)/p; got -0.5; "
+        "no sequence of matches at this match rate alternates that much",
     ),
     (
         lambda: formulas.latency_per_token(np.array([0.1, 0.2]), 40, torch.tensor([10.0, 20.0])),
@@ -195,6 +279,18 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: formulas.latency_per_token(np.array([[0.1, 0.2], [0.3, math.nan]]), 40, 20),
         "p_correct must lie in [0, 1]; got nan at index (1, 1); give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(np.array([[0.1, 1.2], [2.0, 0.4]]), 40, 20),
+        "p_correct must lie in [0, 1]; got 1.2 at index (0, 1); give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(torch.tensor([[0.5, 0.5], [-1.0, 2.0]]), 40, 20),
+        "p_correct must lie in [0, 1]; got -1.0 at index (1, 0); give a probability",
+    ),
+    (
+        lambda: formulas.latency_per_token(0.5, torch.tensor([20.0, 10.0]), 20),
+        "exit_layer must not exceed layers; got 20 at index 1; lower it",
     ),
     (
         lambda: formulas.latency_per_token(torch.tensor([0.5, -1.0]), 40, 20),

@@ -182,6 +182,23 @@ def test_a_tree_of_one_rank_is_speculative_decoding(alpha: float, gamma: int) ->
     ) == pytest.approx(formulas.speculative_compute(alpha, 40, gamma, 0.3), rel=1e-12)
 
 
+def test_a_limit_of_depth_that_no_tree_reaches_is_none() -> None:
+    """However large it is, the program ends."""
+    for nodes in (1, 4):
+        assert draft_tree(SEQUOIA, nodes, 10**9) == draft_tree(SEQUOIA, nodes)
+
+
+def test_what_is_never_accepted_is_not_drafted() -> None:
+    for p in ((0.0,), (0.0, 0.0)):
+        assert draft_tree(p, 4) == DraftTree(1.0, (-1,), (0,))
+
+
+def test_the_limits_may_be_reached() -> None:
+    """Of nodes, and of the sum of the rates, which may be a rounding error above 1."""
+    assert draft_tree([0.5], 1000, 1).nodes == 2
+    assert draft_tree([1.0, 1e-9], 4).nodes == 4
+
+
 def test_a_depth_limit_cuts_the_chain() -> None:
     for depth in (1, 2, 5):
         tree = draft_tree([0.8], 20, depth)
@@ -194,6 +211,11 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: draft_tree([0.6, 0.5], 4),
         "rank_acceptance must add up to at most 1; got 1.1; "
+        "give for each rank the probability that this guess is right",
+    ),
+    (
+        lambda: draft_tree([1.0, 3e-9], 4),
+        "rank_acceptance must add up to at most 1; got 1.000000003; "
         "give for each rank the probability that this guess is right",
     ),
     (

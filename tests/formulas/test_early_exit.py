@@ -28,6 +28,26 @@ def test_an_early_exit_by_hand() -> None:
     assert found == pytest.approx(mean)
 
 
+def test_an_exit_that_sub_processes_just_reach_has_the_closed_form() -> None:
+    """n = e = 3: R = 7 * 1.5 + 4 - 1 - 3 = 10.5, in 3.5 a layer; the closed form holds to there."""
+    terms = TERMS.with_(exit_layer=3, batch_layer_time=3.5)
+    when = terms.named("layer_time", "token_time", "promotion_delay")
+    assert formulas.calibrated_head_start(**when) == 3
+    found = formulas.calibrated_early_latency(0.4, **terms.named())
+    assert found == pytest.approx(formulas.calibrated_latency(0.4, **terms.named()), rel=1e-14)
+
+
+def test_steps_that_alternate_ever_less_are_followed_for_long() -> None:
+    """After a run without end, half the steps lie above their limit, half below.
+
+    The limit has n = (10 - n - phi) * 1 / 1.00002, and its step is phi * 1.00002 + 10 - n - phi.
+    """
+    times = {"layer_time": 1, "busy_layer_time": 1, "batch_layer_time": 1.00002}
+    n = 9.5 / 2.00002
+    found = formulas.calibrated_early_latency(1, 10, 1, **times)
+    assert found == pytest.approx(0.5 * 1.00002 + 9.5 - n, rel=1e-4)
+
+
 @pytest.mark.parametrize("exit_layer", [2, 6])
 def test_many_match_rates_at_once(exit_layer: int) -> None:
     terms = TERMS.named() | {"exit_layer": exit_layer}

@@ -10,6 +10,7 @@ import pytest
 import sympy
 import torch
 
+from ppdmodel.errors import InvalidInputError
 from ppdmodel.formulas import ops
 
 
@@ -56,6 +57,8 @@ def test_division_by_zero_has_a_value_and_no_warning() -> None:
         assert ops.divide(np.array([1.0, -1.0]), 0).tolist() == [math.inf, -math.inf]
         assert ops.divide(1, torch.tensor(0.0)).item() == math.inf
         assert ops.divide(3, 2) == 1.5
+    x = sympy.Symbol("x")
+    assert [ops.divide(x, 0), ops.divide(1, x)] == [sympy.zoo * x, 1 / x]
 
 
 def test_sum_over_numbers_arrays_and_symbols() -> None:
@@ -69,6 +72,14 @@ def test_sum_over_numbers_arrays_and_symbols() -> None:
     assert isinstance(total, sympy.Sum)
     assert sympy.simplify(total.doit() - n * (n + 1) / 2) == 0
     assert ops.sum(lambda j: j, 1, sympy.Integer(3)) == 6
+
+
+def test_a_sum_of_too_many_terms_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "MOST_TERMS", 5)
+    for last in (7, np.array([1, 7])):
+        assert np.max(ops.sum(lambda j: j, 3, last)) == 25
+        with pytest.raises(InvalidInputError, match="not have more than 5 terms; got 6; lower"):
+            ops.sum(lambda j: j, 3, last + 1)
 
 
 def test_sum_of_arrays_never_leaves_its_bounds() -> None:

@@ -20,6 +20,14 @@ def test_decorators_enter_a_formula_under_its_name(monkeypatch: pytest.MonkeyPat
 
     @recursion(equation="6.1", page="06-exits-and-gates")
     def followed(layers: int) -> int:
+        """Follow.
+
+        Raises:
+            InvalidInputError: layers run out.
+
+        >>> followed(1)
+        2
+        """
         return layers + 1
 
     @closed_form(equation="2.10", page="02-latency")
@@ -32,6 +40,14 @@ def test_decorators_enter_a_formula_under_its_name(monkeypatch: pytest.MonkeyPat
     }
     assert followed(1) == 2
     assert doubled(4) == 8
+    raises, source = "Raises:\n    InvalidInputError: ", "\n\nSource:\n    theory/"
+    assert followed.__doc__ == (
+        f"Follow.\n\n{raises}layers run out.{source}06-exits-and-gates.md, equation (6.1).\n\n"
+        ">>> followed(1)\n2"
+    )
+    assert doubled.__doc__ == (
+        f"{raises}an argument is outside its domain.{source}02-latency.md, equation (2.10).\n\n"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))

@@ -155,7 +155,7 @@ _EQUATION = re.compile(r"\$([^$]+)\$")
 def check_parameters(entry: Formula, given: Mapping[str, Any]) -> None:
     """Raise `InvalidInputError` for a parameter that the formula does not have."""
     for parameter in given:
-        if not isinstance(parameter, str) or parameter not in entry.parameters:
+        if parameter not in entry.parameters:
             raise InvalidInputError(
                 f"{entry.name} must be given its own parameters; got {parameter!r}; "
                 f"they are {', '.join(entry.parameters)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def derivative(name: str, *parameters: str, **fixed: Any) -> Expr:
 def _slope(expression: Expr, along: Expr) -> Expr:
     """The derivative; ceiling, floor and step functions count as constant."""
     jumps = expression.atoms(sympy.ceiling, sympy.floor, sympy.Heaviside)
-    steps = {x: sympy.Dummy(integer=True) for x in jumps}
+    steps = {x: sympy.Dummy(real=True) for x in jumps}
     slope = sympy.diff(expression.xreplace(steps), along)
     back = {dummy: x for x, dummy in steps.items()}
     return _each_sum(_plain_indices(slope.xreplace(back)), _without_empty_start)
@@ -128,8 +129,9 @@ def limit(name: str, parameter: str, value: Any, **fixed: Any) -> Expr:
             f"a limit must be along a free parameter; got {parameter} fixed; leave it out"
         )
     value = _as_expression(parameter, value)
-    has_end = value == 0 or (value == sympy.oo and bool(DOMAINS[parameter][1](1e9)))
-    if not has_end:  # any other value must lie in the domain
+    _, rule, _ = DOMAINS[parameter]
+    beside = sys.float_info.min if value == 0 else sys.float_info.max
+    if not (value in (0, sympy.oo) and rule(beside)):  # it is no open end of the domain
         check(parameter, value)
     if parameter == "depth" and value == sympy.oo:
         return expr(name, **fixed, depth=None)
@@ -185,7 +187,7 @@ def _tidy(expression: Expr, arguments: Mapping[str, Any]) -> Expr:
         return expression
     d, e = sympy.sympify(arguments["layers"]), sympy.sympify(arguments["exit_layer"])
     known = {sympy.Max(0, d - e): d - e}
-    if arguments.get("depth", 1) is None:
+    if arguments.get("depth", "limited") is None:
         reach, g = sympy.ceiling(d / e), sympy.Symbol("g", integer=True)
         free = sympy.Max(0, d - e * g)
         known |= {
@@ -222,10 +224,11 @@ def _one_maximum(expression: Expr) -> Expr:
     maxima = [term for term in sympy.Add.make_args(expanded) if term.has(sympy.Max)]
     if len(maxima) != 1:
         return expression
-    factor, maximum = maxima[0].as_independent(sympy.Max)
+    (term,) = maxima
+    factor, maximum = term.as_independent(sympy.Max)
     if not (isinstance(maximum, sympy.Max) and 0 in maximum.args and factor.is_positive):
         return expression
-    rest = expanded - maxima[0]
+    rest = expanded - term
     other = sympy.Max(*(x for x in maximum.args if x != 0))
     return min(sympy.Max(rest, sympy.simplify(rest + factor * other)), expression, key=_length)
 

@@ -102,7 +102,7 @@ def _abbreviations(name: str, fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]
     """Possible abbreviations, in order: formulas inside ratios, then terms of the theory."""
     found: list[tuple[Expr, Any]] = []
     for letter, inner in _LETTERS.items():
-        if inner != name and set(formula(inner).parameters) <= set(formula(name).parameters):
+        if set(formula(inner).parameters) <= set(formula(name).parameters):
             known = {p: v for p, v in fixed.items() if p in formula(inner).parameters}
             shown = ", ".join(f"{p}={v}" for p, v in known.items())
             named = f"{inner}({shown})" if shown else inner
@@ -113,8 +113,8 @@ def _abbreviations(name: str, fixed: Mapping[str, Any]) -> list[tuple[Expr, Any]
         SYMBOLS[n]
         for n in ("p_correct", "layers", "exit_layer", "autocorrelation", "share", "exponent")
     )
-    depth = sympy.sympify(fixed.get("depth", SYMBOLS["depth"]))
-    if fixed.get("depth", 1) is None:
+    depth = fixed.get("depth", SYMBOLS["depth"])
+    if depth is None:
         return found
     again = p + rho * (1 - p)
     found.append((sympy.Symbol("b"), again))

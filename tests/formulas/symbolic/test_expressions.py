@@ -20,11 +20,38 @@ def test_limits_and_derivatives() -> None:
     assert symbolic.limit("latency_per_token", "p_correct", 1) == sympy.Max(e, d / (D + 1))
     assert symbolic.limit("exchange_rate", "p_correct", 1) == k - 1
     assert symbolic.limit("threshold", "price", sympy.oo) == 0
+    assert symbolic.limit("best_relative_exit", "exponent", sympy.oo) == 1
     assert symbolic.limit("compute_per_token", "k", p, depth=None) == d
     slope = symbolic.derivative("compute_per_token", "p_correct", depth=None)
     assert slope.subs({d: 40, e: 20, k: 3}).doit() == -20
     twice = symbolic.derivative("best_relative_exit", "exponent", "exponent")
     assert twice.subs(symbolic.SYMBOLS["exponent"], 1) == sympy.Rational(-1, 4)
+
+
+def test_the_ends_of_a_domain_are_approached_from_inside() -> None:
+    """Also an end that does not belong to it."""
+    assert symbolic.limit("exchange_rate", "p_correct", 0) == sympy.oo
+    assert symbolic.limit("break_even", "exit_layer", d, overhead=5) == sympy.oo * sympy.sign(1)
+    wait = d * p**2 / (p + 1)
+    assert symbolic.limit("latency_per_token", "exit_layer", 0, depth=1) == d - p * d + wait
+    assert symbolic.limit("latency_per_token", "p_correct", 0) == d
+    assert symbolic.limit("latency_per_token", "p_correct", 0.0) == d
+
+
+def test_sums_are_written_with_symbols_of_whole_numbers() -> None:
+    j = sympy.Symbol("j", integer=True)
+    wait = sympy.Max(0, d - e * (D + 1)) * p ** (D + 1)
+    latency = d - p * (d - e) + wait / sympy.Sum(p**j, (j, 0, D))
+    assert symbolic.expr("latency_per_token") == latency
+    for depth, is_a_sum in ((8, False), (9, True)):
+        assert symbolic.expr("latency_per_token", depth=depth).has(sympy.Sum) == is_a_sum
+
+
+def test_forms_are_as_short_as_the_domains_allow() -> None:
+    assert str(symbolic.expr("compute_per_token", depth=1)) == (
+        "d + (k - p)*(d - e + p*Min(e, d - e))/(p + 1)"
+    )
+    assert symbolic.expr("latency_per_token", depth=None) == d - p * (d - e)
 
 
 def test_large_whole_numbers_leave_sums_as_sums() -> None:
@@ -85,6 +112,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "p_correct must lie in [0, 1]; got 2; give a probability",
     ),
     (
+        lambda: symbolic.limit("exchange_rate", "k", 0),
+        "k must be a number of at least 1; got 0; give the guesses per exit",
+    ),
+    (
         lambda: symbolic.limit("latency_per_token", "p_correct", sympy.oo),
         "p_correct must lie in [0, 1]; got oo; give a probability",
     ),
@@ -125,5 +156,6 @@ def test_a_sum_is_written_without_a_first_term_of_zero() -> None:
         (sympy.Sum(j * x**j, (j, 0, n)), sympy.Sum(j * x**j, (j, 1, n))),
         (sympy.Sum(x**j, (j, 0, n)), sympy.Sum(x**j, (j, 0, n))),
         (sympy.Sum(j * x**j, (j, 2, n)), sympy.Sum(j * x**j, (j, 2, n))),
+        (sympy.Sum(j * x**j, (j, 0, n), (x, 0, n)), sympy.Sum(j * x**j, (j, 0, n), (x, 0, n))),
     ):
         assert _without_empty_start(total) == expected

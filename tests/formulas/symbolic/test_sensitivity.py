@@ -128,7 +128,7 @@ def test_bad_input_is_named() -> None:
             "p_correct must lie in [0, 1]; got 1.5; give a probability",
         ),
         (
-            lambda: sensitivity("latency_per_token", "p_correct", layers=40, exit_layer=20),
+            lambda: sensitivity("latency_per_token", "p_correct", exit_layer=20),
             "latency_per_token must be given p_correct; got none; give a number or an array",
         ),
         (
