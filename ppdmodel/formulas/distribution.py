@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import gammaln, xlogy
 
 from ..checks import positive_integer, real_number
 from ..errors import InvalidInputError, RunFailedError
@@ -48,8 +48,8 @@ class TotalLatency:
             raise InvalidInputError(f"q must lie in (0, 1]; got {q}; give a probability")
         if q == 1:
             return float(self.times[-1])
-        below = int(np.searchsorted(np.cumsum(self.probabilities), q * (1 - 1e-12)))
-        return float(self.times[min(below, len(self.times) - 1)])
+        reached = np.cumsum(self.probabilities)[:-1]
+        return float(self.times[np.searchsorted(reached, q * (1 - 1e-12))])
 
 
 def total_latency(
@@ -151,26 +151,16 @@ def _check_size(tokens: int, *, chained: bool, grouped: bool) -> None:
         )
 
 
-def _log(x: float) -> float:
-    return math.log(x) if x > 0 else -math.inf
-
-
-def _times_log(count: Floats, log_p: float) -> Floats:
-    """Count * log(p), where 0 * log(0) is 0."""
-    return np.where(count == 0, 0.0, np.where(count == 0, 1, count) * log_p)
-
-
 def _binomial(trials: int, p: float) -> Floats:
     hits = np.arange(trials + 1.0)
     log_ways = gammaln(trials + 1) - gammaln(hits + 1) - gammaln(trials - hits + 1)
-    log_odds = _times_log(hits, _log(p)) + _times_log(trials - hits, _log(1 - p))
+    log_odds = xlogy(hits, p) + xlogy(trials - hits, 1 - p)
     return np.asarray(np.exp(log_ways + log_odds))
 
 
 def _grouped(trials: int, p: float, size: int) -> tuple[Floats, Floats, Floats]:
     """Hits, completed groups of `size` hits within a run, and the probability of each pair."""
     hits, groups, probabilities = [], [], []
-    log_p, log_miss = _log(p), _log(1 - p)
     #: ways that the remainders of m+1 runs add up to each sum, times p**sum / exp(log_scale)
     rests = window = p ** np.arange(float(size))
     log_scale = 0.0
@@ -181,9 +171,8 @@ def _grouped(trials: int, p: float, size: int) -> tuple[Floats, Floats, Floats]:
         log_ways = gammaln(w + misses + 1) - gammaln(w + 1) - gammaln(misses + 1)
         with np.errstate(divide="ignore"):
             log_rest = np.log(rests[rest]) + log_scale
-        log_missed = misses * log_miss if misses else 0.0
-        log_hits = _times_log(size * w, log_p)
-        chance = np.asarray(np.exp(log_ways + log_hits + log_rest + log_missed))
+        log_odds = xlogy(size * w, p) + xlogy(misses, 1 - p)
+        chance = np.asarray(np.exp(log_ways + log_odds + log_rest))
         possible = chance > 0
         hits.append(np.full(int(possible.sum()), float(h)))
         groups.append(w[possible])
@@ -205,14 +194,18 @@ def _chained(
     """
     after_match, after_miss = p + autocorrelation * (1 - p), p * (1 - autocorrelation)
     places = 1 if size is None else size
-    shape = (1 if size is None else trials // size + 1, trials + 1)
+
+    def counts(tokens: int) -> tuple[int, int]:
+        """How many counts of groups and of hits so many tokens can have, from 0."""
+        return (1 if size is None else tokens // size + 1), tokens + 1
+
+    shape = counts(trials)
     matched: list[Floats] = [np.zeros(shape) for _ in range(places)]
     missed = np.zeros(shape)
     missed[0, 0] = 1.0
     hit_rate = p
-    for done in range(trials):
-        # larger counts are impossible after so few tokens
-        w, h = (1 if size is None else (done + 1) // size + 1), done + 2
+    for done in range(1, trials + 1):
+        w, h = counts(done)
         was, ran = missed[:w, :h].copy(), [state[:w, :h].copy() for state in matched]
         missed[:w, :h] = (1 - hit_rate) * was + (1 - after_match) * sum(ran)
         for place in range(places):

@@ -122,14 +122,12 @@ def _family_work(
     while alive and generation <= generations:
         following: dict[tuple[int, ...], tuple[Operand, Operand]] = {}
         for starts, (left, processes) in alive.items():
-            if _all_spent(left):
-                continue
             executed = executed + processes * ops.maximum(left, 0)
             for number, (exit_layer, guesses) in enumerate(zip(exits, k, strict=True)):
                 later = _one_more(starts, number)
                 _, known = following.get(later, (None, 0))
                 following[later] = (left - exit_layer, known + processes * guesses)
-        alive = following
+        alive = {starts: (x, n) for starts, (x, n) in following.items() if not _all_spent(x)}
         generation += 1
     return executed
 
@@ -141,16 +139,13 @@ def _family_work_in_numbers(left: float, exits: list[float], k: list[Operand]) -
     while waiting:
         left = -heapq.heappop(waiting)
         number = processes.pop(left)
-        if left <= 0:
-            continue
         executed = executed + number * left
         for exit_layer, guesses in zip(exits, k, strict=True):
             later = left - exit_layer
-            if later > 0 and later not in processes:
-                processes[later] = 0
-                heapq.heappush(waiting, -later)
             if later > 0:
-                processes[later] = processes[later] + number * guesses
+                if later not in processes:
+                    heapq.heappush(waiting, -later)
+                processes[later] = processes.get(later, 0) + number * guesses
     return executed
 
 
@@ -160,10 +155,8 @@ def _one_more(starts: tuple[int, ...], number: int) -> tuple[int, ...]:
 
 def _all_spent(left: Operand) -> bool:
     """Whether no element has time left; False for symbols."""
-    if is_unknown(left):
-        return False
-    spent = left <= 0
-    return bool(spent.all()) if hasattr(spent, "all") else bool(spent)
+    spent = False if is_unknown(left) else left <= 0
+    return bool(spent.all() if hasattr(spent, "all") else spent)
 
 
 def _generations(layers: Operand, first_exit: Operand, depth: int | None) -> float:

@@ -153,7 +153,7 @@ def _has_elements(bound: Operand) -> bool:
 def _masked_sum(term: Callable[[Operand], Operand], lower: Operand, upper: Operand) -> Operand:
     like = upper if _has_elements(upper) else lower
     if 0 in like.shape:
-        return 0.0 * like
+        return like
     first, last = (
         int(bound.min() if pick == "min" else bound.max()) if _has_elements(bound) else int(bound)
         for bound, pick in ((lower, "min"), (upper, "max"))
@@ -161,7 +161,7 @@ def _masked_sum(term: Callable[[Operand], Operand], lower: Operand, upper: Opera
     total = 0.0 * like
     for j in _indices(first, last):
         inside = (lower <= j) & (upper >= j)
-        index = maximum(minimum(j + 0.0 * like, upper), lower)
+        index = maximum(minimum(j, upper), lower)
         total = total + _where(inside, term(index))
     return total
 

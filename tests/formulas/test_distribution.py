@@ -118,6 +118,13 @@ def test_a_quantile_at_a_step_is_the_step() -> None:
     total = total_latency(0.5, 8, 4, tokens=4)
     assert total.probabilities == pytest.approx([1 / 8, 3 / 8, 3 / 8, 1 / 8], rel=1e-15)
     assert [total.quantile(q) for q in (1 / 8, 4 / 8, 7 / 8, 1)] == total.times.tolist()
+    assert [total.quantile(q) for q in (0.1, 0.4, 0.8, 0.99)] == total.times.tolist()
+
+
+def test_by_default_matches_are_independent_and_the_depth_is_one() -> None:
+    total = total_latency(0.6, 8, 1, 6)
+    assert total.probabilities == pytest.approx(total_latency(0.6, 8, 1, 6, 1, 0).probabilities)
+    assert total.mean == pytest.approx(formulas.expected_total_latency(0.6, 8, 1, 6, 1))
 
 
 def test_a_long_deep_generation_stays_normalized() -> None:
@@ -152,6 +159,22 @@ def test_what_takes_too_long_is_refused() -> None:
             total_latency(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("chained", "grouped", "most"),
+    [(False, False, 10**7), (False, True, 20_000), (True, False, 20_000), (True, True, 2000)],
+)
+def test_the_largest_size_is_accepted(chained: bool, grouped: bool, most: int) -> None:
+    size, rho = (2 if grouped else None), (0.3 if chained else 0.0)
+    distribution._check_size(most, chained=chained, grouped=grouped)
+    with pytest.raises(InvalidInputError, match=f"not exceed {most} .*; got {most + 1}; ask"):
+        distribution._counts(most, 0.7, size, rho)
+
+
+def test_counts_too_unlikely_for_a_float_take_no_room() -> None:
+    _, _, probabilities = distribution._counts(1500, 0.9, 2, 0.0)
+    assert (probabilities > 0).all()
+
+
 def test_one_setting_at_a_time() -> None:
     with pytest.raises(InvalidInputError, match="p_correct must be one number; got array"):
         total_latency(np.array([0.5, 0.6]), 8, 4, 3)  # type: ignore[arg-type]
@@ -175,11 +198,16 @@ def test_bad_input_is_named() -> None:
 
 
 def test_probabilities_that_were_lost_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halves(*arguments: Any) -> Any:
-        *counts, probabilities = original(*arguments)
-        return *counts, probabilities / 2
+    """A loss by rounding is made up for."""
 
-    original = distribution._counts
-    monkeypatch.setattr(distribution, "_counts", halves)
+    def fewer(*arguments: Any) -> Any:
+        *counts, probabilities = original(*arguments)
+        return *counts, probabilities * share
+
+    original, share = distribution._counts, 1 - 1e-7
+    monkeypatch.setattr(distribution, "_counts", fewer)
+    total = total_latency(0.5, 40, 20, tokens=8)
+    assert total.probabilities.sum() == pytest.approx(1, abs=1e-12)
+    share = 0.5
     with pytest.raises(RunFailedError, match=r"must add up to 1; got 0\.50*4?; ask for fewer"):
         total_latency(0.5, 40, 20, tokens=8)

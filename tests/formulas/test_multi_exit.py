@@ -54,6 +54,29 @@ def test_rows_of_an_array_are_exits() -> None:
         assert compute[column] == pytest.approx(alone, rel=1e-12)
 
 
+def test_many_exits_give_the_numbers_on_arrays() -> None:
+    """Also where a line of ancestors that started at late exits ends before others."""
+    for exits, k in (((1, 2, 10), (1, 2, 1)), ((2, 3, 7, 12), (2, 0, 1, 3))):
+        rates = [0.2] * len(exits)
+        alone = formulas.multi_exit_compute(rates, 12, exits, k)
+        found = formulas.multi_exit_compute(rates, np.array([12.0, 12.0]), exits, k)
+        assert found == pytest.approx([alone, alone], rel=1e-12)
+
+
+def test_depth_is_the_most_generations_of_symbols() -> None:
+    d, e, k = sympy.symbols("d e k", positive=True)
+    work = sympy.Max(0, d - e)
+    for depth, whole in ((1, work), (2, work + k * sympy.Max(0, d - 2 * e))):
+        found = formulas.multi_exit_compute([0], d, [e], [k], depth=depth)
+        assert sympy.expand(found - d - k * whole) == 0
+
+
+def test_the_rates_may_be_a_rounding_error_above_one() -> None:
+    assert formulas.multi_exit_latency([1.0, 1e-9], 40, [10, 20]) == pytest.approx(10)
+    with pytest.raises(InvalidInputError, match=r"must add up to at most 1; got 1\.000000003"):
+        formulas.multi_exit_latency([1.0, 3e-9], 40, [10, 20])
+
+
 def test_gradients_flow() -> None:
     q = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
     e = torch.tensor([10.0, 20.0], dtype=torch.float64, requires_grad=True)
@@ -140,6 +163,19 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: formulas.multi_exit_latency([0.3, 0.4], 40, [10, 41]),
         "exit_layer must not exceed layers; got 41; exit layers run from 1 to 40",
+    ),
+    (
+        lambda: formulas.multi_exit_latency([0.3, 0.4, 0.1], 40, [10, 20, 41]),
+        "exit_layer must not exceed layers; got 41; exit layers run from 1 to 40",
+    ),
+    (
+        lambda: formulas.multi_exit_latency([0.3, 0.4, 0.1], 40, [10, 20, 15]),
+        "exit_layers[2] must be larger than exit_layers[1]; got 15; give the exits in order",
+    ),
+    (
+        lambda: formulas.multi_exit_latency([np.array([0.1, 0.2])], 40, [torch.tensor([9.0, 8])]),
+        "arguments must be of one kind beside plain numbers; got arrays and tensors; "
+        "make them the same",
     ),
     (
         lambda: formulas.multi_exit_latency([0.3, 1.4], 40, [10, 20]),

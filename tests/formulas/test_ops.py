@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,9 +39,9 @@ def test_floor_and_step() -> None:
     assert ops.floor(torch.tensor([2.9])).tolist() == [2.0]
     x = sympy.Symbol("x")
     assert ops.floor(x) == sympy.floor(x)
-    assert [ops.step(v) for v in (-1, 0, 0.1)] == [0, 0, 1]
-    assert ops.step(np.array([-1.0, 0.0, 2.0])).tolist() == [0, 0, 1]
-    assert ops.step(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [0, 0, 1]
+    assert [ops.step(v) for v in (-0.5, 0, 0.1)] == [0, 0, 1]
+    assert ops.step(np.array([-0.5, 0.0, 0.5])).tolist() == [0, 0, 1]
+    assert ops.step(torch.tensor([-0.5, 0.0, 0.5])).tolist() == [0, 0, 1]
     assert ops.step(x).subs(x, 0) == 0
 
 
@@ -72,6 +73,13 @@ def test_sum_over_numbers_arrays_and_symbols() -> None:
     assert isinstance(total, sympy.Sum)
     assert sympy.simplify(total.doit() - n * (n + 1) / 2) == 0
     assert ops.sum(lambda j: j, 1, sympy.Integer(3)) == 6
+
+    def term(j: Any) -> Any:
+        square = j * j
+        return square + 1
+
+    ((index, _, _),) = ops.sum(term, 1, n).limits
+    assert (index.name, index.is_integer) == ("j", True)
 
 
 def test_a_sum_of_too_many_terms_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
