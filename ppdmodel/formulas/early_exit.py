@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidInputError
@@ -50,7 +49,9 @@ def calibrated_early_latency(
     >>> round(calibrated_early_latency(0.5, 40, 10, 1, 1, 1, unfinished=0), 4)
     28.3333
     """
-    _check_numbers(locals())
+    for name, value in dict(locals()).items():
+        if value is not None or name != "unfinished":
+            _check_number(name, value)
     check_order(exit_layer, layers)
 
     def ahead(left: float) -> float:
@@ -84,16 +85,13 @@ def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:
     return begun + p**first * again / sum(weights)
 
 
-def _check_numbers(given: Mapping[str, Any]) -> None:
-    """Raise unless each argument is a number in its domain; the match rate may be an array."""
-    for name, value in given.items():
-        if name == "unfinished" and value is None:
-            continue
-        check(name, value)
-        many = name == "p_correct"
-        is_array = bool(getattr(value, "shape", ()))
-        if is_unknown(value) or (is_array and not many):
-            raise InvalidInputError(
-                f"{name} must be {'numbers' if many else 'a number'}; got {value!r}; "
-                "a run of matches is followed for numbers"
-            )
+def _check_number(name: str, value: Any) -> None:
+    """Raise unless an argument is a number in its domain; the match rate may be an array."""
+    check(name, value)
+    many = name == "p_correct"
+    is_array = bool(getattr(value, "shape", ()))
+    if is_unknown(value) or (is_array and not many):
+        raise InvalidInputError(
+            f"{name} must be {'numbers' if many else 'a number'}; got {value!r}; "
+            "a run of matches is followed for numbers"
+        )

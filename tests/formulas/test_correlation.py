@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,6 +82,7 @@ GOLDEN: list[tuple[str, tuple[Any, ...], float]] = [
     ("correlated_total_latency", (0.5, 8, 1, 3), 24 - 7 + 6 * 0.25),
     ("correlated_total_latency", (0.5, 8, 1, 5, 1, 0.6), 26 + 6 * 0.5 * (0.8 * 1.4 + 0.512)),
     ("correlated_total_latency", (0.5, 9, 2, 6, 2, 0.6), 36.5 + 3 * 0.5 * 0.64 * 1.4),
+    ("correlated_total_latency", (0.5, 8, 5, 4), 32 - 4.5),
     ("total_latency_variance", (0.7, 40, 20, 101), 8400.0),
     ("total_latency_variance", (0.5, 8, 4, 4, 0.5), 22.0),
     ("total_latency_variance", (0.5, 8, 5, 2, 0.3), 2.25),
@@ -94,6 +96,15 @@ def test_golden_value_on_every_backend(
     name: str, arguments: tuple[Any, ...], value: float, backend: str
 ) -> None:
     check_golden(name, arguments, value, backend)
+
+
+def test_a_depth_that_is_never_reached_changes_nothing() -> None:
+    """Numbers are cut first; a symbol is not, and generations beyond the last layer run none."""
+    depth = sympy.Symbol("D", integer=True, positive=True)
+    for d, e in ((8, 3), (7, 5)):
+        exact = (sympy.Rational(1, 2), sympy.Integer(d), e, 3, depth, sympy.Rational(1, 5))
+        found = formulas.correlated_compute(*exact).subs(depth, 4).doit()
+        assert float(found) == pytest.approx(formulas.correlated_compute(0.5, d, e, 3, 4, 0.2))
 
 
 def test_every_formula_has_golden_values() -> None:

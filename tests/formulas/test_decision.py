@@ -43,6 +43,7 @@ GOLDEN: list[tuple[str, tuple[Any, ...], float]] = [
     ("best_exit", (1, 4), 2.0),
     ("best_exit", (0.2, 2), 1.0),
     ("best_exit", (1, 1), 1.0),
+    ("best_exit", (1, 0.5), 1.0),
     ("threshold", (3,), 0.25),
     ("threshold", (0,), 1.0),
     ("start_worth", (0.5, 40, 20, 3), 20.0),

@@ -92,6 +92,15 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "layer_time must be a number; got array([1.]); a run of matches is followed for numbers",
     ),
     (
+        early(layers=None),
+        "layers must be a positive number; got None; give a layer count",
+    ),
+    (
+        early(unfinished=1.5),
+        "unfinished must lie in [0, 1]; got 1.5; "
+        "give the share of a batch layer that is left at a verdict",
+    ),
+    (
         early(start_delay=-1),
         "start_delay must be a number of at least 0; got -1; give it in the unit of layer_time",
     ),
@@ -105,7 +114,9 @@ def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
 
 def test_a_sub_process_that_starts_after_the_verification_has_run_no_layer() -> None:
     def latency(start_delay: float) -> float:
-        terms = {"batch_layer_time": 1, "start_delay": start_delay, "unfinished": 0}
-        return float(formulas.calibrated_early_latency(0.5, 10, 2, 1, 1, **terms))
+        terms = {"batch_layer_time": 1, "token_time": 2, "promotion_delay": 4}
+        return float(
+            formulas.calibrated_early_latency(0.5, 10, 2, 1, 1, start_delay=start_delay, **terms)
+        )
 
-    assert latency(8.5) == latency(9) == latency(30)
+    assert latency(8.5) == latency(9) == latency(30) == 12

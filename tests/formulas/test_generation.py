@@ -43,6 +43,9 @@ GOLDEN: list[tuple[str, tuple[Any, ...], float]] = [
     ("expected_total_latency", (0.5, 9, 2, 6, 2), 54 - 17.5 + 3 * 0.125 * 2),
     ("expected_total_latency", (1, 8, 1, 5), 40 - 28 + 12.0),
     ("expected_total_latency", (0, 8, 1, 5), 40.0),
+    # sub-processes that never wait
+    ("expected_total_latency", (0.5, 8, 5, 4), 32 - 4.5),
+    ("generation_time", (9, 5, 6, 4, 2), 54 - 16.0),
     ("expected_total_latency", (0.3, 40, 20, 1, None), 40.0),
     ("generation_time", (40, 20, 101, 70, 0), 2640.0),
     ("generation_time", (8, 1, 5, 4, 2), 24.0),

@@ -100,8 +100,11 @@ def test_symbolic_depth_stays_a_sum() -> None:
     assert latency.has(sympy.Sum)
     at = {p: sympy.Rational(1, 2), d: 13, e: 2, n: 3}
     assert float(latency.subs(at).doit()) == formulas.latency_per_token(0.5, 13, 2, 3)
-    compute = formulas.compute_per_token(p, d, e, k, n).subs(at | {k: 2}).doit()
-    assert float(compute) == pytest.approx(formulas.compute_per_token(0.5, 13, 2, 2, 3))
+    whole = formulas.compute_per_token(p, d, e, k, n)
+    for exit_layer in (2, 6, 11):  # of the last two no sub-process reaches the depth
+        compute = whole.subs(at | {e: exit_layer, k: 2}).doit()
+        expected = formulas.compute_per_token(0.5, 13, exit_layer, 2, 3)
+        assert float(compute) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("depth", [1, 2, None])

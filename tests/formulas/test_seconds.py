@@ -75,6 +75,12 @@ def test_guesses_just_in_time_and_too_late_by_hand() -> None:
         assert least == (pytest.approx(2.5 / saved) if is_in_time else math.inf)
 
 
+def test_no_match_rate_is_enough_where_a_match_takes_longer() -> None:
+    for delay in (3.5, 50):
+        terms = TERMS.named() | {"promotion_delay": delay}
+        assert formulas.calibrated_break_even(**terms, plain_head_time=3.5) == math.inf
+
+
 def test_what_is_not_given_takes_no_time_and_half_a_layer_is_left() -> None:
     times = {"layer_time": 1, "busy_layer_time": 1.5, "batch_layer_time": 2}
     assert formulas.calibrated_latency(0.4, 10, 6, **times) == pytest.approx(12 - 0.4 * 2.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,12 @@ BACKENDS: dict[str, tuple[Callable[[Any], Any], type, tuple[int, ...]]] = {
     "torch": (lambda x: torch.tensor([x, x], dtype=torch.float64), torch.Tensor, (2,)),
     "sympy": (sympy.nsimplify, sympy.Rational, ()),
 }
+#: what an argument is where it is left out, in every formula that allows it
+DEFAULTS = {
+    "depth": 1, "k": 1, "autocorrelation": 0, "draft_time": 0, "draft_compute": 0, "reuse": 1,
+    "draft_layers": 0, "efficiency": 1, "head_time": 0, "exit_time": 0, "all_reduce_messages": 1,
+    "messages_per_match": 1,
+}  # fmt: skip
 #: what is rounded or cut at 0 may be a Python integer
 ROUNDED = ("best_exit", "link_break_even")
 
@@ -69,7 +76,11 @@ def check_refusal_begins(call: Callable[[], Any], beginning: str) -> None:
 
 
 def check_all_have_values(module: str, golden: list[tuple[str, tuple[Any, ...], float]]) -> None:
-    """Every public formula of a module has a golden value."""
+    """Every public formula of a module has a golden value, and the usual defaults."""
     home = f"ppdmodel.formulas.{module}"
     own = {name for name, found in FORMULAS.items() if found.function.__module__ == home}
     assert own == {name for name, _, _ in golden}
+    for name in own:
+        for parameter in inspect.signature(FORMULAS[name].function).parameters.values():
+            if parameter.default is not parameter.empty:
+                assert parameter.default == DEFAULTS[parameter.name], (name, parameter)
