@@ -37,6 +37,18 @@ def test_an_exit_that_sub_processes_just_reach_has_the_closed_form() -> None:
     assert found == pytest.approx(formulas.calibrated_latency(0.4, **terms.named()), rel=1e-14)
 
 
+@pytest.mark.parametrize("exit_layer", [1, 4, 6])
+@pytest.mark.parametrize("unfinished", [0.25, None])
+def test_times_are_in_any_unit(exit_layer: int, unfinished: float | None) -> None:
+    counts = {"layers": 10, "exit_layer": exit_layer, "unfinished": unfinished}
+    times = TERMS.with_(layer_time=1.25, exit_time=2.5).named(*counts)
+    one, three = (
+        formulas.calibrated_early_latency(0.4, **counts, **{n: u * x for n, x in times.items()})
+        for u in (1, 3)
+    )
+    assert three == pytest.approx(3 * one)
+
+
 def test_steps_that_alternate_ever_less_are_followed_for_long() -> None:
     """After a run without end, half the steps lie above their limit, half below.
 

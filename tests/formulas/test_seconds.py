@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ppdmodel import formulas, simulate
+from ppdmodel.formulas import symbolic
+from ppdmodel.formulas.registry import FORMULAS
 from tests.support.backends import check_refused
 from tests.support.calibrated_reference import Terms, run
 
@@ -50,9 +52,29 @@ def test_the_rest_by_hand() -> None:
     later = work | {"exit_time": 2.5}
     assert formulas.calibrated_head_start(**later) == 3.25
     assert formulas.calibrated_unfinished(**later) == 0.75
+    late = work | {"exit_time": 50}
+    assert formulas.calibrated_head_start(**late) == formulas.calibrated_unfinished(**late) == 0
     assert formulas.calibrated_plain_compute(10, 2.0, 7) == 13.5
     assert formulas.calibrated_plain_compute(10, 2.0) == 10
     assert formulas.calibrated_plain_latency(10, 2.0) == 20
+
+
+@pytest.mark.parametrize("name", [n for n in FORMULAS if n.startswith("calibrated")])
+def test_times_are_in_any_unit(name: str) -> None:
+    """Ratios, layers and match rates do not depend on it."""
+    counts = {"p_correct": 0.4, "k": 3, "layers": 10, "exit_layer": 6, "unfinished": 0.25}
+    times = TERMS.with_(exit_time=2.5, layer_time=1.25).named(*counts) | {"plain_head_time": 3.5}
+    one, three = (
+        FORMULAS[name].function(
+            **{
+                parameter: (counts | {n: unit * x for n, x in times.items()})[parameter]
+                for parameter in symbolic.formula(name).parameters
+            }
+        )
+        for unit in (1, 3)
+    )
+    is_time = "latency" in name or name == "calibrated_busy_time"
+    assert three == pytest.approx(3 * one if is_time else one)
 
 
 def test_guesses_just_in_time_and_too_late_by_hand() -> None:

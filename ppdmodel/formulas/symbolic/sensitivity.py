@@ -63,7 +63,8 @@ def sensitivity(name: str, parameter: str, /, **values: Any) -> Any:
         _at(name, parameter, dict(zip(entry.parameters, map(float, point), strict=True)))
         for point in zip(*(array.ravel() for array in arrays), strict=True)
     ]
-    return np.array(results).reshape(arrays[0].shape) if arrays[0].shape else results[0]
+    (shape,) = {array.shape for array in arrays}
+    return np.array(results).reshape(shape) if shape else results.pop()
 
 
 def _at(name: str, parameter: str, point: dict[str, float]) -> float:
