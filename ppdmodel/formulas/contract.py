@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from typing import Any, ParamSpec
@@ -126,7 +126,7 @@ def closed_form(
             bound.apply_defaults()
             values = _checked(bound.arguments)
             try:
-                with _quiet(values):
+                with quiet(values.values()):
                     return function(**values)  # type: ignore[call-arg]
             except OverflowError:
                 return math.inf
@@ -195,7 +195,7 @@ def require(value: Operand, must: str, fix: str, rule: Callable[[Any], Any]) -> 
     if ops.is_array(value) and value.dtype.kind not in "fiub":
         raise InvalidInputError(f"{must}; got an array of {value.dtype}; give real numbers")
     try:
-        with _quiet({"value": value}):
+        with quiet([value]):
             holds = rule(value)
     except TypeError:
         is_list = isinstance(value, (list, tuple))
@@ -284,10 +284,11 @@ def _settled_depth(layers: Operand, exit_layer: Operand, depth: Operand) -> Oper
     return settled
 
 
-def _quiet(values: dict[str, Operand]) -> AbstractContextManager[Any]:
-    if any(ops.is_array(value) for value in values.values()):
-        quiet: AbstractContextManager[Any] = sys.modules["numpy"].errstate(
+def quiet(values: Iterable[Operand]) -> AbstractContextManager[Any]:
+    """Without NumPy's warnings of overflow, where one of the values is an array."""
+    if any(map(ops.is_array, values)):
+        found: AbstractContextManager[Any] = sys.modules["numpy"].errstate(
             over="ignore", invalid="ignore"
         )
-        return quiet
+        return found
     return nullcontext()

@@ -10,13 +10,14 @@ import heapq
 import itertools
 import math
 import operator
+import sys
 from functools import partial
 from typing import Any, TypeAlias
 
 from ..checks import positive_integer
 from ..errors import InvalidInputError
 from . import ops
-from .contract import check, check_kinds, check_order, is_unknown, listed, require
+from .contract import check, check_kinds, check_order, is_unknown, listed, quiet, require
 from .ops import Operand
 from .registry import recursion
 
@@ -93,9 +94,10 @@ def multi_exit_compute(
     generations = _generations(layers, exits[0], depth)
     compute = layers
     try:
-        for number, rate in enumerate(rates):
-            family = _family_work(layers, exits, guesses, number, generations)
-            compute = compute + (guesses[number] - rate) * family
+        with quiet([layers, *exits, *rates, *guesses]):
+            for number, rate in enumerate(rates):
+                family = _family_work(layers, exits, guesses, number, generations)
+                compute = compute + (guesses[number] - rate) * family
     except OverflowError:
         return math.inf
     return compute
@@ -126,7 +128,8 @@ def _family_work(
             for number, (exit_layer, guesses) in enumerate(zip(exits, k, strict=True)):
                 later = _one_more(starts, number)
                 _, known = following.get(later, (None, 0))
-                following[later] = (left - exit_layer, known + processes * guesses)
+                rest, count = left - exit_layer, known + processes * guesses
+                following[later] = (rest, _finite(count, rest))
         alive = {starts: (x, n) for starts, (x, n) in following.items() if not _all_spent(x)}
         generation += 1
     return executed
@@ -151,6 +154,13 @@ def _family_work_in_numbers(left: float, exits: list[float], k: list[Operand]) -
 
 def _one_more(starts: tuple[int, ...], number: int) -> tuple[int, ...]:
     return tuple(times + (i == number) for i, times in enumerate(starts))
+
+
+def _finite(count: Operand, left: Operand) -> Operand:
+    """At most the largest float, which times no layers is 0; beside symbols as it is."""
+    if ops.is_symbolic(count) or ops.is_symbolic(left):
+        return count
+    return 1.0 * ops.minimum(count, sys.float_info.max)
 
 
 def _all_spent(left: Operand) -> bool:

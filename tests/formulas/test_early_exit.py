@@ -40,7 +40,7 @@ def test_an_exit_that_sub_processes_just_reach_has_the_closed_form() -> None:
 @pytest.mark.parametrize("exit_layer", [1, 4, 6])
 @pytest.mark.parametrize("unfinished", [0.25, None])
 def test_times_are_in_any_unit(exit_layer: int, unfinished: float | None) -> None:
-    counts = {"layers": 10, "exit_layer": exit_layer, "unfinished": unfinished}
+    counts: dict[str, Any] = {"layers": 10, "exit_layer": exit_layer, "unfinished": unfinished}
     times = TERMS.with_(layer_time=1.25, exit_time=2.5).named(*counts)
     one, three = (
         formulas.calibrated_early_latency(0.4, **counts, **{n: u * x for n, x in times.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,11 +65,13 @@ def test_many_exits_give_the_numbers_on_arrays() -> None:
 
 
 def test_depth_is_the_most_generations_of_symbols() -> None:
-    d, e, k = sympy.symbols("d e k", positive=True)
-    work = sympy.Max(0, d - e)
-    for depth, whole in ((1, work), (2, work + k * sympy.Max(0, d - 2 * e))):
-        found = formulas.multi_exit_compute([0], d, [e], [k], depth=depth)
-        assert sympy.expand(found - d - k * whole) == 0
+    d, e = sympy.symbols("d e", positive=True)
+    for k in (sympy.Symbol("k", positive=True), 3):
+        work = sympy.Max(0, d - e)
+        for depth, whole in ((1, work), (2, work + k * sympy.Max(0, d - 2 * e))):
+            found = formulas.multi_exit_compute([0], d, [e], [k], depth=depth)
+            assert sympy.expand(found - d - k * whole) == 0
+            assert not found.atoms(sympy.Float)
 
 
 def test_the_rates_may_be_a_rounding_error_above_one() -> None:
@@ -132,6 +135,13 @@ def test_the_last_layer_as_an_exit_changes_nothing() -> None:
 def test_too_many_processes_for_a_float_is_infinite() -> None:
     assert formulas.multi_exit_compute([0.1, 0.2], 600, [1, 2], [9, 9.5]) == math.inf
     assert formulas.multi_exit_compute([0.1, 0.2], 600, [1, 2], [9, 9]) == math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in ([10**12, 1e12], [10**12, 10**12], np.array([1e12, 1e12])):
+            exits = np.array([[1, 30], [2, 40]])
+            found = formulas.multi_exit_compute([0.1, 0.2], 60, exits, k)
+            few = formulas.multi_exit_compute([0.1, 0.2], 60, [30, 40], list(k))
+            assert found.tolist() == [math.inf, pytest.approx(few)]
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [
