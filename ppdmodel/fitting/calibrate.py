@@ -68,20 +68,18 @@ def fit(
         raise InvalidInputError(f"k_max must be at most {MAX_K}; got {k_max}; give fewer guesses")
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     check_together(several)
-    first = several[0]
-    check_layers(first.layers)
     for one in several:
+        check_layers(one.layers)
         check_recorded_k(one, k_max)
-    if timing is not None:
-        check_timing(timing, first.provenance, first.layers)
+        if timing is not None:
+            check_timing(timing, one.provenance, one.layers)
     parts = _with_guesses(several, guesses)
     counts = HitCounts.joined([HitCounts.of(one, k_max=k_max, guesses=its) for one, its in parts])
     counts = replace(counts, resamples=resamples, seed=seed)
     found = fit_counts(counts, timing=timing, family=family)
     known = [(one, its) for one, its in parts if its is not None]
-    if len(known) < len(parts):
-        return found
-    return replace(found, reliability=reliability_of(known, seed))
+    reliability = reliability_of(known, seed) if len(known) == len(parts) else ()
+    return replace(found, reliability=reliability)
 
 
 def _with_guesses(

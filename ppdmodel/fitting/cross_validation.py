@@ -42,7 +42,7 @@ def cross_fitted(
     if len(tokens) < 2 * FOLDS:
         return None
     fold = folds(len(tokens), seed)
-    everyone = np.ones((1, len(tokens)), dtype=np.int64)
+    everyone = np.ones_like(tokens)[None]
     sums: list[Floats] = []
     for number in range(FOLDS):
         outside = (fold == number).astype(np.int64)
@@ -54,7 +54,7 @@ def cross_fitted(
             safe = np.where(drawn[:, None] > 0, mine, outside)  # if no prompt of the fold was drawn
             values = evaluate(setting, safe)
             share = drawn / (rows @ tokens)
-            found.append(values * share.reshape(-1, *[1] * (values.ndim - 1)))
+            found.append((values.T * share).T)
         sums = [s + f for s, f in zip(sums, found, strict=True)] if sums else found
-    value, draws = sums
-    return value[0], draws
+    (value,), draws = sums
+    return value, draws

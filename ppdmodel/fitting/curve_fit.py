@@ -96,7 +96,7 @@ def _fitted(
     resampled = (weights @ inner.reshape(prompts, -1)).reshape(-1, *cells.x.shape)
     drawn = zip(resampled, weights @ tokens, strict=True)
     draws = np.array([maximize(cells, h, float(n), theta)[0] for h, n in drawn])
-    covariance = np.atleast_2d(np.cov(draws.T))
+    covariance = np.cov(draws.T)
     unknown = _undetermined(cells, theta, draws, hits, float(total))
     covariance[unknown] = covariance[:, unknown] = np.nan
     residual = hits / total - cells.rates(theta)
@@ -121,13 +121,13 @@ def _undetermined(
     cells: Cells, theta: Floats, draws: Floats, hits: Floats, tokens: float
 ) -> np.ndarray:
     """Parameters that are not identified: at a bound in every resample, or in a null direction."""
-    unknown: np.ndarray = np.ptp(draws, axis=0) <= MIN_SPREAD * (1 + np.abs(theta))
+    unknown: np.ndarray = np.ptp(draws, axis=0) < MIN_SPREAD
     whole = cells.gradient_and_information(theta, hits, tokens)[2]
     unknown |= np.diag(whole) == 0
     free = np.flatnonzero(~unknown)
     information = whole[np.ix_(free, free)]
     scale = np.sqrt(np.diag(information))
     values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
-    flat = np.abs(vectors[:, values < MIN_EIGENVALUE]).max(axis=1, initial=0.0)
-    unknown[free] = flat > 1e-3
+    null = np.abs(vectors[:, values < MIN_EIGENVALUE])
+    unknown[free] = (null > 1e-3).any(axis=1)
     return unknown

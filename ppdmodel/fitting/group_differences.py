@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DEPTHS, DEFAULT_K = (0.25, 0.5, 0.75, 0.9), (1, 5)
 RESAMPLES, PERMUTATIONS = 2000, 999
-#: permutations at a time
+#: permutations at a time; a divisor of their number
 CHUNK = 111
 
 
@@ -247,10 +247,9 @@ def _permutation_critical_value(
     sizes = np.cumsum([0, *(len(group.prompt_ids) for group in others)])
     base = first.hits.sum(0) / first.tokens.sum()
     largest: list[float] = []
-    while len(largest) < PERMUTATIONS:
-        n = min(CHUNK, PERMUTATIONS - len(largest))
-        order = np.array([rng.permutation(len(first.prompt_ids)) for _ in range(n)])
-        found = np.zeros(n)
+    for _ in range(PERMUTATIONS // CHUNK):
+        order = np.array([rng.permutation(len(first.prompt_ids)) for _ in range(CHUNK)])
+        found = np.zeros(CHUNK)
         for start, end in pairwise(sizes):
             hits, tokens = first.hits[order[:, start:end]], first.tokens[order[:, start:end]]
             rates = hits.sum(1) / tokens.sum(1)[:, None, None]

@@ -36,7 +36,7 @@ class Guessed:
         """Concatenate measurements of one model with their guesses."""
         self.exits = exits
         sizes = [len(one.prompt_ids) for one, _ in parts]
-        before = np.cumsum([0, *sizes[:-1]])
+        before = np.cumsum(sizes) - sizes
         self.owner = np.concatenate(
             [one.prompt_index + n for (one, _), n in zip(parts, before, strict=True)]
         )
@@ -103,8 +103,8 @@ def reliability_of(
     Returns:
         One for each exit layer; none with fewer than two prompts per fold.
     """
-    layers = parts[0][0].layers
-    guessed = Guessed(parts, range(second_half(layers), layers))
+    (first, _), *_ = parts
+    guessed = Guessed(parts, range(second_half(first.layers), first.layers))
     prompts = len(guessed.tokens)
     if prompts < 2 * FOLDS:
         return ()

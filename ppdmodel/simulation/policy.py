@@ -52,7 +52,7 @@ class Policy:
                 f"exit layers must increase; got {', '.join(map(str, exits)) or 'none'}; "
                 "give them in order"
             )
-        check_schedule(exits[-1], exits[-1], 1, self.depth)
+        check_schedule(max(exits), max(exits), depth=self.depth)
         if self.gate is not None and real_number("gate", self.gate, 0, "give a probability") > 1:
             raise InvalidInputError(f"gate must lie in [0, 1]; got {self.gate}; give a probability")
 

@@ -110,9 +110,11 @@ class Replay(Frame):
     def autocorrelation(self) -> float | None:
         """Lag-1 autocorrelation of the matches within generations; None where undefined."""
         p = self.match_rate
-        series = [(run.first_hit > 0) - p for run in self.generations if p is not None]
-        pairs = sum(max(len(x) - 1, 0) for x in series)
-        if p is None or not 0 < p < 1 or pairs == 0:
+        if p is None or not 0 < p < 1:
+            return None
+        series = [(run.first_hit > 0) - p for run in self.generations]
+        pairs = sum(len(x[1:]) for x in series)
+        if not pairs:
             return None
         products = sum(float(x[1:] @ x[:-1]) for x in series)
         return products / pairs / (p * (1 - p))

@@ -98,7 +98,7 @@ class Schedule:
         self.first_hit = first_hit
         self.passes = passes
         self.wrong_gate = wrong_gate
-        self.depth = len(first_hit) + 1 if policy.depth is None else policy.depth
+        self.depth = len(first_hit) if policy.depth is None else policy.depth
         self.events: list[tuple[float, int, int, _Group, int]] = []
         self.order = count()
         self.held: dict[int, list[tuple[_Group, int]]] = {}
@@ -123,7 +123,7 @@ class Schedule:
 
     def _run(self) -> None:
         self.root = self._enter(0, 0, 1, 0, 0)
-        self._await_verification(0)
+        self._await_verification(self.root.begins)
         finish_times: list[float] = []
         work_done: list[float] = [0]
         while len(finish_times) <= len(self.first_hit):
@@ -211,10 +211,8 @@ class Schedule:
             self.root = self._enter(token, token, 1, now, now)
         else:
             resumes = now + self.promotion_delay
-            begun = promoted.begins <= now
-            promoted.begins = (
-                promoted.begins + self.promotion_delay if begun else max(promoted.begins, resumes)
-            )
+            begun = min(promoted.begins, now)
+            promoted.begins = max(promoted.begins, begun + self.promotion_delay)
             self.root = promoted
         self._await_verification(resumes)
         for group, exit_number in self.held.pop(token + self.depth - 1, ()):

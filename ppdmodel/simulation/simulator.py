@@ -87,18 +87,19 @@ def simulate(
     trials = positive_integer("tokens", tokens) - 1
     rates = _rates(p_correct, len(policy.exits))
     probability("share", share, "give the share of tokens that pass the gate")
-    first_hit = _draw_first_hits(rng, rates, trials, share, autocorrelation)
-    passes = first_hit > 0
+    total = min(float(rates.sum()), 1.0)
+    first_hit = _draw_first_hits(rng, rates, trials, total * share, autocorrelation)
+    passes = wrong_gate = None
     if share < 1:
-        total = min(float(rates.sum()), 1.0)
         missed_open = share * (1 - total) / (1 - share * total)
-        passes |= rng.random(trials) < missed_open
+        passes = ((first_hit > 0) | (rng.random(trials) < missed_open)).tolist()
+        wrong_gate = _binomial_gate(rng, share)
     run = Schedule(
         policy,
         schedule_times(layers, layer_times, start_delay, promotion_delay),
         first_hit.tolist(),
-        passes.tolist() if share < 1 else None,
-        wrong_gate=_binomial_gate(rng, share) if share < 1 else None,
+        passes,
+        wrong_gate=wrong_gate,
         record=record,
     )
     return run.result()
@@ -185,10 +186,11 @@ def _measured_traces(
     first_hit = np.zeros(trace.n_tokens, dtype=np.int64)
     for number in reversed(range(len(policy.exits))):
         column = trace.rank[:, policy.exits[number] - 1]
-        first_hit[(column >= 1) & (column <= policy.guesses[number])] = number + 1
+        first_hit[column <= policy.guesses[number]] = number + 1
     passes = None
     if policy.gate is not None:
-        passes = trace.top_prob[:, policy.exits[0] - 1] >= policy.gate
+        (exit_layer,) = policy.exits
+        passes = trace.top_prob[:, exit_layer - 1] >= policy.gate
         first_hit[~passes] = 0
     found = []
     for start, end in pairwise(trace.starts().tolist()):
@@ -235,10 +237,12 @@ def _rates(p_correct: float | Sequence[float], exits: int) -> Floats:
 
 
 def _draw_first_hits(
-    rng: np.random.Generator, rates: Floats, trials: int, share: float, autocorrelation: float
+    rng: np.random.Generator, rates: Floats, trials: int, p: float, autocorrelation: float
 ) -> Ints:
-    """For each token but the last, the first exit that guesses the next one, or 0."""
-    p = min(float(rates.sum()), 1.0) * share
+    """For each token but the last, the first exit that guesses the next one, or 0.
+
+    Some exit guesses it with probability p, each in proportion to its rate.
+    """
     _check_autocorrelation(autocorrelation, p)
     draws = rng.random(trials)
     if autocorrelation == 0:
@@ -249,7 +253,7 @@ def _draw_first_hits(
         threshold = p
         for i, draw in enumerate(draws.tolist()):
             hit[i] = draw < threshold
-            threshold = after_match if draw < threshold else after_miss
+            threshold = after_match if hit[i] else after_miss
     if len(rates) == 1 or p == 0:
         return hit.astype(np.int64)
     shares = rates / rates.sum()

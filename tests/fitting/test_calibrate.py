@@ -13,6 +13,7 @@ from ppdmodel import fit, load, save
 from ppdmodel.cli import run
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.fitting.calibrate import MAX_K, check_layers, check_recorded_k
+from ppdmodel.fitting.guess_reliability import reliability_of
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.intervals import MIN_RESAMPLES, prompt_weights, resampled_rates
 from ppdmodel.results.measurement import Measurement
@@ -44,6 +45,8 @@ def test_bad_input_is_named(measurement: Measurement) -> None:
     recorded = replace(measurement, provenance={**measurement.provenance, "k_max": 31})
     with pytest.raises(InvalidInputError, match="k must be at most 31, as far as ranks were"):
         fit(recorded)
+    with pytest.raises(InvalidInputError, match=r"k must be at most 31, .*; got 1000"):
+        fit(recorded, k_max=MAX_K)
 
 
 def test_several_measurements_of_one_model(tmp_path: Path) -> None:
@@ -115,6 +118,9 @@ def test_guesses_go_with_their_measurements(measurement: Measurement) -> None:
     assert both.recorded is not None
     assert both.recorded.shared is None
     assert both.reliability == ()
+    alone = fit(measurement, guesses=guesses, **options)
+    assert alone.reliability == reliability_of([(measurement, guesses)], alone.seed)
+    assert [one.exit_layer for one in alone.reliability] == [3, 4, 5]
     for given, words in (([guesses], "got 1 for 2"), ([None] * 3, "got 3 for 2")):
         with pytest.raises(InvalidInputError, match=f"for each measurement; {words}"):
             fit([measurement, other], guesses=given, **options)

@@ -82,6 +82,7 @@ ROW = "3,1,2,9,a\n"
     ("text", "message"),
     [
         ("exit_layer,k,hits,n\n3,1,2,9\n", "must have the columns .*; got none named prompt_id"),
+        ("k,hits,n\n1,2,9\n", "got none named exit_layer"),
         (HEADER + "3,1,x,9,a\n", "hits must be a whole number of at least 0; got 'x' in line 2"),
         (HEADER + "3,1,2.5,9,a\n", "hits must be a whole number"),
         (HEADER + "3,1,10,9,a\n", "hits <= n; got 3, 1, 9, 10"),
@@ -123,7 +124,9 @@ def test_the_command_takes_a_table(
 def test_cells_between_those_of_the_table_are_filled(tmp_path: Path) -> None:
     """A k between two of the table has the hits of the smaller; the last layer is always right."""
     path = tmp_path / "t.csv"
-    rows = [f"{e},{k},{k + e + n},{20 + n},p{n}" for e in (2, 3) for k in (2, 4) for n in range(3)]
+    rows = [
+        f"{e},{k},{k + e + n},{20 + n},p{n}" for e in (2, 3, 4) for k in (2, 4) for n in range(3)
+    ]
     path.write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
     found = fit_table(path, 4, model="mine", family="rank tail", resamples=40)
     assert found.tokens.tolist() == [20, 21, 22]

@@ -41,15 +41,17 @@ def renamed(measurement: Measurement) -> Measurement:
 
 def test_numbers_are_those_of_the_counts() -> None:
     one, other = noisy(0), noisy(1, 0.1)
-    result = differences([one, other], relative_depths=(0.5, 0.8125), ks=(1, 9), names=["a", "b"])
+    depths = (0.5, 0.8125, 1)
+    result = differences([one, other], relative_depths=depths, ks=(1, 9), names=["a", "b"])
     assert (result.first, result.groups, result.paired) == ("a", ("b",), (True,))
-    assert len(result.rows) == 4
+    assert len(result.rows) == 6
     middle = result.rows[0]
     assert middle.p_first == pytest.approx((one.rank[:, 3] <= 1).mean())
     assert middle.p_correct == pytest.approx((other.rank[:, 3] <= 1).mean())
     assert middle.difference.value == pytest.approx(middle.p_correct - middle.p_first)
     between = result.rows[2]  # layer 6.5 of 8
     assert between.p_first == pytest.approx((one.rank[:, 5:7] <= 1).mean())
+    assert result.rows[4].p_first == pytest.approx((one.rank[:, 7] <= 1).mean())
     assert result.rows[1].difference.value == 0, "every token is among nine"
     assert not result.rows[1].differs
 
@@ -245,6 +247,12 @@ def test_resamples_draw_prompts_with_replacement() -> None:
     assert drawn.min() == pytest.approx(min(possible))
     assert drawn.max() == pytest.approx(max(possible))
     assert value[0, 0] == pytest.approx(counts.sum() / 120)
+
+
+def test_seeds_repeat_and_differ() -> None:
+    pair = [noisy(0), noisy(1)]
+    assert differences(pair) == differences(pair, seed=0)
+    assert differences(pair) != differences(pair, seed=1)
 
 
 def test_the_table_has_a_row_per_difference() -> None:

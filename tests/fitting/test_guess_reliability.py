@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from ppdmodel import fit, load, save, threshold_report
 from ppdmodel.errors import InvalidInputError
@@ -151,6 +152,21 @@ def test_scaling_is_of_the_greatest_likelihood_on_the_given_prompts(
 
         best = minimize(loss, [1.5, 0.5], method="Nelder-Mead", options={"xatol": 1e-6})
         assert (scale, shift) == pytest.approx(best.x.tolist(), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "parameter", "bound"),
+    [(0.02, -0.02, 0, 20), (-0.02, 0.02, 0, 1e-3), (-4.5, -5.5, 1, 20), (5.5, 4.5, 1, -20)],
+)
+def test_scaling_stays_within_bounds(
+    even: tuple[Measurement, Guesses], right: float, wrong: float, parameter: int, bound: float
+) -> None:
+    """Where the first guess is always right, at one logit, and the others are wrong, at another."""
+    measurement, guesses = even
+    probs = np.broadcast_to(expit(np.where(np.arange(8) == 0, right, wrong)), guesses.ids.shape)
+    first = replace(measurement, rank=np.ones_like(measurement.rank))
+    table = Guessed([(first, replace(guesses, probs=probs))], [4])
+    assert table.calibrated(np.ones(20, dtype=bool))[4][parameter] == bound
 
 
 def test_each_fold_is_scaled_by_the_others(even: tuple[Measurement, Guesses]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.stats import binom
 
 from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
-from ppdmodel.fitting.likelihood import Cells, _score, maximize
+from ppdmodel.fitting.likelihood import STEPS, Cells, _score, _search, maximize
 from tests.fitting.test_curves import EACH, some_parameters
 
 TOKENS = 3000.0
@@ -167,18 +168,52 @@ def test_scoring_alone_reaches_the_maximum_from_a_start(family: CurveFamily) -> 
     assert overshot
 
 
-class Uphill:
-    """A likelihood of one parameter that falls where its gradient says that it rises."""
+@EACH
+def test_the_quasi_newton_search_alone_comes_near_the_maximum(family: CurveFamily) -> None:
+    cells = grid(family)
+    hits = drawn(cells, some_parameters(family, 9))
+    best, _ = maximize(cells, hits, TOKENS)
+    found = _search(cells, hits, TOKENS, family.start)
+    assert cells.log_likelihood(found, hits, TOKENS) == pytest.approx(
+        cells.log_likelihood(best, hits, TOKENS), abs=1
+    )
 
+
+@dataclass
+class Straight:
+    """A likelihood of one parameter with this slope, where its gradient is said to be 1."""
+
+    slope: float
+    information: float
     family = SimpleNamespace(bounds=[(-9.0, 9.0)])
 
     def gradient_and_information(
         self, theta: np.ndarray, hits: object, tokens: object
     ) -> tuple[float, np.ndarray, np.ndarray]:
-        return -float(theta[0]), np.array([1.0]), np.array([[1.0]])
+        return self.slope * float(theta[0]), np.array([1.0]), np.array([[self.information]])
 
 
-def test_a_search_that_finds_nothing_better_far_from_a_maximum_has_not_converged() -> None:
-    theta, converged = _score(Uphill(), np.zeros(1), 1.0, np.array([0.5]))  # type: ignore[arg-type]
-    assert theta.tolist() == [0.5]
-    assert not converged
+@pytest.mark.parametrize(
+    ("slope", "information", "end", "reached"),
+    [
+        (-1, 1, 0.5, False),  # nothing better is found, far from a maximum
+        (0, 1, 0.5, False),  # nor what is as good
+        (1, 10, 0.5 + STEPS / 10, False),  # too far away for the steps that it may make
+        (1, 1, 9, True),
+        (1, 0, 9, True),  # nothing says how far to go
+    ],
+)
+def test_a_search_that_ends_before_the_maximum_has_not_converged(
+    slope: float, information: float, end: float, reached: bool
+) -> None:
+    cells: Any = Straight(slope, information)
+    theta, converged = _score(cells, np.zeros(1), 1.0, np.array([0.5]))
+    assert theta == pytest.approx([end])
+    assert converged == reached
+
+
+def test_where_scoring_does_not_converge_the_search_finds_another_start() -> None:
+    cells: Any = Straight(slope=1, information=10)
+    theta, converged = maximize(cells, np.zeros(1), 1.0, np.array([0.5]))
+    assert theta.tolist() == [9]
+    assert converged

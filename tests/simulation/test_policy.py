@@ -45,6 +45,10 @@ BAD: list[tuple[Callable[[], Policy], str]] = [
         lambda: Policy(2, math.inf),  # type: ignore[arg-type]
         "k must be a positive integer; got inf; give 1 or more",
     ),
+    (
+        lambda: Policy(2.5),  # type: ignore[arg-type]
+        "exit_layer must be a positive integer; got 2.5; give 1 or more",
+    ),
     (lambda: Policy(2, gate=1.5), "gate must lie in [0, 1]; got 1.5; give a probability"),
     (lambda: Policy(()), "exit layers must increase; got none; give them in order"),
     (lambda: Policy((3, 2)), "exit layers must increase; got 3, 2; give them in order"),

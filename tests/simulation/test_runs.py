@@ -52,7 +52,7 @@ def made(hits: list[int], times: list[float], work: list[float]) -> Simulation:
     return Simulation(np.array(hits), np.array(times), np.array(work), peak_units=2)
 
 
-@pytest.mark.parametrize("matches", [[], [[1]], [[1, 1]], [[0, 0]], [[1], [0]], [[1], []]])
+@pytest.mark.parametrize("matches", [[], [[1]], [[1, 1]], [[0, 0]], [[1], [0]], [[1], [0], []]])
 def test_autocorrelation_is_undefined_without_pairs_that_vary(matches: list[list[int]]) -> None:
     """Texts of two tokens have no pair; matches that never vary have no variance."""
     runs = tuple(made(hits, [4.0] * (len(hits) + 1), [4.0]) for hits in matches)

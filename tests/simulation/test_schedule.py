@@ -71,19 +71,39 @@ def test_it_does_what_the_tick_by_tick_reference_does() -> None:
         hits = [exits.index(hit) + 1 if hit else 0 for hit in hits]
         ticks = [rng.randint(1, 3) if rng.random() < 0.5 else 1 for _ in range(d)]
         start, promotion = rng.choice([0, 0, 1, 2, 5]), rng.choice([0, 0, 1, 3, 30])
-        run = run_of(
-            hits,
-            Policy(exits, k, depth),
-            d,
-            layer_times=ticks,
-            start_delay=start,
-            promotion_delay=promotion,
-        )
-        same = tick_by_tick(hits, ticks, exits, k, depth, None, start, promotion)
-        case = (d, exits, k, depth, hits, ticks, start, promotion)
+        passes = [rng.random() < 0.8 for _ in hits] if rng.random() < 0.5 else None
+        times = schedule_times(d, ticks, start, promotion)
+        policy = Policy(exits, k, depth)
+        run = Schedule(policy, times, hits, passes, wrong_gate=None, record=False).result()
+        same = tick_by_tick(hits, ticks, exits, k, depth, passes, start, promotion)
+        case = (d, exits, k, depth, hits, ticks, passes, start, promotion)
         assert run.finish_times.tolist() == same.finish_times, case
         assert run.work_done.tolist() == same.work_done, case
         assert run.peak_units == same.peak_units, case
+
+
+@pytest.mark.parametrize(
+    ("passing", "work", "peak"), [(0, [7, 14, 17], 3), (1, [9, 16, 19], 5), (2, [11, 18, 21], 7)]
+)
+def test_wrong_processes_start_guesses_where_they_pass_the_gate(
+    passing: int, work: list[int], peak: int
+) -> None:
+    """d = 3, e = 1, k = 2, two misses: by 3 the two wrong ones ran 2, and those of theirs 1."""
+    gated: list[int] = []
+
+    def wrong_gate(processes: int) -> int:
+        gated.append(processes)
+        return passing
+
+    times = schedule_times(3, None, 0, 0)
+    policy = Policy(1, 2, depth=None)
+    run = Schedule(policy, times, [0, 0], None, wrong_gate=wrong_gate, record=True).result()
+    assert gated == [2]
+    assert run.finish_times.tolist() == [3, 6, 9]
+    assert run.work_done.tolist() == work
+    assert run.peak_units == peak
+    assert run.processes is not None
+    assert all(process.count > 0 for process in run.processes)
 
 
 def test_the_peak_is_reached() -> None:
@@ -167,6 +187,7 @@ def test_times_add_up_over_the_layers() -> None:
     assert times.after == [0, 2, 3, 7]
     assert (times.start_delay, times.promotion_delay) == (0.5, 0.25)
     assert schedule_times(3, None, 0, 0).after == [0, 1, 2, 3]
+    assert run_of([], Policy(1), 2, layer_times=[0.25, 0.5]).finish_times.tolist() == [0.75]
 
 
 def test_records_say_what_the_work_was() -> None:

@@ -15,6 +15,7 @@ import sympy
 from ppdmodel import Measurement, Policy, formulas, replay, simulate
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.simulation.runs import Simulation
+from ppdmodel.simulation.simulator import _MOST_DRAWN, _binomial_gate
 
 #: p, d, e, k, D
 Point = tuple[float, int, int, int, int | None]
@@ -121,6 +122,42 @@ def test_a_thousand_tokens_unless_given() -> None:
     assert simulate(0.5, 4, 2).tokens == 1000
 
 
+def test_what_is_left_out_is_the_plain_setting() -> None:
+    """One guess, depth 1, seed 0, independent matches, no gate, equal layers and no delays."""
+    costs: dict[str, Any] = {"layer_times": [1] * 9, "start_delay": 0, "promotion_delay": 0}
+    given = simulate(
+        0.4, 9, 2, 1, 1, tokens=60, seed=0, autocorrelation=0, share=1, record=True, **costs
+    )
+    hits = given.first_hit.tolist()
+    for run in (
+        simulate(0.4, 9, 2, tokens=60),
+        replay(hits, Policy(2), layers=9).generations[0],
+        replay(hits, Policy(2), layers=9, record=True, **costs).generations[0],
+    ):
+        assert run.first_hit.tolist() == hits
+        assert run.finish_times.tolist() == given.finish_times.tolist()
+        assert run.work_done.tolist() == given.work_done.tolist()
+        assert run.processes in (None, given.processes)
+    assert simulate(0.4, 9, 2, tokens=60).processes is None
+    assert replay(hits, Policy(2), layers=9).generations[0].processes is None
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.0), (0.5, 0.5 + 1e-9)])
+def test_rates_may_add_up_to_nought_or_by_rounding_to_more_than_one(
+    rates: tuple[float, ...],
+) -> None:
+    first_hit = simulate(rates, 9, (2, 4), tokens=200).first_hit
+    assert ((first_hit > 0) == (sum(rates) > 0)).all()
+    assert set(first_hit.tolist()) == ({1, 2} if sum(rates) else {0})
+
+
+def test_a_gate_draws_from_as_many_processes_as_a_binomial_can() -> None:
+    draw = _binomial_gate(np.random.default_rng(0), 0.5)
+    assert draw(_MOST_DRAWN) == pytest.approx(_MOST_DRAWN / 2, rel=1e-6)
+    with pytest.raises(InvalidInputError, match=f"more than {_MOST_DRAWN} processes at once"):
+        draw(_MOST_DRAWN + 1)
+
+
 def test_seeds_repeat_and_differ() -> None:
     first, again, other = (simulate(0.5, 9, 3, tokens=200, seed=s) for s in (1, 1, 2))
     assert first.finish_times.tolist() == again.finish_times.tolist()
@@ -157,8 +194,9 @@ def test_replay_of_several_exits_takes_the_first_that_holds_the_token(
 
 
 def test_a_gate_starts_only_where_the_exit_is_confident(measurement: Measurement) -> None:
-    assert replay(measurement, Policy(4, 2, gate=0.6)).latency_per_token == 6.0
-    assert replay(measurement, Policy(4, 2, gate=0.6)).compute_per_token == 6.0
+    closed = replay(measurement, Policy(4, 2, gate=0.6))
+    assert (closed.latency_per_token, closed.compute_per_token) == (6.0, 6.0)
+    assert not np.concatenate([run.first_hit for run in closed.generations]).any()
     for passed in range(1, 7):  # only this exit is confident
         top_prob = np.where(np.arange(1, 7) == passed, 0.9, 0.1) + 0 * measurement.top_prob
         one = replay(replace(measurement, top_prob=top_prob), Policy(4, 2, gate=0.6))
@@ -222,6 +260,26 @@ BAD_SIMULATIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
         "seed must be a whole number of at least 0; got -1; give another",
     ),
     (
+        (0.5, 4, 2),
+        {"seed": True},
+        "seed must be a whole number of at least 0; got True; give another",
+    ),
+    (
+        (0.5, 4, 2),
+        {"seed": 1.5},
+        "seed must be a whole number of at least 0; got 1.5; give another",
+    ),
+    (
+        ((0.5, 1.5), 4, (2, 3)),
+        {},
+        "p_correct[1] must lie in [0, 1]; got 1.5; give a probability",
+    ),
+    (
+        (0.5, 4, 2),
+        {"autocorrelation": -1.5},
+        "autocorrelation must lie in [-1, 1); got -1.5; 0 means independent matches",
+    ),
+    (
         (0.5, 4, 0),
         {},
         "exit_layer must be a positive integer; got 0; give 1 or more",
@@ -278,6 +336,11 @@ def test_bad_traces_are_named(measurement: Measurement) -> None:
         ),
         (
             lambda: replay(measurement, Policy(2, depth=2, gate=0.5)),
+            "a gate must have one exit and depth 1; got more; the recorded probabilities are those "
+            "of the true processes alone",
+        ),
+        (
+            lambda: replay(measurement, Policy((2, 4), gate=0.5)),
             "a gate must have one exit and depth 1; got more; the recorded probabilities are those "
             "of the true processes alone",
         ),
