@@ -16,7 +16,6 @@ from ..formulas.contract import check
 from ..results.calibration import Calibration
 from ..results.compatibility import check_timing
 from ..results.hit_counts import HitCounts
-from ..results.intervals import Interval
 from ..results.measurement import Measurement
 from .costs import LayerCosts, TimedCosts
 from .methods import (
@@ -221,10 +220,9 @@ def _tensor_parallel(
     search: _Search, ppd_space: MethodSettings, methods: Sequence[Method], layers: int, link: _Link
 ) -> list[Method]:
     """Tensor parallelism on the devices of PPD, and PPD with tensor-parallel processes."""
-    held = [method.units for method in methods if method.name == "PPD" and method.units > 1]
-    units = held[0] if held else min(search.max_units or 2, 2)
-    if units < 2:
+    if search.max_units == 1:
         return []
+    units = max(2, *(method.units for method in methods if method.name == "PPD"))
     latency = link.latency(layers, units)
     setting = f"{units} units, {link.words}"
     split = given("split layers", setting, latency, 1.0, units, IDEAL, "tensor parallel")
@@ -235,23 +233,22 @@ def _hybrid(search: _Search, ppd_space: MethodSettings, layers: int, link: _Link
     """PPD with processes tensor parallel over n devices each, for the best n."""
     most = search.max_units
     found = []
-    for n in range(2, min(most // 2, MOST_SPLIT) + 1) if most else (2,):
+    for n in range(2, MOST_SPLIT + 1) if most else (2,):
         inner = replace(search, max_units=most and most // n).best(ppd_space, MEASURED)
-        if inner is None or inner.units == 1:
-            continue
-        factor = link.latency(layers, n)
-        found.append(
-            Method(
-                "PPD, split layers",
-                f"{inner.setting}, {n} units each, {link.words}",
-                inner.latency.scaled(factor),
-                inner.held_out and inner.held_out.scaled(factor),
-                inner.compute,
-                n * inner.units,
-                IDEAL,
-                f"each process tensor parallel over {n} units",
+        if inner is not None and inner.units > 1:
+            factor = link.latency(layers, n)
+            found.append(
+                Method(
+                    "PPD, split layers",
+                    f"{inner.setting}, {n} units each, {link.words}",
+                    inner.latency.scaled(factor),
+                    inner.held_out and inner.held_out.scaled(factor),
+                    inner.compute,
+                    n * inner.units,
+                    IDEAL,
+                    f"each process tensor parallel over {n} units",
+                )
             )
-        )
     return sorted(found, key=lambda method: method.latency.value)[:1]
 
 
@@ -263,8 +260,12 @@ def _timed(search: _Search, counts: HitCounts, costs: TimedCosts) -> list[Method
     units, most = costs.n_units, search.max_units
     if most is not None and units > most:
         return found
-    measured = costs.timing.terms["split_latency_s"]
-    about = f"median of {measured.n} repetitions"
-    split = Interval(measured.value, measured.ci_low, measured.ci_high, 0, 0, about)
-    row = given("split layers, timed", f"{units} units", 1.0, 1.0, units, MEASURED, note)
-    return [*found, replace(row, latency=split.scaled(1 / costs.plain_s))]
+    split = costs.timing.terms["split_latency_s"]
+    row = given("split layers, timed", f"{units} units", split.value, 1.0, units, MEASURED, note)
+    latency = replace(
+        row.latency,
+        ci_low=split.ci_low,
+        ci_high=split.ci_high,
+        method=f"median of {split.n} repetitions",
+    )
+    return [*found, replace(row, latency=latency.scaled(1 / costs.plain_s))]

@@ -69,7 +69,7 @@ class Grid:
 
         The formulas are fastest at one depth, on arrays that fit in the cache.
         """
-        size = max(BLOCK // max(draws, 1), 1)
+        size = max(BLOCK // draws, 1)
         for depth in np.unique(self.depth):
             places = np.flatnonzero(self.depth == depth)
             for start in range(0, len(places), size):

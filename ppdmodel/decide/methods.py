@@ -158,11 +158,11 @@ class PpdSettings:
 
     def rates(self, weights: Ints, at: Ints) -> Floats:
         """Match rates of some settings, [rows, settings]."""
-        grid = self.grid.only(at)
-        if len(weights) == 1:  # one table of rates serves all depths
-            return grid.rates(resampled_rates(self.hits, self.tokens, weights))
-        hits = self.hits[:, grid.exit_layer - 1, grid.k - 1]
-        return resampled_rates(hits, self.tokens, weights)
+        grid, shape = self.grid.only(at), self.hits.shape[1:]
+        cells = np.ravel_multi_index((grid.exit_layer - 1, grid.k - 1), shape)
+        found, place = np.unique(cells, return_inverse=True)  # all depths have the same rate
+        exits, ks = np.unravel_index(found, shape)
+        return resampled_rates(self.hits[:, exits, ks], self.tokens, weights)[:, place]
 
     def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         """Latency and compute of some settings, [rows, settings]."""
@@ -190,9 +190,9 @@ def ppd(space: PpdSettings, name: str = "PPD", note: str = "") -> MethodSettings
 def self_speculation(recorded: TokenCounts) -> MethodSettings:
     """Self-speculative decoding: the first layers draft, and the verification reuses them."""
     layers, tokens = recorded.layers, recorded.tokens
-    flat = recorded.rounds.reshape(len(tokens), -1)
     axes = np.meshgrid(np.arange(1, layers), np.array(recorded.drafted), indexing="ij")
     exit_layer, gamma = (axis.ravel() for axis in axes)
+    flat = recorded.rounds.reshape(len(tokens), len(gamma))
     one_round = formulas.self_speculative_latency(0, layers, exit_layer, gamma) / layers
     of_round = formulas.self_speculative_compute(0, layers, exit_layer, gamma, reuse=1) / layers
 
@@ -217,7 +217,7 @@ def gated(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings:
     layers, tokens, passed = recorded.layers, recorded.tokens, recorded.passed
     right = recorded.right.cumsum(axis=3)
     e, g, j = (axis.ravel() for axis in np.indices(right.shape[1:]))
-    right = right.reshape(len(tokens), -1)
+    right = right.reshape(len(tokens), len(e))
     exit_layer, k = recorded.gated_exits[e], np.array(recorded.gated_k)[j]
     started = np.minimum(exit_layer + link_time, layers)
 
@@ -270,7 +270,7 @@ class Pairs:
             new = new - up_to(recorded.shared)
         number, a, b = (axis.ravel() for axis in np.indices(shape[1:]))
         exits = np.array(recorded.pair_exits, dtype=np.int64)[pairs[number]]
-        flat = (counts.reshape(n, -1) for counts in (q_early, q_late, new))
+        flat = (counts.reshape(n, len(a)) for counts in (q_early, q_late, new))
         return cls(exits[:, 0], exits[:, 1], ks[a], ks[b], *flat)
 
     def only(self, keep: np.ndarray) -> Pairs:

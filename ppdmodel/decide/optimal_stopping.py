@@ -47,14 +47,13 @@ class StoppingProblem:
         ids = [guesses.ids[:, e - 1] for e in self.exits]
         rows, found, true = [], [], []
         for j, mine in enumerate(ids):
-            new = mine >= 0
+            new = np.ones_like(mine, dtype=bool)
             for before in ids[:j]:
                 new &= ~(mine[:, :, None] == before[:, None, :]).any(axis=2)
             row, slot = np.nonzero(new)
             one = np.full((len(row), len(ids)), np.nan)
             name = mine[row, slot]
-            one[:, j] = logits[self.exits[j]][row, slot]
-            for i in range(j + 1, len(ids)):
+            for i in range(j, len(ids)):
                 same = ids[i][row] == name[:, None]
                 there = np.where(same, logits[self.exits[i]][row], -np.inf)
                 one[:, i] = there.max(axis=1)
@@ -79,11 +78,10 @@ class StoppingProblem:
     def started(self, q: Floats, thresholds: tuple[float, ...]) -> tuple[Ints, Ints]:
         """Started and matched guesses, [exits, prompts], each at the first exit that starts it."""
         passes = q >= np.array(thresholds)
-        at = np.where(passes.any(axis=1), passes.argmax(axis=1), -1)
         prompts, owner = len(self.tokens), self.owner[self.row]
         started, matched = np.zeros((2, len(self.exits), prompts), dtype=np.int64)
         for j in range(len(self.exits)):
-            here = at == j
+            here = passes[:, j] & ~passes[:, :j].any(axis=1)
             started[j] = np.bincount(owner[here], minlength=prompts)
             matched[j] = np.bincount(owner[here & self.true], minlength=prompts)
         return started, matched

@@ -140,7 +140,7 @@ class _PpdSelection(Selection[PpdSettings]):
         """One setting with its intervals."""
         prompts, grid = self.prompts, self.space.grid
         exit_layer, k = int(grid.exit_layer[place]), int(grid.k[place])
-        p_correct = self.space.rates(prompts.all_once, np.array([place]))[0, 0]
+        p_correct = self.space.rates(prompts.all_once, np.array([place])).item()
         latency, compute = (
             interval_of(values[place], draws[:, place], prompts.tokens)
             for values, draws in zip(self.ratios, self.draws, strict=True)

@@ -134,7 +134,7 @@ def _independent(
     """With independent matches: latency of texts of these lengths, compute, simulated latency."""
     if match_rate is None or len(policy.exits) > 1 or policy.gate is not None:
         return None, None, None
-    d, e, k = measurement.layers, policy.exits[0], policy.guesses[0]
+    d, (e,), (k,) = measurement.layers, policy.exits, policy.guesses
     lengths, counts = np.unique(np.diff(measurement.starts()), return_counts=True)
     total = sum(
         count * formulas.expected_total_latency(match_rate, d, e, int(n), policy.depth)

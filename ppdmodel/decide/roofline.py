@@ -114,7 +114,7 @@ def roofline(
         samples={
             "terms": {name: [value] for name, value in plain.items()},
             "by_k": {
-                str(k): {name: [[each[0].value]] for name, each in terms.items()}
+                str(k): {name: [[term.value] for term in each] for name, each in terms.items()}
                 for k, terms in by_k.items()
             },
         },
@@ -141,9 +141,8 @@ def carried_over(calibration: Calibration, timing: Timing) -> Calibration:
     d, new = calibration.layers, timing.layers
     measured = np.array([*(calibration.exit_layers or range(1, d)), d])
     places = np.arange(1, new + 1) * d / new
-    flat = calibration.hits[:, measured - 1].transpose(0, 2, 1).reshape(-1, len(measured))
-    rows = np.array([np.interp(places, measured, row) for row in flat.astype(float)])
-    hits = rows.reshape(len(calibration.tokens), -1, new).transpose(0, 2, 1)
+    known = calibration.hits[:, measured - 1]
+    hits = np.apply_along_axis(lambda counts: np.interp(places, measured, counts), 1, known)
     kept = tuple(e for e in range(1, new) if places[e - 1] >= measured[0])
     rates = resampled_rates(
         hits,

@@ -24,7 +24,8 @@ from ..results.intervals import Interval, interval_of, prompt_weights
 if TYPE_CHECKING:
     from .._types import Floats, Ints
 
-MOST_PRICE = 1e6
+#: the largest price, and the largest compute that a budget allows
+MOST_PRICE, MOST_COMPUTE = 1e6, 1e30
 #: latency and compute, as ratios to plain decoding
 Ratios: TypeAlias = "tuple[Floats, Floats]"
 
@@ -81,7 +82,9 @@ class Rule:
         """The objective; infinite where the rule excludes a setting."""
         if self.price is not None:
             return self.price * latency + compute
-        within = True if self.max_compute is None else compute <= min(self.max_compute, 1e30)
+        within = (
+            True if self.max_compute is None else compute <= min(self.max_compute, MOST_COMPUTE)
+        )
         return np.where(within & (latency < 1), latency, np.inf)
 
     def best(self, latency: Floats, compute: Floats) -> Ints:
@@ -181,11 +184,11 @@ class Selection(Generic[Space]):
 
     def evaluation(self, place: int) -> Evaluation:
         """Latency and compute of one setting on all prompts, with bootstrap draws."""
-        values, draws = (
+        (values,), draws = (
             _evaluated(self.space, place, weights)
             for weights in (self.prompts.all_once, self.prompts.weights)
         )
-        return Evaluation(values[0], draws, self.prompts.tokens)
+        return Evaluation(values, draws, self.prompts.tokens)
 
     def held_out(self, rule: Rule) -> Evaluation | None:
         """K-fold evaluation: each fold evaluates the setting that the other folds select.
@@ -221,7 +224,7 @@ def chosen_share(rule: Rule, draws: Ratios, best: int | None) -> float | None:
         draws: latency and compute of every setting, each [resamples, settings].
         best: the setting selected on all prompts; None is plain decoding.
     """
-    if not draws[0].shape[-1]:
+    if not draws[0].size:
         return None
     return float(np.mean(rule.best(*draws) == (-1 if best is None else best)))
 
@@ -231,8 +234,8 @@ def _place(index: Ints) -> int | None:
 
 
 def _ratios_of_all(space: SearchSpace, weights: Ints) -> Ratios:
-    latency, compute = space.evaluate(weights, np.arange(space.size))
-    return latency[0], compute[0]
+    (latency,), (compute,) = space.evaluate(weights, np.arange(space.size))
+    return latency, compute
 
 
 def _evaluated(space: SearchSpace, place: int | None, weights: Ints) -> Floats:

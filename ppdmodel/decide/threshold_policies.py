@@ -93,7 +93,7 @@ class PolicySettings:
     @property
     def size(self) -> int:
         """Number of settings."""
-        return len(self.exits[0]) if self.exits else 1
+        return max(map(len, self.exits), default=1)
 
     def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
         """Latency and compute over plain decoding's, [rows, settings].
@@ -165,8 +165,8 @@ class Policies(Guessed):
             return self._starting(q, least, read), least
 
         def objective(read: list[int]) -> float:
-            ratios = reading(read)[0].evaluate(weights, np.array([0]))
-            return float(Rule(price=price).objective(*ratios)[0, 0])
+            ratios = reading(read)[0].evaluate(weights, np.arange(1))
+            return float(Rule(price=price).objective(*ratios).item())
 
         return reading(_eliminated(read, objective) if self.reading.exit_cost else read)
 
@@ -186,8 +186,10 @@ class Policies(Guessed):
         """Policies at one exit each, from the numbers of guesses started for each token."""
         exits, counts = zip(*started, strict=True)
         right = [self.rank[e] <= each for e, each in zip(exits, counts, strict=True)]
-        by_prompt = [np.stack([*map(self._by_prompt, each)], axis=1) for each in (counts, right)]
-        return self._settings((np.array(exits),), by_prompt[:1], by_prompt[1:], k)
+        summed, matched = (
+            np.stack([*map(self._by_prompt, each)], axis=1) for each in (counts, right)
+        )
+        return self._settings((np.array(exits),), (summed,), (matched,), k)
 
     def _by_prompt(self, values: Ints) -> Ints:
         return np.bincount(self.owner, weights=values, minlength=len(self.tokens)).astype(np.int64)

@@ -206,22 +206,22 @@ class _Study:
         return Priced(
             price=price,
             threshold=float(formulas.threshold(price)),
-            exit_layer=exits and exits[0],
-            fixed_exit_layer=fixed_exits and fixed_exits[0],
-            fixed_k=fixed_k and fixed_k[0],
+            exit_layer=max(exits, default=None),
+            fixed_exit_layer=max(fixed_exits, default=None),
+            fixed_k=max(fixed_k, default=None),
             several_exits=policies.stopping.exits,
             several_thresholds=thresholds,
-            two_exits=two_exits,
-            two_k=two_k,
+            two_exits=two_exits or None,
+            two_k=two_k or None,
             **_held_out([selection.held_out(rule) for selection in selections], rule),
         )
 
 
 def _setting(selection: Selection[PolicySettings], rule: Rule) -> tuple[Any, Any]:
-    """Exits and k of the best setting, a tuple each; None where that is plain decoding."""
+    """Exits and k of the best setting, a tuple each; none where that is plain decoding."""
     place, space = selection.best(rule), selection.space
     if place is None:
-        return None, None
+        return (), ()
     exits, k = (tuple(int(values[place]) for values in each) for each in (space.exits, space.k))
     return exits, k
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,11 +66,30 @@ def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
     both = named(result, "PPD, split layers")
     assert both.latency.value == pytest.approx(mine.latency.value / 2)
     assert both.units == 2 * mine.units
+    assert mine.held_out is not None
+    assert both.held_out is not None
+    assert both.held_out.value == pytest.approx(mine.held_out.value / 2)
+    plain = named(result, "plain decoding")
+    assert (plain.latency.value, plain.compute.value) == (1, 1)
+    assert (plain.units, given.units) == (1, 1)
 
 
 def test_the_budget_is_twice_plain_decoding_unless_given(measurement: Measurement) -> None:
-    assert compare(measurement) == compare(measurement, max_compute=2)
+    defaults = {"max_compute": 2, "draft_time": 0.1, "efficiency": 1, "link_time": 0}
+    for given in ({}, {"acceptance_rate": 0.8}):
+        assert compare(measurement, **given) == compare(measurement, **(defaults | given))  # type: ignore[arg-type]
     assert compare(measurement) != compare(measurement, max_compute=3)
+
+
+@pytest.mark.parametrize(("acceptance_rate", "drafted"), [(0.01, 1), (0.999, 16)])
+def test_one_to_sixteen_tokens_are_drafted(
+    measurement: Measurement, acceptance_rate: float, drafted: int
+) -> None:
+    result = compare(measurement, max_compute=20, acceptance_rate=acceptance_rate, draft_time=1e-3)
+    best = named(result, "speculative")
+    assert best.setting == f"alpha = {acceptance_rate:g}, c = 0.001, {drafted} drafted"
+    latency = ppd.speculative_latency(acceptance_rate, 8, drafted, 1e-3) / 8
+    assert best.latency.value == pytest.approx(latency)
 
 
 def test_units_limit_every_method(measurement: Measurement) -> None:
@@ -91,15 +111,28 @@ def test_units_limit_every_method(measurement: Measurement) -> None:
     assert "no number of drafted tokens is faster" in slow.left_out[0]
 
 
-def test_a_hybrid_takes_the_best_split_of_its_units(measurement: Measurement) -> None:
-    result = compare(measurement, max_compute=9, max_units=12, efficiency=0.9)
+@pytest.mark.parametrize(
+    ("units", "efficiency", "link_time"), [(12, 0.9, 0.0), (12, 1.0, 0.5), (40, 1.0, 0.0)]
+)
+def test_a_hybrid_takes_the_best_split_of_its_units(
+    measurement: Measurement, units: int, efficiency: float, link_time: float
+) -> None:
+    """Processes of 2 to 8 units each; a link also takes 2 ceil(log2 n) messages a layer."""
+    few = replace(quick_fit(measurement, resamples=40), recorded=None)
+    given = {"max_compute": 9, "link_time": link_time}
+    result = compare(few, max_units=units, efficiency=efficiency, **given)  # type: ignore[arg-type]
+    by_hand = {}
+    for n in range(2, min(8, units // 2) + 1):
+        inner = named(compare(few, max_units=units // n, **given), "PPD")  # type: ignore[arg-type]
+        factor = (8 / n / efficiency + (2 * 8 + 1) * math.ceil(math.log2(n)) * link_time) / 8
+        by_hand[inner.latency.value * factor] = (n * inner.units, inner.setting, n)
     best = named(result, "PPD, split layers")
-    by_hand = []
-    for n in range(2, 7):
-        inner = compare(measurement, max_compute=9, max_units=12 // n)
-        by_hand.append(named(inner, "PPD").latency.value / (n * 0.9))
     assert best.latency.value == pytest.approx(min(by_hand))
-    assert best.units <= 12
+    of_all, setting, n = by_hand[min(by_hand)]
+    assert best.units == of_all <= units
+    assert best.setting.startswith(f"{setting}, {n} units each, efficiency {efficiency:g}")
+    names = [method.name for method in result.methods]
+    assert len(set(names)) == len(names), "one row each"
 
 
 def test_a_link_delays_matches_by_one_message_and_split_layers_by_two_a_layer(
@@ -108,6 +141,8 @@ def test_a_link_delays_matches_by_one_message_and_split_layers_by_two_a_layer(
     near, far = (compare(measurement, max_units=2, link_time=x) for x in (0.0, 0.25))
     split = named(far, "split layers").latency.value - named(near, "split layers").latency.value
     assert split == pytest.approx((2 * 8 + 1) * 0.25 / 8)
+    assert named(near, "split layers").setting == "2 units, efficiency 1"
+    assert named(far, "split layers").setting == "2 units, efficiency 1, link 0.25"
     d = measurement.layers
     p = (measurement.rank <= 1).mean(axis=0)
     linked = [float(ppd.ppd_linked_latency(p[e - 1], d, e, 0.25, 1.0)) / d for e in range(4, 8)]
@@ -144,6 +179,7 @@ def test_without_a_setting_that_pays_two_units_split_the_layers() -> None:
     split = named(result, "split layers")
     assert (split.units, split.compute.value) == (2, 1.0)
     assert split.latency.value == 0.5
+    assert "PPD, split layers" not in [method.name for method in result.methods]
 
 
 def test_times_add_rows_in_seconds() -> None:
@@ -156,6 +192,11 @@ def test_times_add_rows_in_seconds() -> None:
     assert split.units == 2
     assert (split.latency.n_tokens, split.latency.n_prompts) == (0, 0), "from no token"
     assert split.latency.value == pytest.approx(36 / 47.3, abs=0.01)
+    assert split.latency.ci_low == split.latency.value == split.latency.ci_high
+    assert split.compute.value == 1
+    calibration = replace(quick_fit(replace(made, provenance=about)), timing=a_timing())
+    mine = compare(calibration, max_units=2)
+    assert mine.methods[-2:] == (timed, split), "its own timing, and all units may be used"
     alone = compare(replace(made, provenance=about), timing=a_timing(), max_units=1)
     assert not any("timed" in method.name for method in alone.methods)
     assert {"PPD, timed: it takes 2 units or more"} < set(alone.left_out)
@@ -207,6 +248,8 @@ def test_answers_travel(measurement: Measurement) -> None:
         ({"max_units": 0}, "max_units must be a positive integer"),
         ({"link_time": -1.0}, "link_time"),
         ({"efficiency": 1.5}, r"efficiency must lie in \(0, 1\]"),
+        ({"efficiency": 0.0}, r"efficiency must lie in \(0, 1\]; got 0\.0"),
+        ({"efficiency": -0.5}, "efficiency must be a number of at least 0; got -0.5"),
         ({"acceptance_rate": 1.5}, "acceptance_rate must lie in"),
     ],
 )

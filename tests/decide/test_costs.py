@@ -102,6 +102,7 @@ def test_draws_take_the_resampled_timings_in_turn() -> None:
         assert compute[row, 2] == pytest.approx(executed / predicted_plain_compute(timing))
     again = TimedCosts(a_timing(), seed=3).drawn_ratios(grid, p)
     assert np.array_equal(again[0], latency)
+    assert TimedCosts(a_timing()).draws == TimedCosts(a_timing(), seed=0).draws != costs.draws
 
 
 def test_where_times_break_even() -> None:
@@ -112,6 +113,12 @@ def test_where_times_break_even() -> None:
     for rate, pays in ((p + 1e-6, True), (p - 1e-6, False)):
         seconds = float(predicted_latency_s(costs.timing, rate, 20, 1))
         assert (seconds < costs.plain_s) is pays
+
+
+def test_what_is_never_faster_has_no_break_even() -> None:
+    """Guesses that arrive after the verification change nothing, at any match rate."""
+    far = TimedCosts(roofline(shape("SmolLM2 135M"), device("H100 SXM"), link_time_s=1.0))
+    assert far.break_even(20, 1) is None
 
 
 def test_the_costs_of_a_calibration() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from ppdmodel import estimate, estimate_from, fit, latency_per_token, required_p_correct
 from ppdmodel.errors import InvalidInputError
@@ -31,6 +32,7 @@ def test_the_readme_numbers() -> None:
         "normalized_compute": 1.15,
         "mean_units": 46 / 26,
         "peak_units": 2,
+        "reserved_units": 52.0,
         "exchange_rate": 6 / 14,
     }
     assert {key: result[key] for key in expected} == pytest.approx(expected)
@@ -72,6 +74,14 @@ def test_tokens_and_seconds() -> None:
     assert list(result["total_latency"]) == ["mean", "std", "p50", "p95", "p99"]
 
 
+def test_percentiles_of_the_total_latency_by_hand() -> None:
+    """Of 2000 tokens each takes 20 layer times with probability 0.7, 40 without a match."""
+    total = estimate(0.7, 40, tokens=2001, overhead=1)["total_latency"]
+    for percent in (50, 95, 99):
+        misses = int(binom.ppf(percent / 100, 2000, 0.3))
+        assert total[f"p{percent}"] == 40 + 2000 * 20 + 20 * misses + 2001
+
+
 @pytest.mark.parametrize("depth", [1, 2, None])
 @pytest.mark.parametrize("target", [1.0, 1.1, 1.5, 3.0])
 def test_required_match_rate_inverts_the_latency(depth: int | None, target: float) -> None:
@@ -82,6 +92,20 @@ def test_required_match_rate_inverts_the_latency(depth: int | None, target: floa
     else:
         assert p is not None
         assert 40 / latency_per_token(p, 40, 10, depth) == pytest.approx(target)
+    assert required_p_correct(target, 40, 10) == required_p_correct(target, 40, 10, 1)
+
+
+def test_a_required_match_rate_has_twelve_digits_and_may_be_one() -> None:
+    assert required_p_correct(1.1, 40, 20) == 0.181818181818
+    assert required_p_correct(2, 40, 20) == 1
+    assert required_p_correct(2.001, 40, 20) is None
+
+
+@pytest.mark.parametrize("target", [1, 1.5])
+def test_a_target_speed_up_gets_its_match_rate(target: float) -> None:
+    result = estimate(0.7, 40, target_speedup=target, overhead=1)
+    assert result["target_speedup"] == target
+    assert result["p_correct_for_target"] == required_p_correct(target, 40, 20, 1, 1)
 
 
 def test_from_a_measurement_gives_intervals(measurement: Measurement) -> None:
@@ -102,9 +126,11 @@ def test_from_a_measurement_gives_intervals(measurement: Measurement) -> None:
 def test_from_a_calibration_agrees_with_its_measurement(measurement: Measurement) -> None:
     calibration = quick_fit(measurement, k_max=4)
     assert estimate_from(calibration, 4, 2) == estimate_from(measurement, 4, 2)
-    fewer = fit(measurement, k_max=4, resamples=100, family="floored power")
+    fewer = fit(measurement, k_max=4, resamples=100, seed=7, family="floored power")
     ends = estimate_from(fewer, 4, 2)["p_correct"]
     assert ends["ci_low"] == fewer.ci_low[3, 1]
+    given = estimate_from(fewer, 4, 2, resamples=1000, seed=0)
+    assert given == estimate_from(measurement, 4, 2) == estimate_from(measurement, 4, 2, seed=0)
     with pytest.raises(InvalidInputError, match=r"k must not exceed .*; got 5; it has 1 to 4"):
         estimate_from(calibration, 4, 5)
 
@@ -132,10 +158,19 @@ def test_a_k_beyond_every_rank_hits_always(measurement: Measurement) -> None:
         )
 
 
+def test_more_processes_than_a_float_can_count_have_no_interval() -> None:
+    result = estimate_from(make_measurement(layers=400, tokens=1), 1, 1000, None)
+    for name in ("compute_per_token", "reserved_units"):
+        assert (result[name]["value"], result[name]["ci_low"]) == (None, None)
+    assert result["latency_per_token"]["value"] > 0
+
+
 def test_one_prompt_gives_no_interval() -> None:
     result = estimate_from(make_measurement(prompts=1), 3)
     assert result["p_correct"]["n_prompts"] == 1
     assert result["p_correct"]["ci_low"] is None
+    two = estimate_from(make_measurement(prompts=2), 3)["p_correct"]
+    assert two["ci_low"] <= two["value"] <= two["ci_high"]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -147,7 +182,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokens": 0}, "tokens must be a positive integer; got 0"),
     ({"overhead": math.nan}, "overhead must be a number of at least 0; got nan"),
     ({"layer_time_s": 0.0}, "layer_time_s must be a positive number; got 0.0"),
+    ({"layer_time_s": math.inf}, "layer_time_s must be a positive number; got inf"),
     ({"target_speedup": 0.5}, "target_speedup must be at least 1; got 0.5"),
+    ({"target_speedup": math.inf}, "target_speedup must be at least 1; got inf"),
 ]
 
 

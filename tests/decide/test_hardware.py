@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppdmodel.decide.hardware import device, models, shape
+from ppdmodel.decide.hardware import device, models, published_decoding, shape
 from ppdmodel.errors import InvalidInputError
 
 
@@ -31,6 +31,11 @@ def test_the_small_model_has_as_many_weights_as_its_name_says() -> None:
 def test_every_entry_has_a_source() -> None:
     assert all(shape(name).source.startswith("config.json of ") for name in models())
     assert device("H100 SXM").bytes_per_s == 3.35e12
+    for row in published_decoding():
+        assert row["model"] in models()
+        assert device(row["device"]).source
+        assert row["source"]
+    assert len(published_decoding()) >= 3
 
 
 def test_bad_input_is_named() -> None:

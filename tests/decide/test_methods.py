@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ppdmodel.decide.methods import (
     MethodSettings,
     PpdSettings,
     best_method,
+    beyond,
     gated,
     given,
     ppd,
@@ -104,22 +105,36 @@ def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
     assert all_of(at_exit, weights)[0].min() < 0.5, "a perfect draft is much faster"
 
 
-def test_a_gate_by_hand(measurement: Measurement) -> None:
-    family, weights = gated(TokenCounts.of(measurement)), weights_of(measurement)
+@pytest.mark.parametrize("link_time", [0.0, 1.5])
+def test_a_gate_by_hand(measurement: Measurement, link_time: float) -> None:
+    """A link moves the start of the guesses later, at most to the last layer."""
+    family = gated(TokenCounts.of(measurement), link_time)
+    weights = weights_of(measurement)
     latency, compute = all_of(family, weights)
     d, tokens = measurement.layers, measurement.tokens_by_prompt()
     assert not any(name.startswith("exit 3,") for name in family.settings), "the second half"
-    for e, k, gate in ((4, 2, 0.3), (6, 1, 0.8), (5, 8, 0.5)):
+    for e, k, gate in ((4, 2, 0.3), (6, 1, 0.8), (5, 8, 0.5), (7, 3, 0.2)):
         place = family.settings.index(f"exit {e}, k = {k}, gate {gate:g}")
         opens = measurement.top_prob[:, e - 1] >= gate
         hit = opens & (measurement.rank[:, e - 1] <= k)
-        takes = d - hit * (d - e)
-        costs = d + opens * (k - hit) * (d - e)
+        left = d - min(e + link_time, d)
+        takes = d - hit * left
+        costs = d + opens * (k - hit) * left
         for row, weight in enumerate(weights):
             w = weight[measurement.prompt_index]
             assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
             assert compute[row, place] == pytest.approx((w @ costs) / (weight @ tokens) / d)
         assert family.units[place] == k + 1
+
+
+def test_a_gate_that_opens_once_or_never(measurement: Measurement) -> None:
+    top_prob, rank = np.zeros_like(measurement.top_prob), measurement.rank.copy()
+    top_prob[5, 4], rank[5, 4] = 0.35, 1
+    family = gated(TokenCounts.of(replace(measurement, top_prob=top_prob, rank=rank)))
+    latency = all_of(family, weights_of(measurement)[:1])[0][0]
+    for gate, saved in ((0.3, (8 - 5) / 8 / measurement.n_tokens), (0.4, 0)):
+        place = family.settings.index(f"exit 5, k = 1, gate {gate:g}")
+        assert latency[place] == pytest.approx(1 - saved, rel=1e-12)
 
 
 @pytest.mark.parametrize("with_guesses", [True, False])
@@ -128,6 +143,7 @@ def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None
     family, weights = pairs(measurement, guesses), weights_of(measurement)
     latency, compute = all_of(family, weights)
     d, tokens = measurement.layers, measurement.tokens_by_prompt()
+    assert ("an upper bound" in family.note) is (guesses is None)
     for early, late, a, b in ((4, 6, 2, 3), (5, 7, 1, 1), (4, 5, 5, 5)):
         place = family.settings.index(f"exits {early}, {late}, k = {a}, {b}")
         takes, costs = np.zeros(measurement.n_tokens), np.zeros(measurement.n_tokens)
@@ -140,6 +156,7 @@ def test_two_exits_by_hand(measurement: Measurement, with_guesses: bool) -> None
                 started = len(set(guesses.ids[row, late - 1, :b].tolist()) - before)
             takes[row] = d - first * (d - early) - second * (d - late)
             costs[row] = d + (a - first) * (d - early) + (started - second) * (d - late)
+        assert family.units[place] == 1 + a + b
         for row, weight in enumerate(weights):
             w = weight[measurement.prompt_index]
             assert latency[row, place] == pytest.approx((w @ takes) / (weight @ tokens) / d)
@@ -211,6 +228,21 @@ def test_draws_are_those_of_every_setting(measurement: Measurement) -> None:
         assert mine == pytest.approx(slow)
 
 
+def test_ppd_settings_are_those_that_were_counted(measurement: Measurement) -> None:
+    calibration = quick_fit(measurement, k_max=4)
+    some = replace(calibration, exit_layers=(2, 5), ks=(1, 3))
+    for counts, exits, ks in ((calibration, range(1, 8), range(1, 5)), (some, (2, 5), (1, 3))):
+        for depths in (1, 2):
+            space = PpdSettings.of(counts, LayerCosts(), depths)
+            grid = space.grid
+            found = [*zip(grid.depth, grid.exit_layer, grid.k, strict=True)]
+            assert found == [*product(range(1, depths + 1), exits, ks)]
+    alone = PpdSettings.of(calibration, LayerCosts())
+    assert set(alone.grid.depth) == {1}
+    assert alone.link_time == 0
+    assert np.array_equal(alone.hits, calibration.hits)
+
+
 def test_ppd_in_words(measurement: Measurement) -> None:
     method = ppd(ppd_of(measurement), "PPD, timed", "a note")
     assert (method.name, method.note) == ("PPD, timed", "a note")
@@ -230,6 +262,13 @@ def test_settings_within_the_units(measurement: Measurement) -> None:
     for mine, whole in zip(all_of(kept, weights), all_of(method, weights), strict=True):
         assert np.array_equal(mine, whole[:, places])
     assert method.within(1).size == 0
+
+
+def test_methods_beyond_the_units_are_named() -> None:
+    least = {"PPD": 2, "PPD, two exits": 3}
+    assert beyond(least, 1) == [f"{name}: it takes {n} units or more" for name, n in least.items()]
+    assert beyond(least, 2) == ["PPD, two exits: it takes 3 units or more"]
+    assert beyond(least, 3) == beyond(least, None) == []
 
 
 @pytest.fixture(scope="module")
@@ -274,14 +313,18 @@ def test_a_given_method_has_no_uncertainty() -> None:
     )  # fmt: skip
     for interval, value in ((method.latency, 0.5), (method.compute, 2.0)):
         assert (interval.value, interval.ci_low, interval.ci_high) == (value,) * 3
-        assert (interval.n_tokens, interval.method) == (0, GIVEN)
+        assert (interval.n_tokens, interval.n_prompts, interval.method) == (0, 0, GIVEN)
     assert (method.held_out, method.held_out_compute, method.units) == (None, None, 3)
 
 
 def test_two_exits_need_time_for_the_later_one(measurement: Measurement) -> None:
     recorded = fit(measurement, resamples=40, family="rank tail").recorded
     assert recorded is not None
-    assert two_exits(recorded) is not None
+    for link_time, latest in ((0, 7), (0.5, 7), (1, 6)):
+        family = two_exits(recorded, link_time)
+        assert family is not None
+        late = [int(words.split(",")[1]) for words in family.settings]
+        assert max(late) == latest
     assert two_exits(recorded, link_time=measurement.layers) is None
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppdmodel import compute_per_token, latency_per_token, optimize
+from ppdmodel import compute_per_token, estimate_from, latency_per_token, optimize
 from ppdmodel.decide.costs import TimedCosts
 from ppdmodel.decide.methods import MethodSettings, gated, two_exits
 from ppdmodel.decide.prediction import (
@@ -71,11 +71,23 @@ def test_no_setting_of_the_frontier_is_beaten(calibration: Calibration) -> None:
         assert brute_force(calibration, x, 1)[0] == pytest.approx(y)
 
 
+def test_of_equally_fast_settings_the_frontier_has_the_cheapest(measurement: Measurement) -> None:
+    """No token ranks below the second, so more guesses than two only cost more."""
+    ranks = replace(measurement, rank=np.minimum(measurement.rank, 2))
+    frontier = optimize(quick_fit(ranks, k_max=4, resamples=40)).frontier
+    assert {s.k for s in frontier} == {1, 2}
+    latency = [s.normalized_latency.value for s in frontier]
+    assert len(set(latency)) == len(latency)
+
+
 def test_intervals_enclose_and_shares_are_shares(calibration: Calibration) -> None:
     for choice in optimize(calibration).choices:
         assert choice.setting is not None
         for value in (choice.setting.normalized_latency, choice.setting.p_correct):
             assert value.ci_low <= value.value <= value.ci_high
+        rate = estimate_from(calibration, choice.setting.exit_layer, choice.setting.k)["p_correct"]
+        for end in ("value", "ci_low", "ci_high"):
+            assert getattr(choice.setting.p_correct, end) == pytest.approx(rate[end], rel=1e-6)
         assert choice.chosen_share is not None
         assert 0 < choice.chosen_share <= 1
         assert choice.runner_up is not None
@@ -234,6 +246,8 @@ def test_with_times_it_decides_in_seconds(timed: Calibration) -> None:
         for k in (1, 3)
     }
     assert decision.settings == len(every)
+    assert max(every.values()) > 1
+    assert all(s.normalized_latency.value < 1 for s in decision.frontier), "slower ones are none"
     (choice,) = decision.choices
     setting = choice.setting
     assert setting is not None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ppdmodel import calibrated_compute, calibrated_early_latency
 from ppdmodel.decide.hardware import device, shape
 from ppdmodel.decide.prediction import (
     SCHEDULE,
@@ -85,6 +86,12 @@ def test_measured_layers_vary_and_ideal_ones_do_not() -> None:
              for t in (timing, ideal)]  # fmt: skip
     assert found[0] != found[1]
     assert found[2] != found[3]
+    times = schedule_times(timing, 4, 3)
+    half = calibrated_early_latency(0.5, 30, 4, **times, unfinished=0.5)
+    assert found[0] == pytest.approx(float(half))
+    for name in ("layer_time", "token_time", "promotion_delay"):
+        del times[name]
+    assert found[2] == pytest.approx(calibrated_compute(0.5, 30, 4, 3, **times, unfinished=0.5))
 
 
 def test_the_match_rate_of_a_setting() -> None:

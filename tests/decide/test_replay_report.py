@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ppdmodel import Policy, expected_total_latency, replay, replay_report
+from ppdmodel.decide.replay_report import ReplayReport
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
@@ -19,6 +20,9 @@ def test_means_are_those_of_the_replay(measurement: Measurement) -> None:
     assert report.latency.value == pytest.approx(run.latency_per_token)
     assert report.compute.value == pytest.approx(run.compute_per_token)
     assert report.normalized_latency.value == pytest.approx(run.latency_per_token / 6)
+    assert report.normalized_compute.value == pytest.approx(run.compute_per_token / 6)
+    assert report.peak_units == max(generation.peak_units for generation in run.generations)
+    assert report == replay_report(measurement, policy, seed=0)
     assert report.latency.ci_low < report.latency.value < report.latency.ci_high
     assert report.n_texts == len(run.generations)
 
@@ -32,20 +36,39 @@ def test_for_late_exits_matches_need_not_be_independent(measurement: Measurement
     assert report.closed_form == pytest.approx(total / 20)
 
 
-def alternating() -> Measurement:
-    """Every second token matches: no two matches in a row, for which early exits wait."""
-    base = make_measurement(prompts=12, tokens=40, layers=8)
-    rank = np.where(base.position % 2 == 0, 1, 300)[:, None] * np.ones(8, dtype=np.int64)
-    return replace(base, rank=rank)
+def report_on(*matches: str) -> ReplayReport:
+    """Of an early exit, for which matches in a row count; texts with these matches, six of each."""
+    base = make_measurement(prompts=6 * len(matches), tokens=len(matches[0]), layers=8)
+    hit = np.array([list(text) for text in matches * 6]).ravel() == "x"
+    rank = np.where(hit, 1, 300)[:, None] * np.ones(8, dtype=np.int64)
+    return replay_report(replace(base, rank=rank), Policy(1, k=1))
 
 
-def test_where_independence_misleads_it_says_so() -> None:
-    report = replay_report(alternating(), Policy(1, k=1))
+@pytest.mark.parametrize(("matches", "sign"), [("x." * 20, 1), ("x" * 20 + "." * 20, -1)])
+def test_where_independence_misleads_it_says_so(matches: str, sign: int) -> None:
+    """Matches that alternate, and matches that stand together."""
+    report = report_on(matches)
     assert report.autocorrelation is not None
-    assert report.autocorrelation < -0.9
+    assert sign * report.autocorrelation < -0.8
     assert report.closed_form is not None
     assert report.misleads == pytest.approx(report.closed_form / report.latency.value - 1)
-    assert (report.misleads or 0) > 0.01
+    assert sign * (report.misleads or 0) > 0.01
+
+
+def test_an_error_that_is_small_or_within_the_interval_does_not_mislead() -> None:
+    small, uncertain = report_on(".x" + "." * 38), report_on("x" * 40, "." * 40)
+    for report, within in ((small, False), (uncertain, True)):
+        assert report.closed_form is not None
+        latency = report.latency
+        assert (latency.ci_low <= report.closed_form <= latency.ci_high) is within
+        assert (abs(report.closed_form / latency.value - 1) > 0.01) is within
+        assert report.misleads is None
+
+
+def test_texts_of_one_token_have_no_match_rate() -> None:
+    report = replay_report(make_measurement(tokens=1), Policy(4))
+    assert report.match_rate is report.closed_form is report.misleads is None
+    assert report.normalized_latency.value == 1
 
 
 def test_without_a_closed_form(measurement: Measurement) -> None:

@@ -43,6 +43,7 @@ def test_small_batches_wait_for_memory_and_large_ones_for_arithmetic() -> None:
     head = 32000 * 8192 * 2 / 3.35e12
     assert timing.terms["head_time_s"].value == head
     assert predicted_plain_latency_s(timing) == pytest.approx(80 * of_batch[1] + head)
+    assert timing.terms["plain_latency_s"].value == pytest.approx(80 * of_batch[1] + head)
     halves = roofline(shape("Llama 2 70B"), device("H100 SXM"), units_per_process=2)
     assert predicted_plain_latency_s(halves) == pytest.approx((80 * of_batch[1] + head) / 2)
 
@@ -53,6 +54,14 @@ def test_times_go_with_the_bytes() -> None:
     assert ideal_times(model, slow, bytes_per_weight=0.5)[1] == model.head_weights / 2 / 1e12
     with pytest.raises(InvalidInputError, match="bytes_per_second must be a positive"):
         ideal_times(model, Device(0, 1e15, "made up"))
+
+
+def test_times_are_of_two_units_and_an_exit_in_the_middle() -> None:
+    shallow = replace(shape("Llama 2 70B"), layers=1)
+    for timing, middle in ((of_70b(), 40), (roofline(shallow, device("H100 SXM")), 1)):
+        assert (timing.units, timing.exit_layers) == (2, (middle,))
+        samples = timing.samples["by_k"]["1"]
+        assert samples == {name: [[t.value] for t in each] for name, each in timing.by_k[1].items()}
 
 
 def test_a_link_costs_ppd_one_message_and_splitting_two_a_layer() -> None:
@@ -90,8 +99,12 @@ def test_a_config_gives_the_shape(tmp_path: Path) -> None:
         known.layer_weights,
         known.head_weights,
     )
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": BIG | {"head_dim": 64}}))
-    assert shape_from_config(tmp_path).layer_weights < known.layer_weights
+    assert found.source == str(tmp_path / "config.json")
+    large = BIG | {"num_hidden_layers": 1000, "_name_or_path": "a/model", "head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": large}))
+    found = shape_from_config(tmp_path)
+    assert found.layer_weights < known.layer_weights
+    assert (found.layers, found.source) == (1000, "a/model")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +113,7 @@ def test_a_config_gives_the_shape(tmp_path: Path) -> None:
         ({**BIG, "num_local_experts": 8}, "the config must be of a dense decoder"),
         ({k: v for k, v in BIG.items() if k != "vocab_size"}, "the config must have vocab_size"),
         ({**BIG, "hidden_size": -1}, "hidden_size must be a positive integer; got -1"),
+        ({**BIG, "num_hidden_layers": 1001}, "at most 1000 layers; got 64 heads for 8 and 1001"),
         ([], "a config must be one JSON object"),
     ],
 )
@@ -168,3 +182,4 @@ def test_every_exit_of_a_model_that_is_no_deeper_is_kept() -> None:
     timing = roofline(shape("SmolLM2 135M"), device("H100 SXM"))
     calibration = replace(a_calibration(12), exit_layers=None)
     assert carried_over(calibration, timing).exit_layers == tuple(range(1, 30))
+    assert carried_over(calibration, of_70b()).exit_layers == tuple(range(3, 80))

@@ -128,16 +128,19 @@ def test_values_of_one_setting_and_their_interval() -> None:
     table = table_of()
     sample = sample_of(table)
     found = Selection(sample, table).evaluation(2)
+    assert sample.all_once.tolist() == [[1] * 13]
     share = table.tokens / table.tokens.sum()
     assert found.latency.value == pytest.approx(share @ table.latency[:, 2])
     assert found.compute.value == pytest.approx(share @ table.compute[:, 2])
     drawn = []
     for row in sample.weights:
         chosen = np.repeat(np.arange(13), row)
-        drawn.append(np.average(table.compute[chosen, 2], weights=table.tokens[chosen]))
-    assert found.draws[:, 1] == pytest.approx(drawn)
-    assert found.compute.ci_low == pytest.approx(np.percentile(drawn, 2.5))
-    assert found.compute.ci_high == pytest.approx(np.percentile(drawn, 97.5))
+        each = np.stack([table.latency[chosen, 2], table.compute[chosen, 2]])
+        drawn.append(np.average(each, axis=1, weights=table.tokens[chosen]))
+    assert found.draws == pytest.approx(np.array(drawn))
+    for interval, draws in zip((found.latency, found.compute), np.transpose(drawn), strict=True):
+        assert interval.ci_low == pytest.approx(np.percentile(draws, 2.5))
+        assert interval.ci_high == pytest.approx(np.percentile(draws, 97.5))
     assert (found.latency.n_prompts, found.latency.n_tokens) == (13, table.tokens.sum())
 
 

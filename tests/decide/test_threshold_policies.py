@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ppdmodel import threshold
 from ppdmodel.decide.selection import Rule
-from ppdmodel.decide.threshold_policies import Policies, PolicySettings, Reading
+from ppdmodel.decide.threshold_policies import Policies, PolicySettings, Reading, _eliminated
 from ppdmodel.errors import InvalidInputError
 from tests.decide.test_threshold_rule import LAYERS, PROMPTS, made_up
 from tests.pipeline.test_prediction_error import a_timing
@@ -61,6 +63,16 @@ def test_the_threshold_rule_by_hand(price: float) -> None:
         assert compute[place] == pytest.approx(1 + (started - hit).mean() * left)
 
 
+def test_what_is_certain_starts_at_any_price() -> None:
+    """At no price the threshold is 1."""
+    measurement, guesses = made_up(tokens=TOKENS)
+    certain = replace(guesses, probs=np.where(np.arange(8) == 0, 1, guesses.probs))
+    policies = Policies(measurement, certain)
+    assert policies.reading == Reading(0, 0)
+    space = policies.by_threshold(0, UNCHANGED)
+    assert np.array_equal(space.started[0], np.tile(policies.tokens[:, None], 3))
+
+
 def test_two_fixed_exits_start_a_shared_guess_once() -> None:
     measurement, guesses = made_up(tokens=TOKENS)
     space = policies_of().two_fixed()
@@ -95,8 +107,9 @@ def test_reading_counts_once_for_each_exit_that_is_read() -> None:
 def test_a_slower_reading_than_the_heads_delays_what_it_starts() -> None:
     """Guesses of exit e start a layer later: as those of exit e + 1 of the same match rate."""
     measurement, _ = made_up(tokens=TOKENS)
-    space = policies_of(1.5, 0.5).fixed()
+    space, pairs = policies_of(1.5, 0.5).fixed(), policies_of(1.5, 0.5).two_fixed()
     assert set(space.exits[0]) == {3, 4}, "what starts at the last layer saves nothing"
+    assert {*zip(*pairs.exits, strict=True)} == {(3, 4)}
     latency, compute = (values[0] * (LAYERS + 0.5) for values in all_of(space))
     for place, (e, k) in enumerate(zip(space.exits[0], space.k[0], strict=True)):
         p = (measurement.rank[:, e - 1] <= k).mean()
@@ -132,6 +145,26 @@ def test_exits_are_read_while_that_lowers_the_objective() -> None:
     assert [int(e[0]) for e in everywhere.exits] == [3, 4, 5], "free readings are all taken"
 
 
+@pytest.mark.parametrize(
+    ("costs", "kept"),
+    [
+        ((5, -3, 2), [1]),
+        ((5, 0, -2), [1, 2]),  # what lowers nothing stays
+        ((-1, 0), [0, 1]),
+        ((1, 1), []),
+    ],
+)
+def test_what_costs_most_is_eliminated_first(costs: tuple[int, ...], kept: list[int]) -> None:
+    seen = []
+
+    def objective(some: list[int]) -> float:
+        seen.append(some)
+        return sum(costs[j] for j in some)
+
+    assert _eliminated([*range(len(costs))], objective) == kept
+    assert len(seen) == len({*map(tuple, seen)}), "each subset is evaluated once"
+
+
 def test_costs_of_reading_from_a_timing() -> None:
     timing = a_timing()
     reading = Reading.of_timing(timing)
@@ -146,6 +179,8 @@ def test_costs_of_reading_from_a_timing() -> None:
     assert reading.delay == reading.exit_cost - reading.head_cost
     assert list(Reading(0, 2).exits(10)) == [6, 7, 8, 9], "none is past its exit at the verdict"
     assert list(Reading(2, 0).exits(10)) == [5, 6, 7], "guesses come before the verdict"
+    assert list(Reading(2, 0).exits(9)) == [5, 6], "the first of the second half stays"
+    assert list(Reading(4, 0).exits(10)) == [5], "one is enough"
     for exit_cost, head_cost in ((6.0, 0.0), (0.0, 6.0)):
         with pytest.raises(InvalidInputError, match="must leave time for its guesses"):
             Reading(exit_cost, head_cost).exits(6)

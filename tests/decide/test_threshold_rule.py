@@ -9,8 +9,10 @@ import pytest
 
 from ppdmodel import threshold, threshold_report
 from ppdmodel.decide.selection import MOST_PRICE
+from ppdmodel.decide.threshold_policies import Reading
 from ppdmodel.decide.threshold_rule import Priced, ThresholdReport, _cost
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.fitting.guess_reliability import reliability_of
 from ppdmodel.results.measurement import Guesses, Measurement
 from tests.conftest import make_measurement
 from tests.pipeline.test_prediction_error import a_timing
@@ -65,6 +67,7 @@ def test_a_temperature_is_found_and_taken_out(report: ThresholdReport) -> None:
         assert exit_.scale == pytest.approx(0.5, abs=0.05)
         assert exit_.shift == pytest.approx(0, abs=0.1)
         assert exit_.error < 0.02 < exit_.error_raw
+    assert report.reliability == reliability_of([made_up(temperature=0.5)])
 
 
 def test_the_rule_beats_every_fixed_setting(report: ThresholdReport) -> None:
@@ -188,6 +191,45 @@ def test_bad_input_is_named() -> None:
         threshold_report(measurement, replace(guesses, ids=guesses.ids % 100))
     with pytest.raises(InvalidInputError, match="guesses must be of the measured tokens"):
         threshold_report(measurement, replace(guesses, ids=guesses.ids[:-1]))
+
+
+def test_ten_prompts_and_two_layers_are_enough() -> None:
+    """At the one exit there is, where the seed is 0 unless given."""
+    measurement, guesses = made_up(tokens=20)
+    rows = measurement.prompt_index < 10
+    few = replace(
+        measurement,
+        prompt_ids=measurement.prompt_ids[:10],
+        categories=measurement.categories[:10],
+        prompt_index=measurement.prompt_index[rows],
+        turn=measurement.turn[rows],
+        position=measurement.position[rows],
+        token_id=measurement.token_id[rows],
+        rank=measurement.rank[rows, -2:],
+        top_prob=measurement.top_prob[rows, -2:],
+    )
+    ids, probs = guesses.ids[rows, -2:], guesses.probs[rows, -2:]
+    made = few, replace(guesses, ids=ids, probs=probs)
+    report = threshold_report(*made, prices=(4.0,))
+    (row,) = report.prices
+    assert (row.several_exits, row.two_exits, row.two_k) == ((1,), None, None)
+    assert (row.exit_layer, row.fixed_exit_layer) == (1, 1)
+    assert row.fixed_k is not None
+    assert report == threshold_report(*made, prices=(4.0,), seed=0)
+    assert report != threshold_report(*made, prices=(4.0,), seed=1)
+
+
+def test_a_timing_of_the_model_gives_both_costs() -> None:
+    measurement, guesses = made_up(tokens=20)
+    about = {**measurement.provenance, "weights_sha256": ["0"]}
+    timing = replace(a_timing(), layers=LAYERS)
+    made = replace(measurement, provenance=about), guesses
+    report = threshold_report(*made, prices=(6.0,), timing=timing)
+    reading = Reading.of_timing(timing)
+    assert (report.exit_cost, report.head_cost) == (reading.exit_cost, reading.head_cost)
+    assert report == threshold_report(
+        *made, prices=(6.0,), exit_cost=reading.exit_cost, head_cost=reading.head_cost
+    )
 
 
 def test_the_table_has_a_row_per_price(report: ThresholdReport) -> None:
