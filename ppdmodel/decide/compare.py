@@ -84,12 +84,18 @@ def compare(
             tensor parallelism has two all-reduces a layer by recursive doubling.
 
     Raises:
-        InvalidInputError: an argument is outside its domain, or the timing of another model.
+        InvalidInputError: an argument is outside its domain, the timing of another model, or there
+            is no exit before the last layer.
     """
     rule = Rule(max_compute=check_budget(max_compute))
     if max_units is not None:
         positive_integer("max_units", max_units)
     link = _Link.of(efficiency, link_time)
+    if source.layers < 2:
+        raise InvalidInputError(
+            f"an exit must lie below the last layer; got {source.layers} layers; measure a deeper "
+            "model"
+        )
     timing = _checked_timing(source, timing)
     counts = HitCounts.of(source, guesses=guesses)
     search = _Search(PromptSample(counts.tokens, counts.resamples, counts.seed), rule, max_units)

@@ -182,6 +182,12 @@ def test_without_a_setting_that_pays_two_units_split_the_layers() -> None:
     assert "PPD, split layers" not in [method.name for method in result.methods]
 
 
+def test_two_layers_are_enough() -> None:
+    assert named(compare(make_measurement(layers=2)), "PPD").setting.startswith("exit 1, k = ")
+    with pytest.raises(InvalidInputError, match="an exit must lie below the last layer; got 1"):
+        compare(make_measurement(layers=1))
+
+
 def test_times_add_rows_in_seconds() -> None:
     made = make_measurement(layers=30)
     about = {**made.provenance, "weights_sha256": ["0"], "exit_kind": "logit"}
