@@ -9,6 +9,9 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+#: characters of another library's message that an error cites
+EXCERPT = 200
+
 
 class PpdModelError(Exception):
     """Base of every error that ppdmodel raises on purpose."""
@@ -31,6 +34,15 @@ class MissingExtraError(PpdModelError, RuntimeError):
 
 class RunFailedError(PpdModelError, RuntimeError):
     """The input was fine and the run did not succeed; exit code 1."""
+
+
+def excerpt(error: BaseException) -> str:
+    """The beginning of another library's message, in one line.
+
+    >>> excerpt(ValueError("so  much    space"))
+    'so much space'
+    """
+    return " ".join(str(error).split())[:EXCERPT]
 
 
 def names_on_demand(

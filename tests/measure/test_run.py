@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure import batch
 from ppdmodel.measure import run as run_module
 from ppdmodel.measure.decoder import verify as proof
-from ppdmodel.measure.decoder.exit import Exit, logit_exit
+from ppdmodel.measure.decoder.exit import AffineMap, Exit, logit_exit
+from ppdmodel.measure.decoder.sampling import Sampling
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.progress import Progress
-from ppdmodel.measure.prompts import read_prompts
+from ppdmodel.measure.prompts import Prompt, read_prompts
+from ppdmodel.measure.run import Shard
 from ppdmodel.measure.store import UNFINISHED
+from ppdmodel.measure.training.train import TrainedExits, fingerprint
 from ppdmodel.results.io import read_measurement
 from ppdmodel.results.measurement import Measurement
 from tests.support.runs import KILLED, ended, measure_flat, measuring, run_until_killed, start
@@ -49,6 +54,7 @@ def test_a_whole_run(tiny_model: Path, prompt_file: Path, tmp_path: Path) -> Non
     assert (result.rank >= 1).all()
     assert ((result.top_prob > 0) & (result.top_prob <= 1)).all()
     shares = [p.share for p in seen]
+    assert seen[0] == Progress("loading", 0, 0)
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
     assert seen[-1].tokens == result.n_tokens
@@ -265,3 +271,79 @@ def test_near_ties_are_those_of_the_models_own_logits(
                 assert ((prompt.id, position) in told) == (margin < 0.2)
             if (prompt.id, position) in told:
                 assert told[prompt.id, position] == pytest.approx(margin, abs=1e-3)
+
+
+def test_shards_have_the_batches_in_turn(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    """Seven prompts are four batches: a shard of five has none, and the fourth has the last."""
+    names = {
+        (1, 3): ("p0", "p1", "p6"),
+        (2, 3): ("p2", "p3"),
+        (3, 3): ("p4", "p5"),
+        (4, 4): ("p6",),
+    }
+    for (number, count), expected in names.items():
+        out = tmp_path / f"{number}"
+        shard = Shard.parse(f"{number}/{count}")
+        found = run(tiny_model, prompt_file, out, shard=shard, max_new_tokens=2)
+        assert found.prompt_ids == expected
+        assert not found.complete
+        assert found.provenance["shard"] == f"{number}/{count} of batches of 2"
+    with pytest.raises(InvalidInputError, match="a batch to do; got 5/5 of 4 batches; use fewer"):
+        run(tiny_model, prompt_file, tmp_path / "5", shard=Shard(5, 5))
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/b", "/2", ""])
+def test_what_is_no_shard_is_named(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="shard must be i/N with i from 1 to N; got"):
+        Shard.parse(text)
+
+
+def test_provenance_says_how_text_was_made_and_by_which_exits(
+    tiny_model: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    """Exits whose prompts are measured are refused, and those of the last layer do not fit."""
+    map_, used = AffineMap(torch.zeros(32, 32), torch.zeros(32)), Prompt("t", "the quick")
+    exits = TrainedExits({2: map_}, "f" * 64, {"n_tokens": 9}, {"trained_on": [fingerprint(used)]})
+    plain = run(tiny_model, prompt_file, tmp_path / "plain").provenance
+    assert (plain["exit_kind"], plain["decoding"]) == ("logit", "greedy")
+    found = run(
+        tiny_model, prompt_file, tmp_path / "m", exits=exits, sampling=Sampling(0.5, seed=3)
+    ).provenance
+    expected: dict[str, Any] = {
+        "exit_kind": "trained",
+        "exits_sha256": "f" * 64,
+        "exits": {"n_tokens": 9},
+    }
+    expected |= {"decoding": "sampled", "temperature": 0.5, "top_p": 1.0, "seed": 3}
+    assert {name: found[name] for name in expected} == expected
+    source = locate(str(tiny_model))
+    with pytest.raises(InvalidInputError, match="that they were not trained on; got 1"):
+        measure_flat(source, [used], tmp_path / "used", exits=exits)
+    with pytest.raises(InvalidInputError, match="for layer 5 of 5"):
+        run(tiny_model, prompt_file, tmp_path / "last", exits=replace(exits, maps={5: map_}))
+
+
+def _never(*_: Any, **__: Any) -> None:
+    raise AssertionError("this must not be called")
+
+
+def test_a_conversation_must_fit_the_context_with_all_its_answers(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last turn's context holds every answer before it: 100 + 100 + 2 x 29 is too much."""
+    conversation = partial(measure_flat, locate(str(tiny_model)), n_threads=1)
+    first, second = "a" * 100, "b" * 100
+    conversation([Prompt("one", first)], tmp_path / "one", raw=True, max_new_tokens=29)
+    both = Prompt("both", first, later_turns=(second,))
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "measure_batch", _never)
+        prompts = [Prompt("one", first), both]
+        with pytest.raises(InvalidInputError) as caught:
+            conversation(prompts, tmp_path / "m", raw=True, max_new_tokens=29)
+    words = "must fit the model's context of 256; got 200 + 58 for prompt 'both'; shorten one"
+    assert words in str(caught.value)
+    assert not (tmp_path / "m" / "summary.json").exists()
+    with pytest.raises(InvalidInputError, match=r"got 241 \+ 28 for prompt 'both'"):
+        conversation([both], tmp_path / "m", max_new_tokens=14)  # the template counts too

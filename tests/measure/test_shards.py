@@ -123,6 +123,9 @@ def test_the_whole_says_which_runs_it_is_of(shards: list[Path], tmp_path: Path) 
     assert about["shard"] is None
     assert [run["shard"][:3] for run in about["merged"]] == ["1/3", "2/3", "3/3"]
     assert all(run["packages"]["torch"] for run in about["merged"])
+    first = load_measurement(shards[0]).provenance
+    for name in ("device", "threads", "packages"):
+        assert about[name] == first[name], "of the first, since the merge ran no model"
 
 
 def test_json_is_one_document(shards: list[Path], tmp_path: Path) -> None:

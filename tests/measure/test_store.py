@@ -92,6 +92,9 @@ def test_without_guesses_there_is_no_file_of_them(tmp_path: Path) -> None:
     store.add(batch(0, 1, about=ABOUT | settings)[0], None)
     assert names(tmp_path / UNFINISHED) == [f"000000.{TOKENS_FILE}"]
     assert Store(tmp_path, settings).done == {"p0", "p1"}
+    store.join_batches()
+    assert names(tmp_path) == sorted([SUMMARY_FILE, TOKENS_FILE])
+    assert not (tmp_path / UNFINISHED).exists()
 
 
 def test_another_store_of_the_folder_goes_on_with_what_is_left(tmp_path: Path) -> None:
@@ -187,9 +190,9 @@ def test_nothing_to_join_makes_no_file(tmp_path: Path) -> None:
 
 def test_the_joined_table_says_of_itself_what_it_is_told(tmp_path: Path) -> None:
     later = ABOUT | {"date": "2026-01-02T00:00:00+00:00"}
-    filled(tmp_path / "m", (0, 1)).add(*batch(2, 3, about=later))
+    filled(tmp_path / "m", (0, 1), (2, 3)).add(*batch(4, 5, about=later))
     sources = sorted((tmp_path / "m" / UNFINISHED).glob(f"*.{TOKENS_FILE}"))
-    join_batches(sources, tmp_path / "told", {**ABOUT, "n_prompts": 4, "note": "told"})
+    join_batches(sources, tmp_path / "told", {**ABOUT, "n_prompts": 6, "note": "told"})
     assert read_measurement(tmp_path / "told").provenance["note"] == "told"
     assert read_measurement(tmp_path / "told").complete
     join_batches(sources, tmp_path / "last")

@@ -55,7 +55,8 @@ class _Shortened:
             return self.whole(module, query, key, value, attention_mask, **options)
         if attention_mask is not self.mask:
             self.mask = attention_mask
-            self.groups = groups(attention_mask[:, 0, 0].byte().argmax(-1).tolist(), MIN_KEYS_SAVED)
+            starts = attention_mask.flatten(1).byte().argmax(1).tolist()
+            self.groups = groups(starts, MIN_KEYS_SAVED)
         parts = [
             self.whole(
                 module,
@@ -67,7 +68,7 @@ class _Shortened:
             )[0]
             for rows, start in self.groups
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts), None
+        return torch.cat(parts), None
 
 
 def _is_step(query: Tensor, key: Tensor, mask: Tensor, options: dict[str, Any]) -> bool:
@@ -98,11 +99,8 @@ def groups(starts: Sequence[int], worth: int) -> list[tuple[slice, int]]:
         first, size = min(part), len(part)
         before, after = list(accumulate(part, min)), list(accumulate(part[::-1], min))[::-1]
         saved, cut = max(
-            (
-                ((before[cut - 1] - first) * cut + (after[cut] - first) * (size - cut), cut)
-                for cut in range(1, size)
-            ),
-            default=(0, 0),
+            ((before[cut - 1] - first) * cut + (after[cut] - first) * (size - cut), cut)
+            for cut in range(size)
         )
         if saved < worth:
             found.append((slice(begin, begin + size), first))

@@ -140,7 +140,7 @@ def logit_exit(model: Any) -> Exit:
         raise _unsupported(model, path.fault)
     found = registered or _with_finish(model, path)
     gap = _gap(found, path)
-    if not gap <= TOLERANCE.get(path.logits.dtype, 1e-4):
+    if not gap <= TOLERANCE[path.logits.dtype]:
         raise _unsupported(model, f"the last exit was {gap:.2g} of the largest logit away from it")
     return found
 

@@ -28,6 +28,8 @@ ENDED_SHARE = 0.125
 #: prefill groups: largest ratio of longest to shortest context, and most tokens in a group of
 #: several contexts
 GROUP_SPREAD, GROUP_TOKENS = 1.2, 512
+#: tokens of a chunk
+CHUNK_TOKENS = 512
 #: tokens, over all texts of a batch, that a common prefix must save to be prefilled once
 MIN_SHARED_TOKENS = 8
 
@@ -70,7 +72,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_more: Any
     ) -> tuple[Tensor, Tensor]:
         """Append [batch, heads, n, size] and return all keys and values."""
-        n = key_states.shape[-2]
+        n = key_states.shape[2]
         self._take(key_states, value_states, len(key_states))
         self.all_keys[:, :, self.used : self.used + n] = key_states
         self.all_values[:, :, self.used : self.used + n] = value_states
@@ -130,11 +132,12 @@ def growing_cache(config: Any, room: int) -> DynamicCache:
 class Batch:
     """The rows still being decoded, shortest context first: their next inputs, and their cache."""
 
-    def __init__(self, model: Any, exit_: Exit, contexts: Sequence[Context], room: int) -> None:
+    def __init__(self, model: Any, exit_: Exit, given: Sequence[Sequence[int]], room: int) -> None:
+        """Begin with token ids of each text, and room for as many more of each."""
         self.model, self.exit = model, exit_
         device = model.get_input_embeddings().weight.device
-        self.rows = sorted(range(len(contexts)), key=lambda row: len(contexts[row].ids))
-        texts = [contexts[row].ids for row in self.rows]
+        self.rows = sorted(range(len(given)), key=lambda row: len(given[row]))
+        texts = [given[row] for row in self.rows]
         self.width = width = len(texts[-1])
         self.starts = [width - len(text) for text in texts]
         ids = torch.zeros(len(texts), width, dtype=torch.long)
@@ -143,7 +146,7 @@ class Batch:
             ids[place, start:] = torch.tensor(text)
             mask[place, start:] = 1
         self.ids, self.mask = ids.to(device), mask.to(device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         self.cache = growing_cache(model.config, width + room)
         self.is_new = True
         accepts = inspect.signature(model.forward).parameters
@@ -162,7 +165,7 @@ class Batch:
     def _run(
         self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache
     ) -> tuple[Tensor, list[Tensor]]:
-        states: list[Tensor] = [torch.empty(0)] * len(self.exit.decoder_layers)
+        states: dict[int, Tensor] = {}
         options = {"position_ids": positions} if self.takes_positions else {}
         with on_layers(self.exit, states.__setitem__), without_padding():
             logits: Tensor = self.model(
@@ -173,7 +176,7 @@ class Batch:
                 **self.options,
                 **options,
             ).logits[:, -1]
-        return logits, states
+        return logits, list(states.values())
 
     def _by_length(self) -> tuple[Tensor, list[Tensor]]:
         """Prefill the contexts in groups of similar length, so that there is little padding.
@@ -280,8 +283,8 @@ class _Buffer:
     def keep(self, states: Sequence[Tensor], places: Tensor) -> None:
         """Copy the rows at some places of each layer's states [rows, width]."""
         if self.hidden is None:
-            width = states[0].shape[-1]
-            self.hidden = states[0].new_empty(self.layers, self.capacity, width)
+            first, *_ = states
+            self.hidden = first.new_empty(self.layers, self.capacity, *first.shape[1:])
         end = self.fill + len(places)
         for layer, state in enumerate(states):
             self.hidden[layer, self.fill : end] = _rows(state, places)
@@ -290,13 +293,14 @@ class _Buffer:
     def take(self) -> Chunk:
         assert self.hidden is not None
         row, position, token_id, top_token, noise = zip(*self.steps, strict=True)
+        drawn = [of_step for of_step in noise if of_step is not None]
         chunk = Chunk(
             row=list(chain(*row)),
             position=list(chain(*position)),
             token_id=torch.cat(token_id),
             top_token=torch.cat(top_token),
             hidden=self.hidden[:, : self.fill],
-            noise=None if noise[0] is None else torch.cat(noise),
+            noise=torch.cat(drawn) if drawn else None,
         )
         self.steps, self.fill = [], 0
         return chunk
@@ -312,7 +316,7 @@ def generate(
     *,
     sampling: Sampling | None = None,
     drops_rows: bool = True,
-    chunk_tokens: int = 512,
+    chunk_tokens: int = CHUNK_TOKENS,
     on_progress: OnProgress = no_report,
 ) -> Iterator[Chunk]:
     """Decode a batch of tokenized contexts, padded on the left, end tokens included.
@@ -330,7 +334,7 @@ def generate(
         chunk_tokens: tokens per chunk, except the last; at least those of one step.
         on_progress: called after each step with the tokens so far and the share of the steps.
     """
-    batch = Batch(model, exit_, contexts, max_new_tokens)
+    batch = Batch(model, exit_, [context.ids for context in contexts], max_new_tokens)
     buffer = _Buffer(len(exit_.decoder_layers), max(chunk_tokens, len(contexts)))
     tokens = 0
     active = list(range(len(contexts)))  # places in the batch whose text has not ended
@@ -349,7 +353,7 @@ def generate(
         live = _rows(logits, places)
         where = [TokenPosition(contexts[row].prompt_id, contexts[row].turn, step) for row in rows]
         chosen, noise = choose(live, where, sampling)
-        top = live.argmax(-1) if sampling else chosen
+        top = live.argmax(1) if sampling else chosen
         buffer.steps.append((rows, [step] * len(rows), chosen, top, noise))
         del logits, states, live, noise  # free the memory before the next step
         tokens += len(active)
@@ -358,7 +362,7 @@ def generate(
         following = torch.zeros(len(batch.rows), dtype=torch.long)
         following[places] = chosen.cpu()
         active = [place for place, over in zip(active, ended, strict=True) if not over]
-        if not active or step + 1 == max_new_tokens:
+        if not active:
             break
         batch.append(following)
         if drops_rows and len(active) <= (1 - ENDED_SHARE) * len(batch.rows):

@@ -80,7 +80,7 @@ def trace_head_path(model: Any, known: nn.ModuleList | None = None) -> HeadPath:
     vocabulary = int(config.vocab_size)
     probe = (torch.arange(1, PROBE_TOKENS + 1, device=device) * 31 % vocabulary)[None]
     mask = torch.ones_like(probe)
-    nothing, empty = nn.ModuleList(), torch.empty(0)
+    nothing, empty = nn.ModuleList(), torch.tensor([])
     for layers in [known] if known is not None else _candidates(model, depth):
         watch = _CallRecorder(model, layers)
         try:

@@ -50,7 +50,7 @@ def _has_onednn() -> bool:
     if not torch._C._has_mkldnn:
         return False
     try:
-        one = torch.ones(2, 3)
+        one = torch.ones(ROWS, ROWS)
         return torch.equal(_by_onednn(one, one, None), one @ one.T)
     except (AttributeError, RuntimeError):  # this torch lacks the operator
         return False
@@ -67,7 +67,7 @@ def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     n, alone = len(states), weight.device.type == "cpu" and torch.get_num_threads() == 1
     by_numpy = alone and weight.dtype == torch.float32
     if n == 1:
-        row = states[0]
+        (row,) = states
         product = torch.from_numpy(row.numpy() @ weight.numpy()) if by_numpy else weight.t() @ row
         product = product[None]
     elif by_numpy:
@@ -145,7 +145,8 @@ class Blocks:
         biases = [None] * len(weights) if bias is None else torch.split(bias.detach(), size)
         self.packed = 0
         if linear is _by_onednn:
-            self.packed = min(packed_bytes // weights[0].nbytes, len(weights))
+            largest, *_ = weights
+            self.packed = min(packed_bytes // largest.nbytes, len(weights))
             reorder = torch.ops.mkldnn._reorder_linear_weight
             first = [reorder(part, ROWS) for part in weights[: self.packed]]
             weights = [*first, *weights[self.packed :]]

@@ -97,13 +97,8 @@ class Ranker:
         ranks, guess_ids, guess_probs, *coupled = (
             torch.cat(part).cpu() for part in zip(*parts, strict=True)
         )
-        return Ranked(
-            rank=ranks + 1,
-            top_prob=guess_probs[:, 0].clone(),
-            guess_ids=guess_ids,
-            guess_probs=guess_probs,
-            coupled_rank=coupled[0] + 1 if coupled else None,
-        )
+        top_prob = guess_probs[:, 0].clone()
+        return Ranked(ranks + 1, top_prob, guess_ids, guess_probs, *(rank + 1 for rank in coupled))
 
 
 def whole_groups(vocabulary: int) -> int:
@@ -129,7 +124,6 @@ class _Scan:
         self.scratch = self.weight.new_empty(rows, self.block, dtype=torch.float32)
         self.blocks = exit_.blocks or Blocks(self.weight, self.bias, self.block)
         self.linear = linear_for(self.weight)
-        self.n = 0
 
     def _blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Each block's first vocabulary entry, and its logits [n, block]."""
@@ -149,21 +143,23 @@ class _Scan:
         self.n = n = len(states)
         scratch, groups = self.scratch[:n], []
         above, total = torch.zeros(n, device=self.device), torch.zeros(n, device=self.device)
-        expected, shift = self._ahead(states, targets), torch.empty(0)
-        for (start, logits), product in zip(self._blocks(), self.blocks.products, strict=True):
+        expected, shift = self._ahead(states, targets), None
+        for (_, logits), product in zip(self._blocks(), self.blocks.products, strict=True):
             self._product(states, product, logits)
-            groups.append(logits.view(n, -1, GROUP).amax(2))
-            if start == 0:
-                shift = groups[0].amax(1, keepdim=True).float().mul_(-LOG2_E)
+            maxima = logits.view(n, -1, GROUP).amax(2)
+            groups.append(maxima)
+            if shift is None:
+                shift = maxima.amax(1, keepdim=True).float().mul_(-LOG2_E)
             powers = torch.add(shift, self._wide(logits), alpha=LOG2_E, out=scratch)
             total += powers.exp2_().sum(1)
             above += self._above(logits, expected)
         self.group_max = torch.cat(groups, 1)
-        self.log_total = total.log_() - shift[:, 0] / LOG2_E
+        assert shift is not None
+        self.log_total = total.log_() - shift.squeeze(1) / LOG2_E
         own = self._own(targets)
-        for row in (own != expected).flatten().nonzero()[:, 0].tolist():
+        for row in (own != expected).flatten().nonzero().flatten().tolist():
             above[row] = (self.buffer[:, row] > own[row]).sum()
-        for row in (~self.log_total.isfinite()).nonzero()[:, 0].tolist():
+        for row in (~self.log_total.isfinite()).nonzero().flatten().tolist():
             self.log_total[row] = self.buffer[:, row].float().flatten().logsumexp(0)
         return above.to(torch.int32)
 
@@ -226,6 +222,6 @@ class _Scan:
 @torch.inference_mode()
 def rank_and_margin(exit_: Exit, hidden: Tensor, target: int) -> tuple[int, float]:
     """A token's rank and the margin of the largest logit over its own, for one state [width]."""
-    logits = exit_.logits(hidden[None].to(exit_.weight.device))[0].float()
+    (logits,) = exit_.logits(hidden[None].to(exit_.weight.device)).float()
     own = logits[target]
     return 1 + int((logits > own).sum()), float(logits.max() - own)

@@ -67,12 +67,12 @@ def choose(
         Token ids [rows], and the noise [rows, vocabulary] used; None for greedy text.
     """
     if sampling is None:
-        return logits.argmax(-1), None
+        return logits.argmax(1), None
     noise = torch.from_numpy(
         np.stack([gumbel(sampling.seed, place, logits.shape[1]) for place in places])
     ).to(logits.device)
     scores = within_top_p(scaled(logits, sampling.temperature), sampling.top_p) + noise
-    return scores.argmax(-1), noise
+    return scores.argmax(1), noise
 
 
 def scaled(logits: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
@@ -99,7 +99,7 @@ def within_top_p(scores: Tensor, top_p: float) -> Tensor:
     """Scores [rows, vocabulary] with -inf outside the smallest set of probability `top_p`."""
     if top_p >= 1:
         return scores
-    ordered, order = scores.sort(-1, descending=True)
-    probs = ordered.softmax(-1)
-    outside = probs.cumsum(-1) - probs >= top_p  # the larger ones already reach top_p
+    ordered, order = scores.sort(1, descending=True)
+    probs = ordered.softmax(1)
+    outside = probs.cumsum(1) - probs >= top_p  # the larger ones already reach top_p
     return scores.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), -torch.inf)

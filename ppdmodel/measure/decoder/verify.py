@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, excerpt
 from .exit import TOLERANCE, Exit, logit_exit
-from .generate import Batch, Context
+from .generate import Batch
 from .kernels import prepack_head, prepack_layers
 from .ranks import BLOCK
 
 #: lengths of the probe's texts, one of which is mostly padding, and the length of their common
 #: prefix
 LENGTHS, PREFIX_LENGTH = (13, 5, 9), 4
+#: places of the rows that are kept before each step of the probe; None keeps all
+KEPT = (None, None, (1,))
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,35 @@ def verified(model: Any) -> Decoder:
 
 
 @torch.inference_mode()
-def _fault(model: Any, exit_: Exit, drop: bool) -> str:
-    """How batched decoding differs from decoding each text alone; empty if it agrees."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    texts = [
-        [(7 * n + 31 * length * (n >= PREFIX_LENGTH)) % vocabulary for n in range(length)]
-        for length in LENGTHS
-    ]
+def _fault(model: Any, exit_: Exit, drop: bool) -> str | None:
+    """How batched decoding differs from decoding each text alone; None if it agrees."""
+    texts = probe_texts(int(model.config.get_text_config().vocab_size))
     try:
-        batch = Batch(model, exit_, [Context("", 0, ids) for ids in texts], room=3)
-        for step in range(3):
+        batch = Batch(model, exit_, texts, room=len(KEPT))
+        for number, kept in enumerate(KEPT, start=1):
+            if drop and kept:
+                batch.keep(kept)
             logits, _ = batch.step()
             for place, row in enumerate(batch.rows):
                 alone = _alone(model, texts[row])
                 gap = (logits[place].float() - alone).abs().max() / alone.abs().max()
-                if not gap <= TOLERANCE.get(logits.dtype, 1e-4):
-                    return f"logits {float(gap):.2g} of the largest away at step {step + 1}"
+                if not gap <= TOLERANCE[logits.dtype]:
+                    return f"logits {float(gap):.2g} of the largest away at step {number}"
             chosen = logits.argmax(-1)
             for place, row in enumerate(batch.rows):
                 texts[row].append(int(chosen[place]))
             batch.append(chosen)
-            if drop and step == 1:
-                batch.keep([1])
     except Exception as error:  # the model's own code may raise anything
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    return ""
+        return f"{type(error).__name__}: {excerpt(error)}"
+    return None
+
+
+def probe_texts(vocabulary: int) -> list[list[int]]:
+    """Token ids of `LENGTHS` texts that begin alike and go on differently."""
+    return [
+        [(n if n < PREFIX_LENGTH else n * length) % vocabulary for n in range(length)]
+        for length in LENGTHS
+    ]
 
 
 def _alone(model: Any, ids: list[int]) -> Tensor:

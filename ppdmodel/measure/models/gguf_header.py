@@ -28,6 +28,8 @@ MAX_ENTRIES = 2**16
 MAX_NAME_BYTES = 2**16 - 1
 MAX_DIMS = 4
 VERSIONS = (2, 3)
+#: fewest bytes of a tensor's description, and of a key with its value
+TENSOR_BYTES, KEY_BYTES = 32, 13
 
 STRING, ARRAY, UINT32, UINT64 = 8, 9, 4, 10
 NUMBERS = {
@@ -67,7 +69,7 @@ class GgufHeader:
         sizes: Counter[str] = Counter()
         for tensor in self.tensors:
             sizes[tensor.kind] += tensor.n_bytes
-        return sizes.most_common(1)[0][0]
+        return max(sizes, key=sizes.__getitem__)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -133,7 +135,8 @@ class _HeaderReader:
 
     def number(self, kind: int = UINT32) -> Any:
         layout = NUMBERS[kind]
-        return layout.unpack_from(self.data, self.take(layout.size))[0]
+        (number,) = layout.unpack_from(self.data, self.take(layout.size))
+        return number
 
     def text(self) -> bytes:
         start = self.take(self.number(UINT64))
@@ -195,7 +198,8 @@ class _HeaderReader:
         for _ in range(count):
             if at > last:
                 raise self.past_the_end()
-            at += 8 + length.unpack_from(data, at)[0]
+            (size,) = length.unpack_from(data, at)
+            at += 8 + size
         self.take(at - self.at)
 
     def count(self, what: str, n_bytes: int) -> int:
@@ -212,7 +216,7 @@ class _HeaderReader:
 def _entries(walk: _HeaderReader) -> tuple[Values, tuple[Tensor, ...]]:
     """The keys and the tensor descriptions of a header."""
     _check_version(walk)
-    n_tensors, n_keys = walk.count("tensors", 32), walk.count("keys", 13)
+    n_tensors, n_keys = walk.count("tensors", TENSOR_BYTES), walk.count("keys", KEY_BYTES)
     values: Values = {}
     taken = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}  # the reader's own keys
     for _ in range(n_keys):
@@ -259,7 +263,8 @@ def _tensor_kinds() -> dict[int, tuple[str, int, int]]:
 def _tensor(walk: _HeaderReader, names: set[str], kinds: dict[int, tuple[str, int, int]]) -> Tensor:
     name = _new_name(walk, "tensors", names)
     n_dims = walk.number()
-    shape = tuple(walk.number(UINT64) for _ in range(n_dims if n_dims <= MAX_DIMS else 0))
+    few = n_dims <= MAX_DIMS
+    shape = tuple(walk.number(UINT64) for _ in range(n_dims)) if few else ()
     if not shape or 0 in shape:
         raise walk.error(
             f"a tensor in a GGUF file must have 1 to {MAX_DIMS} dimensions of 1 or more",

@@ -17,7 +17,7 @@ import transformers
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from ...errors import InvalidInputError, RunFailedError
+from ...errors import EXCERPT, InvalidInputError, RunFailedError, excerpt
 from .cache import cache_dir
 from .sources import ModelSource
 
@@ -82,7 +82,9 @@ class LoadedModel:
             )
         ids: list[int] = self.tokenizer(text, add_special_tokens=not chat).input_ids
         if not ids:
-            raise InvalidInputError(f"each prompt must have tokens; got none for {text[:80]!r}")
+            raise InvalidInputError(
+                f"each prompt must have tokens; got none for {text[:EXCERPT]!r}"
+            )
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         if max(ids) >= vocabulary:
             raise InvalidInputError(
@@ -108,7 +110,7 @@ class LoadedModel:
         except TemplateError as error:
             raise InvalidInputError(
                 "the model's chat template must work; got "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:160]}; use --raw"
+                f"{type(error).__name__}: {excerpt(error)}; use --raw"
             ) from None
         return text
 
@@ -137,11 +139,11 @@ def check_hardware(dtype: str, device: str | None, device_map: str | None) -> No
     try:
         if device is not None and torch.device(device).type == "meta":
             raise RuntimeError("it holds no numbers")
-        torch.empty(1, device=device)
+        torch.empty((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise InvalidInputError(
-            f"device must be one that this torch can use; got {device!r} ({reason}); use cpu"
+            "device must be one that this torch can use; "
+            f"got {device!r} ({excerpt(error)}); use cpu"
         ) from None
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise InvalidInputError(
@@ -217,9 +219,9 @@ def _read(
                 f"the model must be a decoder with a language-model head; got {source.name}, "
                 "which Transformers has no such class for; choose another"
             ) from None
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = excerpt(error) or type(error).__name__
         raise RunFailedError(
-            f"the weights of {source.name} must load; got: {reason[:300]}; check {folder}"
+            f"the weights of {source.name} must load; got: {reason}; check {folder}"
         ) from error
     missing = sorted(loading["missing_keys"])
     missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))

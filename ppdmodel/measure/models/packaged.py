@@ -82,6 +82,8 @@ PACKAGED = {
     )
 }
 DEFAULT_MODEL = "smollm2-135m"
+#: bytes of a file that are read at once
+PIECE = 2**20
 
 
 def packaged(name: str) -> PackagedModel:
@@ -195,7 +197,7 @@ def _join(model: PackagedModel, parts: tuple[Path, ...]) -> Path:
     with atomic(_joined_path(model)) as temporary, temporary.open("wb") as whole:
         for part in parts:
             with part.open("rb") as file:
-                shutil.copyfileobj(file, whole, 2**20)
+                shutil.copyfileobj(file, whole, PIECE)
     return _joined_path(model)
 
 
@@ -213,6 +215,6 @@ def sha256(*paths: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            while block := file.read(2**20):
+            while block := file.read(PIECE):
                 digest.update(block)
     return digest.hexdigest()

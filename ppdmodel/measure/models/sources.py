@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import InvalidInputError, RunFailedError
+from ...errors import EXCERPT, InvalidInputError, RunFailedError
 from .gguf_header import read_header
 from .packaged import PACKAGED, installed_path, sha256, verify
 
@@ -107,7 +107,7 @@ def _hub_snapshot(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
-        reason = textwrap.shorten(str(error), 160, break_on_hyphens=False, placeholder=" ...")
+        reason = textwrap.shorten(str(error), EXCERPT, break_on_hyphens=False, placeholder=" ...")
         raise RunFailedError(
             f"cannot download {name} from the Hugging Face Hub ({reason}); give a local folder or "
             "a GGUF file"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...errors import RunFailedError
+from ...errors import RunFailedError, excerpt
 from ...results.files import atomic
 from ..decoder.generate import Context, generate
 from ..decoder.verify import Decoder
@@ -90,7 +90,8 @@ def collect(
             save(_answered(decoder, batch, start, most, loaded.end_ids, report), path, about)
         with safe_open(path, "pt") as file:
             check_same(folder, file.metadata() or {}, about, "training")
-            tokens += int(file.get_slice("token_id").get_shape()[0])
+            (n,) = file.get_slice("token_id").get_shape()
+            tokens += n
         files.append(path)
         on_progress(Progress("decoding", tokens, after))
         if max_tokens and tokens >= max_tokens:
@@ -141,6 +142,6 @@ def save(tensors: dict[str, Tensor], path: Path, about: dict[str, str] | None = 
             save_file(tensors, part, metadata=about)
         except SafetensorError as error:  # raised on a full disk instead of OSError
             raise RunFailedError(
-                f"{path} must be writable; got: {' '.join(str(error).split())[:200]}; "
+                f"{path} must be writable; got: {excerpt(error)}; "
                 "free some space or choose another place"
             ) from error

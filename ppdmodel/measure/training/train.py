@@ -118,7 +118,7 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
         )
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
-        names = sorted({name.rsplit(".", 1)[0] for name in tensors})
+        names = sorted({name.partition(".")[0] for name in tensors})
         maps = {
             int(name.removeprefix("layer_")): AffineMap(
                 tensors[f"{name}.weight"], tensors[f"{name}.bias"]
@@ -257,7 +257,7 @@ def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
         raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
     for name in (WEIGHTS_FILE, ABOUT_FILE):
         for cut_short in out.glob(f".{name}.part-*"):  # left by a killed process
-            cut_short.unlink(missing_ok=True)
+            cut_short.unlink()
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not found:
         return False
@@ -287,7 +287,7 @@ class Trainer:
         self.on_progress = on_progress
         self.decoder = verified(loaded.model)
         self.exit = self.decoder.exit
-        self.states = States((), 0)
+        self.states: States  #: of the prompts, once they are collected
 
     def layers_to_train(self, exit_layers: Sequence[int] | None) -> list[int]:
         """The given layers, sorted and unique; None gives all below the last.
@@ -384,7 +384,7 @@ class Trainer:
             "objective": self.settings["objective"],
             "n_tokens": tokens,
             "n_prompts": len(used),
-            "n_choosing": sum(1 for n in range(split.end) if n % 4 == 3),
+            "n_choosing": int(split.chooses(torch.arange(split.end)).sum()),
             "by_layer": record,
             "trained_on": [fingerprint(prompt) for prompt in used],
             "provenance": dict(self.settings)

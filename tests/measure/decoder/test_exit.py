@@ -38,7 +38,7 @@ def llama(tiny_model: Path) -> Any:
 def test_the_logit_exit_is_the_models_own_norm_and_head(llama: Any) -> None:
     """At every layer; after the last one they are the logits of the model's own forward pass."""
     exit_ = logit_exit(llama)
-    assert exit_.kind == "logit"
+    assert (exit_.kind, exit_.scale, exit_.softcap) == ("logit", 1.0, None)
     assert exit_.vocabulary == llama.config.vocab_size
     assert exit_.bias is None
     out = llama(torch.tensor([IDS]), output_hidden_states=True, use_cache=False)
@@ -83,13 +83,14 @@ def test_a_scale_that_the_configuration_names_is_taken_exactly(tmp_path: Path) -
     assert logit_exit(model).scale == 1 / model.config.logits_scaling
 
 
-def test_logits_are_scaled_before_they_are_capped() -> None:
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
+def test_logits_are_scaled_before_they_are_capped(scale: float) -> None:
     head = nn.Linear(2, 3)
-    exit_ = Exit(nn.ModuleList(), (), head, scale=0.5, softcap=3.0)
+    exit_ = Exit(nn.ModuleList(), (), head, scale=scale, softcap=3.0)
     states = torch.tensor([[4.0, -1.0], [0.25, 30.0]])
     with torch.no_grad():
         products = (states @ head.weight.T + head.bias).numpy()
-        assert_close(exit_.logits(states), torch.from_numpy(3.0 * np.tanh(products * 0.5 / 3.0)))
+        assert_close(exit_.logits(states), torch.from_numpy(3.0 * np.tanh(products * scale / 3.0)))
 
 
 def test_a_trained_map_reads_the_state_over_its_root_mean_square() -> None:
@@ -137,6 +138,18 @@ def test_layers_hand_over_the_last_position_for_a_while_only(llama: Any, fails: 
         seen.clear()
         llama(ids)
     assert not seen
+
+
+def test_a_layer_may_return_more_than_its_states() -> None:
+    class Layer(nn.Module):
+        def forward(self, states: Tensor) -> tuple[Tensor, None]:
+            return states + 1, None
+
+    exit_ = Exit(nn.ModuleList([Layer()]), (), nn.Identity())
+    seen: dict[int, Tensor] = {}
+    with on_layers(exit_, seen.__setitem__):
+        exit_.decoder_layers[0](torch.arange(6.0).view(1, 3, 2))
+    assert seen[0].tolist() == [[5, 6]]
 
 
 @pytest.mark.parametrize("error", [1e-3, 1.0, float("nan")])
@@ -210,6 +223,7 @@ def test_a_model_of_unknown_build_is_refused_until_it_is_registered() -> None:
         _REGISTERED.pop("_Odd")
     states = torch.randn(3, 8)
     assert torch.equal(exit_.logits(states), model.head(model.norm(states)))
+    assert odd(model).head is model.head, "what is registered can be called as before"
 
 
 class _Odd(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from ppdmodel.measure.decoder import generate as generate_module
@@ -29,6 +31,7 @@ from ppdmodel.measure.models.loading import LoadedModel, load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
+from tests.support.families import FAMILIES
 
 
 def contexts(loaded: LoadedModel, prompt_file: Path) -> list[Context]:
@@ -42,7 +45,7 @@ def texts(
     made: list[list[int]] = [[] for _ in given]
     exit_ = logit_exit(loaded.model)
     for chunk in generate(loaded.model, exit_, given, most, ends, **options):
-        assert chunk.hidden.shape[:2] == (5, len(chunk.row))
+        assert chunk.hidden.shape[:2] == (len(exit_.decoder_layers), len(chunk.row))
         for row, position, token in zip(
             chunk.row, chunk.position, chunk.token_id.tolist(), strict=True
         ):
@@ -63,6 +66,27 @@ def alone(loaded: LoadedModel, ids: Sequence[int], most: int, **options: Any) ->
     )
     found: list[int] = made[0, len(ids) :].tolist()
     return found
+
+
+def passes(
+    loaded: LoadedModel,
+    given: Sequence[Context],
+    most: int,
+    ends: frozenset[int] = frozenset(),
+    **options: Any,
+) -> list[tuple[int, ...]]:
+    """Rows and tokens of each pass of the model, and of how many tokens it gives logits."""
+    exit_ = logit_exit(loaded.model)
+    seen: list[tuple[int, ...]] = []
+
+    def see(_module: Any, _args: Any, given: dict[str, Any], out: Any) -> None:
+        seen.append((*given["input_ids"].shape, out.logits.shape[1]))
+
+    handle = loaded.model.register_forward_hook(see, with_kwargs=True)
+    for _ in generate(loaded.model, exit_, given, most, ends, **options):
+        pass
+    handle.remove()
+    return seen
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 16, 512])
@@ -134,6 +158,68 @@ def test_a_common_beginning_changes_no_text(
     made = texts(loaded, given, 6, frozenset())
     for context, text in zip(given, made, strict=True):
         assert text == alone(loaded, context.ids, 6, eos_token_id=None)
+
+
+def test_contexts_are_read_in_groups_of_about_one_length_and_a_beginning_once(
+    loaded: LoadedModel,
+) -> None:
+    """Logits are made for the last token alone."""
+    lengths = (12, 40, 13, 41, 22)
+    assert passes(loaded, texts_of(lengths), 1) == [(2, 13, 1), (1, 22, 1), (2, 41, 1)]
+    own = [(1, 1, 1), (1, 2, 1), (1, 11, 1), (2, 30, 1)]
+    assert passes(loaded, texts_of(lengths, 11), 1) == [(1, 11, 1), *own]
+
+
+@pytest.mark.parametrize(("rows", "left"), [(8, 7), (9, 9)])
+def test_texts_leave_a_batch_once_an_eighth_of_it_has_ended(
+    loaded: LoadedModel, rows: int, left: int
+) -> None:
+    """Texts of one token, read in one pass; when all have ended there is no other."""
+    given = [Context(f"p{n}", 0, [n + 1]) for n in range(rows)]
+    firsts = [text[0] for text in texts(loaded, given, 1, frozenset())]
+    ends = frozenset([next(token for token in firsts if firsts.count(token) == 1)])
+    assert passes(loaded, given, 2, ends) == [(rows, 1, 1), (left, 1, 1)]
+    assert passes(loaded, given, 2, ends, drops_rows=False) == [(rows, 1, 1)] * 2
+    assert passes(loaded, given, 5, frozenset(firsts)) == [(rows, 1, 1)]
+    for context, text in zip(given, texts(loaded, given, 4, ends), strict=True):
+        assert text == alone(loaded, context.ids, 4, eos_token_id=sorted(ends))
+
+
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.name in ("gpt2", "gemma2")], ids=lambda family: family.name
+)
+def test_positions_may_be_learned_and_attention_may_have_windows(
+    loaded: LoadedModel, family: Any, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(family.write(tmp_path / "m")).eval().float()
+    other, given = replace(loaded, model=model), texts_of((12, 23, 13, 24), 9)
+    for context, text in zip(given, texts(other, given, 5, frozenset()), strict=True):
+        assert text == alone(other, context.ids, 5, eos_token_id=None)
+
+
+class Plain(LlamaForCausalLM):  # type: ignore[misc]
+    """Is told neither positions nor for how many tokens to make logits."""
+
+    def forward(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        past_key_values: Any = None,
+        use_cache: Any = None,
+    ) -> Any:
+        return super().forward(
+            input_ids, attention_mask, past_key_values=past_key_values, use_cache=use_cache
+        )
+
+
+def test_a_model_need_not_take_positions(loaded: LoadedModel, tiny_model: Path) -> None:
+    """Without padding it counts them itself."""
+    model = Plain.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    given = texts_of((14, 14, 14))
+    for context, text in zip(
+        given, texts(replace(loaded, model=model), given, 4, frozenset()), strict=True
+    ):
+        assert text == alone(loaded, context.ids, 4, eos_token_id=None)
 
 
 def test_a_context_that_is_the_beginning_of_another_is_continued_by_itself(

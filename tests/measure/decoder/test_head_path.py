@@ -81,7 +81,8 @@ class Decoder(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.embed
 
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = True, **_: Any) -> Any:
+        assert not use_cache, "a probe needs none"
         states, layers = self.embed(input_ids), list(self.layers)
         if "fails" in self.changes:
             raise ZeroDivisionError

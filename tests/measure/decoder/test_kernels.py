@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import mmap
 import resource
 from pathlib import Path
@@ -117,6 +118,24 @@ def test_products_by_columns(n: int, n_threads: int, dtype: torch.dtype) -> None
             assert torch.allclose(found.double(), expected, rtol=near, atol=10 * near)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+@torch.inference_mode()
+def test_numpy_multiplies_on_one_thread_and_torch_on_several(n: int) -> None:
+    """Bit by bit: sums of so many products come out otherwise elsewhere."""
+    torch.manual_seed(0)
+    states, columns = torch.randn(n, 3001), torch.randn(3001, 64)
+    filled = torch.zeros(1 if n == 1 else 4 * math.ceil(n / 4), 3001)
+    filled[:n] = states
+    by_numpy = (
+        (filled[0].numpy() @ columns.numpy())[None] if n == 1 else filled.numpy() @ columns.numpy()
+    )
+    with threads(1):
+        assert torch.equal(by_columns(states, columns), torch.from_numpy(by_numpy)[:n])
+    with threads(2):
+        by_torch = columns.t() @ states[0] if n == 1 else states @ columns
+        assert torch.equal(by_columns(states, columns), by_torch.view(n, 64))
+
+
 @pytest.mark.parametrize("packed", [0, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
@@ -127,6 +146,7 @@ def test_a_product_in_blocks_is_the_whole(packed: int, dtype: torch.dtype) -> No
     room = packed * 32 * 33 * head.weight.element_size() + 1
     blocks = Blocks(head.weight, head.bias, 32, room)
     assert blocks.packed == (packed if linear_for(head.weight) is not nn.functional.linear else 0)
+    assert Blocks(head.weight, head.bias, 32).packed == 0, "unless it is said"
     assert [product(states).shape[-1] for product in blocks.products] == [32, 32, 11]
     assert torch.allclose(blocks(states), head(states), rtol=1e-5, atol=1e-5)
 
@@ -162,6 +182,12 @@ def test_dropped_pages_are_given_back_and_their_neighbours_stay() -> None:
     drop_pages(rows[0, 1:9])  # less than a page
     drop_pages(rows[:0])
     assert bool((rows[:4] == 1).all())
+    page = mmap.PAGESIZE // rows.element_size()
+    row = rows[0]
+    drop_pages(row[page // 2 : -page // 2])  # only whole pages
+    assert bool((row[:page] == 1).all())
+    assert bool((row[-page:] == 1).all())
+    assert not row[page:-page].any()
 
 
 def test_a_torch_without_the_operator_multiplies_by_its_own(

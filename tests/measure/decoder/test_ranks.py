@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ppdmodel.measure.decoder.exit import Exit
-from ppdmodel.measure.decoder.ranks import BLOCK, GROUP, GUESSES, Ranker, _Scan, whole_groups
+from ppdmodel.measure.decoder.ranks import (
+    BLOCK,
+    GROUP,
+    GUESSES,
+    ROWS,
+    Ranker,
+    _Scan,
+    rank_and_margin,
+    whole_groups,
+)
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import read_prompts
@@ -102,6 +112,56 @@ def test_a_first_block_far_below_the_rest_spoils_no_probability(low: float) -> N
         best = exit_.logits(hidden).softmax(1).topk(GUESSES, 1)
     assert torch.allclose(found.guess_probs, best.values, rtol=1e-5)
     assert torch.equal(found.guess_ids.long(), best.indices)
+
+
+@pytest.mark.parametrize("added", [-50.0, 60.0])
+def test_a_number_added_to_all_logits_changes_no_probability(added: float) -> None:
+    torch.manual_seed(0)
+    head, hidden = nn.Linear(16, BLOCK + 77), torch.randn(9, 16)
+    exit_, targets = Exit(nn.ModuleList(), (), head), torch.arange(9)
+    before = Ranker(exit_).rank(hidden, targets)
+    with torch.no_grad():
+        head.bias.add_(added)
+    after = Ranker(exit_).rank(hidden, targets)
+    assert torch.allclose(after.guess_probs, before.guess_probs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}])
+@pytest.mark.parametrize("vocabulary", [5, 2 * BLOCK + 77])
+def test_coupled_ranks_are_those_of_logits_over_temperature_and_noise(
+    vocabulary: int, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    exit_ = Exit(nn.ModuleList(), (), nn.Linear(16, vocabulary))
+    ranker = Ranker(exit_)
+    hidden = torch.randn(ranker.rows + 3, 16)
+    noise = torch.randn(len(hidden), vocabulary)
+    targets = torch.randint(0, vocabulary, (len(hidden),))
+    found = ranker.rank(hidden, targets, noise=noise, **options)
+    assert torch.equal(found.rank, ranker.rank(hidden, targets).rank)
+    with torch.no_grad():
+        noisy = exit_.logits(hidden) / options.get("temperature", 1.0) + noise
+    own = noisy.gather(1, targets[:, None])
+    differs = found.coupled_rank != 1 + (noisy > own).sum(1)
+    near = (noisy - own).abs().masked_fill(noisy == own, 9).amin(1) < 1e-5
+    assert not (differs & ~near).any()
+
+
+def test_the_rank_and_margin_of_one_token() -> None:
+    torch.manual_seed(0)
+    exit_, state = Exit(nn.ModuleList(), (), nn.Linear(16, 40)), torch.randn(16)
+    with torch.no_grad():
+        values, order = exit_.logits(state[None])[0].sort(descending=True)
+    for place in (0, 1, 7):
+        rank, margin = rank_and_margin(exit_, state, int(order[place]))
+        assert rank == place + 1
+        assert margin == pytest.approx(float(values[0] - values[place]))
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(257, ROWS), (2**19, 128), (2**23, 32)])
+def test_logits_fit_their_memory_in_no_fewer_than_32_rows(vocabulary: int, rows: int) -> None:
+    head = nn.Linear(1, vocabulary, device="meta")
+    assert Ranker(Exit(nn.ModuleList(), (), head)).rows == rows
 
 
 @pytest.mark.parametrize("error", [1e-6, -1e-6, 5.0])

@@ -109,6 +109,12 @@ def softmax(logits: Tensor, temperature: float) -> Any:
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -0.5, -1.0, -1.5, 2.2])
 
 
+def test_a_nucleus_of_all_leaves_out_no_token() -> None:
+    """However improbable it is: a sum of probabilities may be rounded to 1 before it."""
+    logits = torch.tensor([[100.0, 1.0, 0.0]])
+    assert torch.equal(within_top_p(logits, 1.0), logits)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_tokens_come_as_often_as_softmax_says(temperature: float) -> None:
     counts = frequencies(LOGITS, Sampling(temperature))

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure import load_model, locate
-from ppdmodel.measure.decoder.generate import Batch, Context
+from ppdmodel.measure.decoder.generate import Batch
 from ppdmodel.measure.decoder.kernels import _has_onednn
-from ppdmodel.measure.decoder.verify import LENGTHS, PREFIX_LENGTH, verified
+from ppdmodel.measure.decoder.verify import KEPT, LENGTHS, PREFIX_LENGTH, probe_texts, verified
 from tests.conftest import make_tiny_llama
 
 WRONG = "the model must decode padded batches with a cache as it does each text alone; got "
@@ -36,7 +36,7 @@ def test_a_padded_cached_batch_is_each_text_alone(tiny_model: Path) -> None:
     assert decoder.exit.head is model.lm_head
     torch.manual_seed(1)
     texts = [torch.randint(1, 257, (n,)).tolist() for n in (21, 2, 9)]
-    batch = Batch(model, decoder.exit, [Context("", 0, ids) for ids in texts], room=4)
+    batch = Batch(model, decoder.exit, texts, room=4)
     assert batch.rows == [1, 2, 0], "shortest first"
     for _ in range(4):
         logits, states = batch.step()
@@ -55,6 +55,19 @@ def test_the_probe_has_padding_and_a_common_beginning() -> None:
     assert PREFIX_LENGTH < min(LENGTHS) < max(LENGTHS)
     assert max(LENGTHS) > 2 * min(LENGTHS)
     assert list(LENGTHS) != sorted(LENGTHS), "rows change places"
+    texts = probe_texts(257)
+    assert [len(text) for text in texts] == list(LENGTHS)
+    for n, tokens in enumerate(zip(*texts, strict=False)):
+        assert len(set(tokens)) == (1 if n < PREFIX_LENGTH else len(texts))
+    assert all(len(set(text)) == len(text) for text in texts)
+    assert max(max(text) for text in probe_texts(20)) < 20
+
+
+def test_the_probe_goes_on_after_rows_have_left() -> None:
+    *before, last = KEPT
+    assert len(before) >= 2, "they leave a batch that has been continued"
+    assert last is not None
+    assert len(last) < len(LENGTHS)
 
 
 # The models below keep the signature, by which a batch hands them positions.
@@ -106,7 +119,18 @@ class Fails(LlamaForCausalLM):  # type: ignore[misc]
         return super().forward(*args, use_cache=False, **kwargs)
 
 
-@pytest.mark.parametrize("kind", [BlindToPadding, CountsPlaces, Drifts])
+class CachesOtherwise(LlamaForCausalLM):  # type: ignore[misc]
+    """Gives other logits whenever it is told to fill a cache."""
+
+    @functools.wraps(LlamaForCausalLM.forward)
+    def forward(self, *args: Any, use_cache: bool = True, **kwargs: Any) -> Any:
+        out = super().forward(*args, use_cache=use_cache, **kwargs)
+        if use_cache:
+            out.logits = out.logits + 1e-3 * out.logits.abs().max()
+        return out
+
+
+@pytest.mark.parametrize("kind", [BlindToPadding, CountsPlaces, Drifts, CachesOtherwise])
 def test_a_model_that_decodes_a_batch_otherwise_is_refused(tiny_model: Path, kind: Any) -> None:
     with pytest.raises(InvalidInputError) as caught:
         verified(load(tiny_model, kind))

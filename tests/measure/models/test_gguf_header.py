@@ -116,6 +116,22 @@ HOSTILE = {
     "2^40 tensors": (gguf(n_tensors=2**40), IN_HEADER),
     "2^40 tensors, zeros": (gguf(n_tensors=2**40, data=ZEROS), IN_HEADER),
     "2^17 tensors, zeros": (gguf(n_tensors=2**17, data=ZEROS), "at most 65536 tensors; got"),
+    "an empty string at its end": (
+        gguf(pair("a", ARRAY, array(STRING, 1, text(b""))), tensors=[], data=b"")[: 24 + len(NAMED + ONE_BLOCK) + 33],
+        "must have tensors; got .*, which has none",
+    ),
+    "key of 2^16 bytes": (gguf(pair("k" * 2**16, UINT32, u32(1))), "at most 65535 bytes; got"),
+    "a tensor cut by a byte": (gguf(data=bytes(1151)), BEFORE_TENSOR),
+    "no blocks": (
+        gguf(pairs=[NAMED, pair("llama.block_count", UINT32, u32(0))], tensors=[EMBEDDING]),
+        BLOCKS + "0 and tensors of 0",
+    ),
+    "tensor of 58 letters twice": (
+        gguf(more_tensors=[tensor("y" * 58)] * 2), "which has 'y{58}' twice"
+    ),
+    "tensor of 59 letters twice": (
+        gguf(more_tensors=[tensor("y" * 59)] * 2), r"which has 'y{55}\.\.\.' twice"
+    ),
     "no tensors": (gguf(tensors=[]), "must have tensors; got .*, which has none"),
     "key of 2^60 bytes": (gguf(u64(2**60) + b"k" + u32(UINT32) + u32(1)), IN_HEADER),
     "key of 2^17 bytes": (gguf(pair("k" * 2**17, UINT32, u32(1))), "at most 65535 bytes; got"),
@@ -155,7 +171,7 @@ HOSTILE = {
     "2^60 weights": (extra(shape=(2**60,)), BEFORE_TENSOR),
     "0 weights": (extra(shape=(0, 4)), DIMS + r"2: \(0, 4\)"),
     "0 dimensions": (extra(shape=()), DIMS + "0"),
-    "5 dimensions": (extra(shape=(1,) * 5), DIMS + "5"),
+    "5 dimensions": (extra(shape=(1,) * 5), DIMS + "5;"),
     "2^31 dimensions": (extra(n_dims=2**31), DIMS + "2147483648"),
     "rows of half a block": (extra(shape=(48,), kind=Q4_0), "Q4_0 must be whole blocks of 32; got"),
     "unknown tensor type": (extra(kind=99), KNOWN_TYPE + "99; give another quantization"),
@@ -233,13 +249,27 @@ def test_a_header_has_a_largest_size(tmp_path: Path) -> None:
         read_header(path)
 
 
-def test_a_header_that_just_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(tmp_path / "m.gguf", gguf())
-    end = len(gguf(data=b""))
-    monkeypatch.setattr(gguf_header, "MAX_HEADER_BYTES", end)
+ARRAYS = (
+    pair("a", ARRAY, array(UINT8, 2, bytes(2))),
+    pair("b", ARRAY, array(STRING, 1, text(b"x"))),
+)
+LIMITS = {
+    "MAX_HEADER_BYTES": (24 + sum(map(len, (NAMED, ONE_BLOCK, *ARRAYS, *TENSORS))), "bytes; got"),
+    "MAX_VALUES": (3, "values in all; got"),
+    "MAX_ENTRIES": (4, "keys; got .*, which has 4"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_header_that_just_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = written(tmp_path / "m.gguf", gguf(*ARRAYS))
+    limit, words = LIMITS[name]
+    monkeypatch.setattr(gguf_header, name, limit)
     assert read_header(path).quantization == "F32"
-    monkeypatch.setattr(gguf_header, "MAX_HEADER_BYTES", end - 32)
-    with pytest.raises(InvalidInputError, match=f"must take at most {end - 32} bytes; got"):
+    monkeypatch.setattr(gguf_header, name, limit - 1)
+    with pytest.raises(InvalidInputError, match=f"at most {limit - 1} {words}"):
         read_header(path)
 
 
@@ -269,6 +299,9 @@ SOUND = {
     "alignment 1": gguf(pair("general.alignment", UINT32, u32(1))),
     "alignment 8": gguf(pair("general.alignment", UINT32, u32(8))),
     "quantized": extra(shape=(64, 2), kind=Q4_0),
+    "4 dimensions": extra(shape=(2, 3, 1, 4)),
+    "key of 2^16 - 1 bytes": gguf(pair("k" * (2**16 - 1), UINT32, u32(1))),
+    "nothing after its last tensor": gguf(data=bytes(1152)),
     "out of order": gguf(tensors=TENSORS[::-1]),
 }  # fmt: skip
 
@@ -310,6 +343,13 @@ SMALL = gguf(
     more_tensors=[tensor("output.weight", (32, 4), Q4_0)],
 )
 HEADER_BYTES = len(SMALL) - 2048
+
+
+def test_a_header_cut_anywhere_is_cut_short(tmp_path: Path) -> None:
+    for keep in range(4, HEADER_BYTES - 32):  # its padding is shorter
+        message = refusal(written(tmp_path / "cut.gguf", SMALL[:keep]))
+        assert message is not None
+        assert "end within its header" in message, keep
 
 
 @settings(max_examples=400, deadline=None)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 
 from ppdmodel.errors import InvalidInputError, PpdModelError, RunFailedError
 from ppdmodel.measure.decoder.verify import verified
@@ -53,11 +54,52 @@ def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
         load_model(locate(str(folder)))
 
 
-def test_weights_of_other_sizes_are_named(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    with pytest.raises(PpdModelError, match="the weights of model must"):
+def test_of_several_missing_weights_the_first_is_named(folder: Path) -> None:
+    names = [f"model.layers.{n}.self_attn.k_proj.weight" for n in (3, 1, 2)]
+    damage(folder, lambda tensors: [tensors.pop(name) for name in names])
+    with pytest.raises(InvalidInputError, match=r"none such for model\.layers\.1.* and 2 more;"):
         load_model(locate(str(folder)))
+
+
+def configure(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_weights_of_other_sizes_are_named(folder: Path) -> None:
+    configure(folder, intermediate_size=48)
+    words = r"of the stated sizes; got none such for .*mlp\.down_proj\.weight.* and 14 more;"
+    with pytest.raises(InvalidInputError, match=words):
+        load_model(locate(str(folder)))
+
+
+def test_weights_of_further_layers_are_named_and_others_left_alone(folder: Path) -> None:
+    """Nine weights of each of the two layers that the configuration leaves out."""
+    names = ("model.layers.1.self_attn.rotary_emb.inv_freq", "model.blocks.7.weight", "other")
+    damage(folder, lambda tensors: tensors.update({name: torch.ones(3) for name in names}))
+    assert load_model(locate(str(folder))).layers == 5
+    configure(folder, num_hidden_layers=3)
+    words = r"must name all layers of its weights; got none for model\.layers\.3\..* and 17 more;"
+    with pytest.raises(InvalidInputError, match=words):
+        load_model(locate(str(folder)))
+
+
+def test_a_further_layer_is_like_the_first_whatever_is_numbered_in_it() -> None:
+    """Experts have numbers too: those of the first layer, and of one in it, say what is known."""
+    layer = torch.nn.ModuleList([torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2)])
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([layer])})
+    known = sorted(model.state_dict())
+    assert known == ["layers.0.0.weight", "layers.0.1.bias", "layers.0.1.weight"]
+    further = [name.replace("layers.0.", "layers.1.") for name in known]
+    assert models._layers_beyond(model, [*further, "layers.1.scale", "layers.0.0.bias"]) == further
+
+
+def test_a_loaded_model_only_predicts_from_aligned_weights(tiny_model: Path) -> None:
+    model = load_model(locate(str(tiny_model))).model
+    assert not model.training
+    for weight in model.parameters():
+        assert not weight.requires_grad
+        assert weight.data_ptr() % models.ALIGNMENT == 0
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -10])
@@ -91,17 +133,20 @@ def test_pickles_are_never_read(folder: Path, tmp_path: Path, beside_safetensors
     assert not mark.exists()
 
 
-def test_code_that_comes_with_a_model_is_never_run(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_code_that_comes_with_a_model_is_never_run(
+    folder: Path, tmp_path: Path, known: bool
+) -> None:
+    """A model of a known type goes without."""
     mark = tmp_path / "ran"
     (folder / "theirs.py").write_text(f"open({str(mark)!r}, 'w')\nclass Config: pass\n")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "theirs",
-        "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunFailedError, match="the weights of model must load; got: "):
+    auto_map = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    configure(folder, auto_map=auto_map, **({} if known else {"model_type": "theirs"}))
+    if known:
         load_model(locate(str(folder)))
+    else:
+        with pytest.raises(RunFailedError, match="the weights of model must load; got: "):
+            load_model(locate(str(folder)))
     assert not mark.exists()
 
 
@@ -134,6 +179,8 @@ def test_names_of_devices_are_checked(tiny_model: Path) -> None:
     source = locate(str(tiny_model))
     with pytest.raises(InvalidInputError, match="device must be one that this torch can use"):
         load_model(source, device="nonsense")
+    with pytest.raises(InvalidInputError, match=r"got 'meta' \(it holds no numbers\); use cpu"):
+        load_model(source, device="meta")
     with pytest.raises(InvalidInputError, match="dtype must be one of float32, bfloat16, float16"):
         load_model(source, dtype="int8")
     with pytest.raises(InvalidInputError, match="device_map must be one of auto, "):
@@ -161,10 +208,14 @@ def test_a_gguf_file_is_converted_once(
     state = second.model.state_dict()
     for name, weight in first.model.state_dict().items():
         assert torch.equal(weight.bfloat16(), state[name])
+    (folder,) = (tmp_path / "cache" / "converted").iterdir()
+    (folder / "model.safetensors").write_bytes(b"cut short")
+    load_model(source)
+    assert asked[3:] == [False, True, False], "a damaged conversion is made again"
     for cut_short in (tmp_path / "cache" / "converted").glob("*/config.json"):
         cut_short.unlink()
     load_model(source)
-    assert asked[3:] == [True, True], "what is not whole is not taken, and not replaced"
+    assert asked[6:] == [True, True], "what is not whole is not taken, and not replaced"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -188,6 +239,10 @@ def test_without_an_end_of_its_own_a_model_ends_as_its_tokenizer_says(tiny_model
 def test_a_prompt_and_its_answer_may_fill_the_context(tiny_model: Path) -> None:
     loaded = load_model(locate(str(tiny_model)))
     assert loaded.context == 256
+    loaded.model.config.max_position_embeddings = 0
+    loaded.check_room("p", 10**9, 1)
+    loaded.model.config.max_seq_len = 256
+    assert loaded.context == 256
     loaded.check_room("p", 200, 56)
     with pytest.raises(InvalidInputError, match=r"got 200 \+ 57 for prompt 'p'; shorten one of"):
         loaded.check_room("p", 200, 57)
@@ -197,3 +252,43 @@ def test_text_has_no_special_tokens(tiny_model: Path) -> None:
     loaded = load_model(locate(str(tiny_model)))
     ids = loaded.encode(["the fox"], chat=False)
     assert loaded.decode([*ids, 0]) == "the fox", "0 ends a text"
+
+
+def test_the_end_of_an_answer_is_not_part_of_the_next_context(tiny_model: Path) -> None:
+    loaded = load_model(locate(str(tiny_model)))
+    letters = loaded.tokenizer("ab").input_ids
+    assert loaded.decode([*letters, 0]) == "ab"
+    assert loaded.tokenizer.decode(loaded.encode(["x"])) == "[user] x\n[assistant] "
+    ids = loaded.encode(["x", "y"], True, [loaded.decode([*letters, 0])])
+    assert loaded.tokenizer.decode(ids) == "[user] x\n[assistant] ab\n[user] y\n[assistant] "
+    assert loaded.tokenizer.decode(loaded.encode(["x", "y"], False, ["ab"])) == "xaby"
+
+
+def test_tokens_that_begin_a_text_are_the_templates_or_the_tokenizers(tiny_model: Path) -> None:
+    """Raw text has those of the tokenizer; the template writes its own."""
+    loaded = load_model(locate(str(tiny_model)))
+    letters = loaded.encode(["a"], chat=False)
+    begins = TemplateProcessing(single="</s> $0", special_tokens=[("</s>", 0)])
+    loaded.tokenizer.backend_tokenizer.post_processor = begins
+    assert loaded.encode(["a"], chat=False) == [0, *letters]
+    assert 0 not in loaded.encode(["a"])
+
+
+def test_what_cannot_be_encoded_is_named(tiny_model: Path) -> None:
+    loaded = load_model(locate(str(tiny_model)))
+    with pytest.raises(InvalidInputError, match="each prompt must have tokens; got none for ''"):
+        loaded.encode([""], chat=False)
+    ids = loaded.encode(["a"])
+    loaded.model.config.vocab_size = max(ids) + 1
+    assert loaded.encode(["a"]) == ids
+    loaded.model.config.vocab_size = largest = max(ids)
+    words = f"got token {largest} of a vocabulary of {largest}; get both from one place"
+    with pytest.raises(InvalidInputError, match=words):
+        loaded.encode(["a"])
+    for template, words in (
+        ("{{ raise_exception('roles') }}", "got TemplateError: roles; use --raw"),
+        (None, "must have a chat template; got a tokenizer without one; use --raw"),
+    ):
+        loaded.tokenizer.chat_template = template
+        with pytest.raises(InvalidInputError, match=words):
+            loaded.encode(["a"])

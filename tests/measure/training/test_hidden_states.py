@@ -73,6 +73,18 @@ def test_tokens_are_in_the_order_of_prompts(states: States) -> None:
     assert set(states.column("prompt", lambda p: p == 3).tolist()) == {3}
 
 
+def test_raw_prompts_are_answered_without_the_template(
+    model: tuple[LoadedModel, Decoder], states: States, tmp_path: Path
+) -> None:
+    """A first prompt written out by hand is, raw, what the template makes of it."""
+    written = [Prompt("w", f"[user] {PROMPTS[0].text}\n[assistant] ")]
+    raw = collected(
+        model, tmp_path, prompts=written, generation=GenerationOptions(10, SIZE, raw=True)
+    )
+    first = states.column("token_id", lambda prompt: prompt == 0)
+    assert torch.equal(raw.column("token_id", everything), first)
+
+
 def test_it_stops_with_the_batch_that_has_enough_tokens(
     model: tuple[LoadedModel, Decoder], states: States, tmp_path: Path
 ) -> None:
@@ -94,7 +106,9 @@ def test_files_that_exist_are_kept(
         again, expected = load_file(tmp_path / path.name), load_file(path)
         assert all(torch.equal(again[name], expected[name]) for name in again.keys() | expected)
     assert seen[0] == Progress("decoding", len(load_file(states.files[0])["token_id"]), 2 / 5)
-    assert seen[-1].share == 1
+    shares = [progress.share for progress in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
     assert seen[-1].tokens == len(states.column("prompt", everything))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +37,7 @@ from ppdmodel.measure.training.train import (
     WEIGHTS_FILE,
     TrainedExits,
     Trainer,
+    fingerprint,
     load_exits,
 )
 from ppdmodel.results.measurement import Measurement
@@ -243,6 +246,8 @@ def test_prompts_beyond_max_tokens_are_never_seen(
     again.check_prompts(TRAINING[9:])
     with pytest.raises(InvalidInputError, match="'t8'"):
         again.check_prompts(TRAINING[8:])
+    with pytest.raises(InvalidInputError, match="got 9 that were, such as 't0'; give other"):
+        again.check_prompts(TRAINING)
 
 
 def test_max_tokens_is_as_if_there_were_no_more_prompts(tiny_model: Path, tmp_path: Path) -> None:
@@ -273,6 +278,12 @@ def test_prompts_of_the_training_are_refused(
 
 def _never(*_: Any, **__: Any) -> None:
     raise AssertionError("this must not be called")
+
+
+def test_a_fingerprint_is_the_beginning_of_the_sha256_of_the_text_without_its_margins() -> None:
+    """Files of exits hold it, so that it must stay."""
+    digest = hashlib.sha256("ü and\nso".encode()).hexdigest()
+    assert fingerprint(Prompt("a", "\n ü and\nso ", later_turns=("b",))) == digest[:16]
 
 
 def test_the_prompts_that_ship_for_training_are_not_measured() -> None:
@@ -530,6 +541,9 @@ def test_other_files_are_left_alone(tiny_model: Path, trained: Path, tmp_path: P
     with pytest.raises(InvalidInputError, match="with other files; choose another --out"):
         train(tiny_model, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / UNFINISHED).mkdir()
+    with pytest.raises(InvalidInputError, match="with other files; choose another --out"):
+        train(tiny_model, tmp_path)
     with pytest.raises(InvalidInputError, match="the out folder must be a folder; got the file"):
         train(tiny_model, tmp_path / "thesis.tex")
 
@@ -648,6 +662,7 @@ def test_progress_never_goes_back(tiny_model: Path, tmp_path: Path, batch_size: 
     for name in ("share", "tokens"):
         values = [getattr(progress, name) for progress in seen]
         assert values == sorted(values)
+    assert seen[0] == Progress("loading", 0, 0)
     assert seen[-1].share == 1
 
 
@@ -691,9 +706,10 @@ def test_maps_of_other_shapes_are_refused(tiny_model: Path, trained: Path) -> No
     exits = load_exits(trained, locate(str(tiny_model)))
     exit_ = logit_exit(load_model(locate(str(tiny_model))).model)
     assert exits.on(exit_).kind == "trained"
-    for weight, bias in (((32, 16), 32), ((16, 32), 32), ((32, 32), 1)):
+    for weight, bias in (((32, 16), (32,)), ((16, 32), (32,)), ((32, 32), (1,))):
         map_ = AffineMap(torch.zeros(weight), torch.zeros(bias))
-        with pytest.raises(InvalidInputError, match="trained exits must fit the model; got a map"):
+        words = f"trained exits must fit the model; got a map of {weight} and {bias} for layer 2 of"
+        with pytest.raises(InvalidInputError, match=re.escape(words)):
             replace(exits, maps={2: map_}).on(exit_)
     for layer in (0, 5):
         with pytest.raises(InvalidInputError, match=f"for layer {layer} of 5; train exits for"):
