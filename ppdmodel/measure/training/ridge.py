@@ -92,7 +92,7 @@ class NormalEquations:
 
     def solve(self, penalty: float, dtype: torch.dtype) -> AffineMap:
         """Solve for the map [head input, width] at one penalty."""
-        inverse = 1 / (self.values + penalty)
+        inverse = 1 / (self.values.clamp(min=0) + penalty)
         weight = (self.vectors @ (inverse[:, None] * self.projected)) / self.scale[:, None]
         bias = self.mean_y - self.mean_x @ weight
         return AffineMap(weight.T.contiguous().to(dtype), bias.to(dtype))

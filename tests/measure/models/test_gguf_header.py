@@ -58,6 +58,7 @@ def tensor(
 
 NAMED = pair("general.architecture", STRING, text(b"llama"))
 ONE_BLOCK = pair("llama.block_count", UINT32, u32(1))
+EMPTY = pair("a", ARRAY, array(STRING, 1, text(b"")))
 EMBEDDING = tensor("token_embd.weight", (32, 8), offset=0)
 NORM = "blk.0.attn_norm.weight"
 TENSORS = (EMBEDDING, tensor(NORM, (32,), offset=1024))
@@ -117,7 +118,7 @@ HOSTILE = {
     "2^40 tensors, zeros": (gguf(n_tensors=2**40, data=ZEROS), IN_HEADER),
     "2^17 tensors, zeros": (gguf(n_tensors=2**17, data=ZEROS), "at most 65536 tensors; got"),
     "an empty string at its end": (
-        gguf(pair("a", ARRAY, array(STRING, 1, text(b""))), tensors=[], data=b"")[: 24 + len(NAMED + ONE_BLOCK) + 33],
+        gguf(EMPTY, tensors=[], data=b"")[: 24 + len(NAMED + ONE_BLOCK + EMPTY)],
         "must have tensors; got .*, which has none",
     ),
     "key of 2^16 bytes": (gguf(pair("k" * 2**16, UINT32, u32(1))), "at most 65535 bytes; got"),
