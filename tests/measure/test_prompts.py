@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.prompts import (
+    Prompt,
     default_prompts,
     prompts_sha256,
     read_prompts,
@@ -81,6 +83,13 @@ def test_the_file_is_plain_json_lines() -> None:
     path = Path(__file__).parents[2] / "ppdmodel" / "measure" / "prompts.jsonl"
     for line in path.read_text("utf-8").splitlines():
         assert list(json.loads(line)) == ["id", "category", "language", "text"]
+
+
+def test_prompts_are_known_by_the_sha256_of_their_ids_and_texts() -> None:
+    """Results hold it, so that it must stay."""
+    prompts = [Prompt("a", "ü", "x", "en", later_turns=("b",)), Prompt("c", "d")]
+    written = '[["a", "ü", "b"], ["c", "d"]]'
+    assert prompts_sha256(prompts) == hashlib.sha256(written.encode()).hexdigest()
 
 
 def test_the_prompts_for_training_are_others() -> None:

@@ -197,6 +197,17 @@ def test_an_exit_that_does_not_make_the_models_logits_is_refused(tiny_model: Pat
     assert "@ppdmodel.measure.register_exit('Bent')" in words
 
 
+def test_a_model_that_hides_logits_of_its_head_is_refused(tiny_model: Path) -> None:
+    class Cut(LlamaForCausalLM):  # type: ignore[misc]
+        def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits[..., :-1]
+            return out
+
+    with pytest.raises(InvalidInputError, match="the last exit was inf of the largest logit"):
+        logit_exit(Cut(LlamaConfig.from_pretrained(tiny_model)).eval())
+
+
 def test_scales_are_found_without_being_told(tiny_model: Path) -> None:
     class Scaled(LlamaForCausalLM):  # type: ignore[misc]
         def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]

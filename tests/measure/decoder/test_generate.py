@@ -75,12 +75,13 @@ def passes(
     ends: frozenset[int] = frozenset(),
     **options: Any,
 ) -> list[tuple[int, ...]]:
-    """Rows and tokens of each pass of the model, and of how many tokens it gives logits."""
+    """Of each pass of the model: rows, tokens, tokens that it gives logits for, places left."""
     exit_ = logit_exit(loaded.model)
     seen: list[tuple[int, ...]] = []
 
     def see(_module: Any, _args: Any, given: dict[str, Any], out: Any) -> None:
-        seen.append((*given["input_ids"].shape, out.logits.shape[1]))
+        cache = given["past_key_values"].layers[0]
+        seen.append((*given["input_ids"].shape, out.logits.shape[1], cache.room - cache.used))
 
     handle = loaded.model.register_forward_hook(see, with_kwargs=True)
     for _ in generate(loaded.model, exit_, given, most, ends, **options):
@@ -163,11 +164,11 @@ def test_a_common_beginning_changes_no_text(
 def test_contexts_are_read_in_groups_of_about_one_length_and_a_beginning_once(
     loaded: LoadedModel,
 ) -> None:
-    """Logits are made for the last token alone."""
+    """Logits are made for the last token alone, and the memory of a group is that of its keys."""
     lengths = (12, 40, 13, 41, 22)
-    assert passes(loaded, texts_of(lengths), 1) == [(2, 13, 1), (1, 22, 1), (2, 41, 1)]
-    own = [(1, 1, 1), (1, 2, 1), (1, 11, 1), (2, 30, 1)]
-    assert passes(loaded, texts_of(lengths, 11), 1) == [(1, 11, 1), *own]
+    assert passes(loaded, texts_of(lengths), 1) == [(2, 13, 1, 0), (1, 22, 1, 0), (2, 41, 1, 0)]
+    own = [(1, 1, 1, 0), (1, 2, 1, 0), (1, 11, 1, 0), (2, 30, 1, 0)]
+    assert passes(loaded, texts_of(lengths, 11), 1) == [(1, 11, 1, 0), *own]
 
 
 @pytest.mark.parametrize(("rows", "left"), [(8, 7), (9, 9)])
@@ -178,9 +179,10 @@ def test_texts_leave_a_batch_once_an_eighth_of_it_has_ended(
     given = [Context(f"p{n}", 0, [n + 1]) for n in range(rows)]
     firsts = [text[0] for text in texts(loaded, given, 1, frozenset())]
     ends = frozenset([next(token for token in firsts if firsts.count(token) == 1)])
-    assert passes(loaded, given, 2, ends) == [(rows, 1, 1), (left, 1, 1)]
-    assert passes(loaded, given, 2, ends, drops_rows=False) == [(rows, 1, 1)] * 2
-    assert passes(loaded, given, 5, frozenset(firsts)) == [(rows, 1, 1)]
+    assert passes(loaded, given, 2, ends) == [(rows, 1, 1, 0), (left, 1, 1, 1)]
+    kept = passes(loaded, given, 2, ends, drops_rows=False)
+    assert kept == [(rows, 1, 1, 0), (rows, 1, 1, 1)]
+    assert passes(loaded, given, 5, frozenset(firsts)) == [(rows, 1, 1, 0)]
     for context, text in zip(given, texts(loaded, given, 4, ends), strict=True):
         assert text == alone(loaded, context.ids, 4, eos_token_id=sorted(ends))
 

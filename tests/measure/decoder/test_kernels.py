@@ -198,10 +198,10 @@ def test_a_torch_without_the_operator_multiplies_by_its_own(
 
     kernels._has_onednn.cache_clear()
     monkeypatch.setattr(kernels, "_by_onednn", lacks)
-    assert not kernels._has_onednn()
+    assert kernels._has_onednn() is False
     kernels._has_onednn.cache_clear()
     monkeypatch.setattr(torch._C, "_has_mkldnn", False)
-    assert not kernels._has_onednn()
+    assert kernels._has_onednn() is False
     kernels._has_onednn.cache_clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from ppdmodel.measure.decoder.exit import Exit
+from ppdmodel.measure.decoder.exit import AffineMap, Exit
 from ppdmodel.measure.decoder.ranks import (
     BLOCK,
     GROUP,
@@ -174,6 +175,37 @@ def test_own_logits_made_ahead_do_not_decide(monkeypatch: pytest.MonkeyPatch, er
     ahead = _Scan._ahead
     monkeypatch.setattr(_Scan, "_ahead", lambda *given: ahead(*given) + error)
     assert torch.equal(Ranker(exit_).rank(hidden, targets).rank, expected.rank)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_ranks_what_it_has_rounded(dtype: torch.dtype) -> None:
+    """Products of blocks and of the whole may round differently, by a 200th at most."""
+    torch.manual_seed(0)
+    exit_ = Exit(nn.ModuleList(), (), nn.Linear(16, BLOCK + 77, dtype=dtype))
+    hidden, noise = torch.randn(40, 16, dtype=dtype), torch.randn(40, BLOCK + 77)
+    targets = torch.randint(0, BLOCK + 77, (40,))
+    found = Ranker(exit_).rank(hidden, targets, noise=noise)
+    with torch.no_grad():
+        logits = exit_.logits(hidden).float()
+    assert torch.allclose(found.top_prob, logits.softmax(1).amax(1), rtol=2e-2)
+    for ranks, scores in ((found.rank, logits), (found.coupled_rank, logits + noise)):
+        own, rounding = scores.gather(1, targets[:, None]), scores.abs().max() / 200
+        assert ranks is not None
+        assert (ranks >= 1 + (scores > own + rounding).sum(1)).all()
+        assert (ranks <= 1 + (scores > own - rounding).sum(1)).all()
+
+
+def test_rankers_of_one_head_share_their_memory() -> None:
+    torch.manual_seed(0)
+    exit_, hidden = Exit(nn.ModuleList(), (), nn.Linear(16, 40)), torch.randn(9, 16)
+    trained = replace(exit_, maps={1: AffineMap(torch.randn(16, 16), torch.randn(16))})
+    ranker, targets = Ranker(exit_), torch.arange(9)
+    other = ranker.using(trained)
+    assert ranker._scan is not None
+    assert other._scan is ranker._scan
+    expected = Ranker(trained).rank(hidden, targets, 1)
+    assert torch.equal(other.rank(hidden, targets, 1).rank, expected.rank)
+    assert not torch.equal(ranker.rank(hidden, targets, 1).rank, expected.rank)
 
 
 def test_a_device_ranks_whole_groups() -> None:

@@ -174,7 +174,10 @@ HOSTILE = {
     "0 dimensions": (extra(shape=()), DIMS + "0"),
     "5 dimensions": (extra(shape=(1,) * 5), DIMS + "5;"),
     "2^31 dimensions": (extra(n_dims=2**31), DIMS + "2147483648"),
-    "rows of half a block": (extra(shape=(48,), kind=Q4_0), "Q4_0 must be whole blocks of 32; got"),
+    "rows of half a block": (
+        extra(shape=(48, 64), kind=Q4_0),
+        "Q4_0 must be whole blocks of 32; got .* has rows of 48",
+    ),
     "unknown tensor type": (extra(kind=99), KNOWN_TYPE + "99; give another quantization"),
     "removed tensor type": (extra(kind=4), KNOWN_TYPE + "4; "),
     "offset beyond the file": (norm_at(2**20), BEFORE_TENSOR),
