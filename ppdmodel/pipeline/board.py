@@ -106,10 +106,9 @@ class Board:
             if unit == verifier or self.guessed[unit] != token:
                 continue
             self.fence()
-            published = self.guesses[unit, token, : self.n_guesses[unit, token]]
-            found = np.flatnonzero(published == true_id)
-            if len(found):
-                return unit, int(found[0])
+            published = self.guesses[unit, token, : self.n_guesses[unit, token]].tolist()
+            if true_id in published:
+                return unit, published.index(true_id)
         return verifier, NO_MATCH
 
     def publish_verdict(self, token: int, true_id: int, owner: int, row: int, now_ns: int) -> None:

@@ -16,7 +16,7 @@ from ..measure.models.loading import LoadedModel
 from ..measure.training.train import TrainedExits
 from ..results.calibration import Calibration
 from ..results.timing import Timing
-from .options import TWO_CPUS, PpdSetting, RunOptions, Workers
+from .options import TWO_CPUS, WARM_UP_TOKENS, PpdSetting, RunOptions, Workers
 from .perfetto import write_trace
 from .pipeline import Pipeline
 from .worker_pool import Run
@@ -135,7 +135,7 @@ def decode(
         workers=workers,
         exits=exits,
     ) as pipeline:
-        options, warm_up = RunOptions(sampling=sampling), min(8, max_new_tokens)
+        options, warm_up = RunOptions(sampling=sampling), min(WARM_UP_TOKENS, max_new_tokens)
         pipeline.ppd(ids, warm_up, setting)
         run = pipeline.ppd(ids, max_new_tokens, setting, options, on_token=on_token)
         plain = pipeline.greedy(ids, max_new_tokens, options)
@@ -183,7 +183,7 @@ def first_difference(
     if position >= min(len(made), len(plain)):
         raise RunFailedError("two texts of one prompt must end alike; got one that goes on")
     so_far = torch.tensor([[*prompt_ids, *plain[:position]]])
-    logits = loaded.model(input_ids=so_far, use_cache=False).logits[0, -1].float()
+    (logits,) = loaded.model(input_ids=so_far).logits[:, -1].float()
     return Difference(
         position=position,
         token_id=made[position],

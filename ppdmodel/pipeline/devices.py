@@ -71,6 +71,7 @@ def machine(names: Sequence[str] = ()) -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text(errors="replace").splitlines()
-        name = next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), name)
+        known = (s.partition(":")[2].strip() for s in lines if s.startswith("model name"))
+        name = next(known, name)
     gpus = [f"; {n} {torch.cuda.get_device_name(n)}" for n in names if n != CPU]
     return f"{name}, {os.cpu_count()} CPUs{''.join(gpus)}"

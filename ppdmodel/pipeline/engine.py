@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import InvalidInputError, RunFailedError
+from ..errors import InvalidInputError, RunFailedError, excerpt
 from ..measure.decoder.exit import TOLERANCE, AffineMap, Exit
 from ..measure.decoder.kernels import by_columns
 from .devices import CPU
@@ -25,8 +25,9 @@ from .tensor_parallel import Communicator, shard_of
 if TYPE_CHECKING:
     from ..measure.models.loading import LoadedModel
 
-#: tokens of the text on which the logits of an engine and its model are compared
-PROBE = 12
+#: the text on which the logits of an engine and its model are compared, modulo the vocabulary
+PROBE_IDS = tuple(7 * n + 31 for n in range(12))
+PROBE = len(PROBE_IDS)
 
 
 class Engine:
@@ -51,11 +52,8 @@ class Engine:
             {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
             for prefix in (f"{index}." for index in range(shape.layers))
         ]
-        self.maps = {
-            layer: AffineMap(weights[name], weights[f"map_bias.{layer}"])
-            for layer in range(1, shape.layers + 1)
-            if (name := f"map.{layer}") in weights
-        }
+        maps = {name.removeprefix("map."): w for name, w in weights.items() if "map." in name}
+        self.maps = {int(n): AffineMap(w, weights[f"map_bias.{n}"]) for n, w in maps.items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,7 +210,7 @@ class SharedEngine:
         engine = Engine(shape, weights, communicator)
         if device != CPU or communicator is not None:
             error = _relative_error(self.probed.tensor("logits"), probe(engine))
-            if not error <= TOLERANCE.get(engine.dtype, 1e-4):
+            if not error <= TOLERANCE[engine.dtype]:
                 raise RunFailedError(
                     f"{device} must give the CPU's logits; got {error:.2g} of the largest one away"
                     "; use cpu"
@@ -227,7 +225,7 @@ class SharedEngine:
 
 def _placed(name: str, weight: Tensor, device: str) -> Tensor:
     """A weight on a device; those of linear layers are [out, in] in memory, as in `torch.nn`."""
-    if name.rsplit(".", 1)[-1] in PRODUCTS:
+    if name.rpartition(".")[2] in PRODUCTS:
         return weight.t().to(device).contiguous().t()
     return weight.to(device)
 
@@ -246,11 +244,11 @@ def shared_engine(loaded: LoadedModel, exit_: Exit, text_tokens: int) -> SharedE
     try:
         shape, tensors = _extract(loaded.model, exit_, text_tokens)
     except (AttributeError, KeyError, TypeError, RuntimeError) as failure:
-        raise _unsupported(loaded, " ".join(str(failure).split())[:120]) from None
+        raise _unsupported(loaded, excerpt(failure)) from None
     weights = shared_copy(tensors)
     made, own = probe(Engine(shape, weights.tensors())), _reference_logits(loaded.model, shape)
     error = _relative_error(own, made)
-    if not error <= TOLERANCE.get(loaded.model.dtype, 1e-4):
+    if not error <= TOLERANCE[loaded.model.dtype]:
         raise _unsupported(loaded, f"its logits were {error:.2g} of the largest one away")
     return SharedEngine(shape, weights, shared_copy({"logits": made}))
 
@@ -283,7 +281,7 @@ def _extract(model: Any, exit_: Exit, text_tokens: int) -> tuple[EngineShape, di
     if window and text_tokens > window and getattr(config, "use_sliding_window", True):
         raise AttributeError(f"a sliding window of {window} tokens, shorter than the text")
     positions = torch.arange(max(text_tokens, PROBE))[None]
-    cos, sin = base.rotary_emb(base.embed_tokens.weight[:1, None], positions)
+    cos, sin = base.rotary_emb(base.embed_tokens.weight, positions)
     half = size // 2
     sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1)
     tensors = {"head": exit_.weight.t(), "cos": cos[0], "sin": sin}
@@ -320,7 +318,7 @@ def _layer(layer: Any) -> dict[str, Tensor]:
 
 
 def _probe_ids(shape: EngineShape) -> Tensor:
-    return torch.tensor([(7 * n + 31) % shape.vocabulary for n in range(PROBE)])
+    return torch.tensor([number % shape.vocabulary for number in PROBE_IDS])
 
 
 @torch.inference_mode()
@@ -333,21 +331,21 @@ def probe(engine: Engine) -> Tensor:
     cache = torch.zeros(engine.shape.cache(PROBE), dtype=engine.dtype, device=device)
     rows = torch.zeros(engine.shape.guesses(2), dtype=engine.dtype, device=device)
     x = engine.read_prompt(ids[: PROBE // 2], cache)
-    made = [engine.logits(x)[0]]
+    made = [engine.logits(x)]
     for place in range(PROBE // 2, PROBE):
-        x = engine.embed(ids[[place, place - 1]])  # the second row is a wrong guess
+        x = engine.embed(torch.stack([ids[place], ids.min()]))  # the second row is a wrong guess
         for index in range(engine.shape.layers):
             x = engine.layer(index, x, place, cache[index, :, :, :place], rows)
             cache[index, :, :, place] = rows[index, :, 0]
-        made.append(engine.logits(x)[0])
-    return torch.stack(made).cpu().float()
+        made.append(engine.logits(x)[:1])
+    return torch.cat(made).cpu().float()
 
 
 @torch.inference_mode()
 def _reference_logits(model: Any, shape: EngineShape) -> Tensor:
     """The model's own logits where `probe` gives an engine's."""
-    logits: Tensor = model(input_ids=_probe_ids(shape)[None], use_cache=False).logits[0].float()
-    return logits[PROBE // 2 - 1 :]
+    (logits,) = model(input_ids=_probe_ids(shape)[None]).logits.float()
+    return torch.as_tensor(logits[PROBE // 2 - 1 :])
 
 
 def _relative_error(right: Tensor, found: Tensor) -> float:

@@ -9,6 +9,9 @@ from ..errors import InvalidInputError
 from ..measure.decoder.sampling import Sampling
 from .devices import CPU
 
+#: most new tokens of a text that is made before any is timed, so that memory is resident
+WARM_UP_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class PpdSetting:

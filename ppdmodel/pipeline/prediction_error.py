@@ -22,6 +22,8 @@ from .options import PpdSetting
 #: the standard deviation of log ratios in the fit, and the prior value of the fit's residuals
 CORRECTED = ("busy_layer_time", "batch_layer_time", "exit_time")
 PRIOR_SD, RESIDUAL_SD = 0.05, 0.02
+#: the smallest and the largest factor
+FACTOR_BOUNDS = (0.5, 2.0)
 #: prior standard deviations of log ratios, of texts' means and of single runs; the priors weigh as
 #: much as `PRIOR_RUNS` observations
 TEXT_SD, RUN_SD, PRIOR_RUNS = 0.03, 0.06, 3
@@ -166,7 +168,7 @@ def fit_corrections(timing: Timing, runs: Sequence[SettingRuns]) -> Corrections:
         ]
         return np.append(np.array(made) / RESIDUAL_SD, (factors - 1) / PRIOR_SD)
 
-    found = least_squares(errors, np.ones(len(CORRECTED)), bounds=(0.5, 2.0))
+    found = least_squares(errors, np.ones(len(CORRECTED)), bounds=FACTOR_BOUNDS)
     left = errors(found.x)[: len(runs)] * RESIDUAL_SD
     # the prior of the residual weighs as much as one run for each factor
     prior, freedom = len(CORRECTED), max(len(runs) - len(CORRECTED), 0)
@@ -218,7 +220,6 @@ def predict(
     chance = np.full(len(calibration.prompt_ids), 1 / len(calibration.prompt_ids))
     new = rng.multinomial(n_prompts, chance, size=resamples)
     draws = [resampled_timing(timing, rng) for _ in range(min(TIMING_DRAWS, resamples))]
-    of_draw = np.arange(resamples) % len(draws)
     noise = corrections.noise(rng, n_prompts, resamples)
     found = []
     for setting in settings:
@@ -230,7 +231,7 @@ def predict(
         rates = np.clip(p + spread, 0, 1)
         ratios = np.empty(resamples)
         for n, drawn in enumerate(draws):
-            mine = of_draw == n
+            mine = slice(n, None, len(draws))
             ratios[mine] = predicted_ratio(drawn, rates[mine], setting, corrections.factors)
         low, high = percentiles(ratios * noise)
         ratio = float(predicted_ratio(timing, p, setting, corrections.factors))

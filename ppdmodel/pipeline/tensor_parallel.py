@@ -68,7 +68,7 @@ def shard_of(
     rows = {"out": _columns_of(queries, size), "down": inner}
     found = {}
     for name, weight in weights.items():
-        what = name.rsplit(".", 1)[-1]
+        what = name.rpartition(".")[2]
         product = what.removesuffix("_bias")
         if what in rows:
             found[name] = weight[rows[what]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .unit import POLLS_PER_PARENT_CHECK, Task, TextEndedError, Unit, yield_cpu
+from .unit import Task, TextEndedError, Unit, yield_cpu
 
 #: in `progress`, written by rank 0 before any unit begins a token: make it, or end the text
 CONTINUE, END = 1, 2
@@ -18,7 +18,6 @@ class TensorParallelUnit(Unit):
 
     def _text(self, task: Task) -> None:
         self.task = task
-        self.cache.reset(mirrored=False)
         self._prompt()
         for token in range(1, task.max_new_tokens):
             if not self._continues(token):
@@ -29,12 +28,8 @@ class TensorParallelUnit(Unit):
         progress = self.board.progress
         if self.number == 0:
             self._check_parent()
-            self._publish_step(token, CONTINUE if not self.board.stop[0] else END)
-        polls = 0
-        while not progress[token]:
-            polls += 1
-            if polls % POLLS_PER_PARENT_CHECK == 0:
-                self._check_parent()
+            self._publish_step(token, END if self.board.stop else CONTINUE)
+        for _ in self._polls(lambda: progress[token]):
             yield_cpu()
         self.board.fence()
         return bool(progress[token] == CONTINUE)

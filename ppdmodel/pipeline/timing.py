@@ -73,13 +73,13 @@ def time_model(
         positive_integer("k", k)
     if positive_integer("rounds", rounds) < 4:
         raise InvalidInputError(f"rounds must be at least 4; got {rounds}; an interval needs them")
-    prompt = [(7 * n + 31) % int(loaded.model.config.vocab_size) for n in range(CONTEXT)]
+    prompt = range(CONTEXT)  # what the tokens are does not matter
     samples: list[dict[str, Any]] = []
     with Pipeline(
         loaded, prompt_tokens=CONTEXT, tokens=TOKENS, k=max(ks), workers=workers, exits=exits
     ) as pipeline:
         repetitions = _Repetitions(pipeline, prompt, tuple(sorted(set(ks))))
-        repetitions.round(0)  # warm-up
+        repetitions.round(rounds)  # warm-up
         for _attempt in range(2):
             samples = []
             for number in range(rounds):
@@ -132,7 +132,7 @@ class _Repetitions:
     ) -> dict[str, list[float]]:
         parts = []
         for exit_layer in self.exit_layers:
-            hits = tuple(bool(hit) for hit in rng.random(TOKENS) < 0.5)
+            hits = tuple(map(bool, rng.random(TOKENS).round()))
             run = self.pipeline.ppd(
                 self.prompt,
                 TOKENS,
@@ -150,7 +150,7 @@ def timed_exit_layers(layers: int) -> tuple[int, ...]:
     >>> timed_exit_layers(30)
     (8, 15, 23, 27)
     """
-    depths = {min(max(math.ceil(share * layers), 1), layers - 1) for share in EXIT_DEPTHS}
+    depths = {min(math.ceil(share * layers), layers - 1) for share in EXIT_DEPTHS}
     return tuple(sorted(depths))
 
 
@@ -204,18 +204,17 @@ def _verified(
     """Add the nanoseconds of one token's verified process, and until its exit was read."""
     known, made = run.verdict_ns[token - 1 : token + 1].tolist()
     unit = next(u for u in run.events if _at(u, EventKind.HEAD, token).any())
-    promoted = unit[_at(unit, EventKind.PROMOTE, token)]  # layers before that are of guesses
-    since = int(promoted[0, BEGIN]) if len(promoted) else known
+    promoted = unit[_at(unit, EventKind.PROMOTE, token), BEGIN].tolist()
+    (since,) = promoted or [known]  # layers before that are of guesses
     mine = unit[(unit[:, BEGIN] >= since) & (unit[:, TOKEN] == token)]
-    head = int(mine[mine[:, KIND] == EventKind.HEAD][0, BEGIN])
+    (head,) = mine[mine[:, KIND] == EventKind.HEAD, BEGIN].tolist()
     steps = mine[mine[:, KIND] == EventKind.LAYER]
     times["head_time"].append(made - head)
     begins = [*steps[:, BEGIN].tolist(), head]
-    first = layers + 1 - len(steps)  # the layer that it starts or goes on with
-    past = max(exit_layer + 1 - first, 0)  # layers before the exit
+    past = max(exit_layer - layers + len(steps), 0)  # of its steps, those before the exit
     times["layer_time"] += np.diff(begins[: past + 1]).tolist()
     times["busy_layer_time"] += np.diff(begins[past:]).tolist()
-    times["promotion_delay" if len(promoted) else "token_time"].append(begins[0] - since)
+    times["promotion_delay" if promoted else "token_time"].append(begins[0] - since)
     if past:
         end = int(steps[past - 1, END])
         for other in run.events:
@@ -230,14 +229,15 @@ def _at(events: np.ndarray, kind: EventKind, token: int) -> np.ndarray:
 
 def _is_guess(events: np.ndarray, run: Run) -> np.ndarray:
     """Layers of guesses: those begun before the verdict on the token before."""
-    known = run.verdict_ns[np.clip(events[:, TOKEN] - 1, 0, len(run.verdict_ns) - 1)]
+    known = run.verdict_ns[events[:, TOKEN] - 1]
     found: np.ndarray = (events[:, KIND] == EventKind.LAYER) & (events[:, BEGIN] < known)
     return found
 
 
 def _durations(events: np.ndarray, kind: EventKind) -> np.ndarray:
     """Nanoseconds of a unit's events of one kind, in their order."""
-    found: np.ndarray = np.diff(events[events[:, KIND] == kind][:, [BEGIN, END]])[:, 0]
+    mine = events[events[:, KIND] == kind]
+    found: np.ndarray = mine[:, END] - mine[:, BEGIN]
     return found
 
 

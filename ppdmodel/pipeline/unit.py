@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum, unique
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
-from .board import NO_MATCH, Board
+from .board import Board
 from .devices import synchronize
 from .engine import Engine
 from .kv_cache import KVCache
@@ -97,15 +98,16 @@ class Unit:
     def __init__(self, number: int, engine: Engine, board: Board, cache: KVCache) -> None:
         self.number, self.engine, self.board, self.cache = number, engine, board, cache
         self.units, _, k = board.guesses.shape
-        own = engine.shape.guesses(max(k, 1))
+        own = engine.shape.guesses(k)
         self.own = torch.zeros(own, dtype=engine.dtype, device=engine.device)
         self.parent = os.getppid()
         self.events: list[tuple[int, int, int, int, int, int]] = []
 
     @property
-    def _exit_layer(self) -> int:
-        """Of the task; 0 without."""
-        return self.task.setting.exit_layer if self.task.setting else 0
+    def _setting(self) -> PpdSetting:
+        """Of a text that is made by PPD."""
+        assert self.task.setting is not None
+        return self.task.setting
 
     @torch.inference_mode()
     def run(self, task: Task) -> np.ndarray:
@@ -126,7 +128,7 @@ class Unit:
             self._until(lambda: self.board.verdict[0], EventKind.AWAIT_VERDICT, 0)
         started: ProcessState | None = None
         for token in range(1, task.max_new_tokens):
-            if self.board.stop[0]:
+            if self.board.stop:
                 return
             self._check_parent()
             if self.board.owner[token] == self.number:
@@ -153,22 +155,23 @@ class Unit:
             before = torch.tensor([int(self.board.verdict[token - 1]) - 1])
             started = ProcessState(self.engine.embed(before))
         elif started.at_exit is not None:
-            self.board.exit_state[token] = started.at_exit[0]
-        self._progress(token, started.layers)
-        x, own = started.x, self.own[:, :, :1]
+            self.board.exit_state[token] = started.at_exit
+        x = started.x
+        self._progress(token, started.layers, x)
         for index in range(started.layers, self.engine.shape.layers):
             begin = time.monotonic_ns()
-            x = self.engine.layer(index, x, place, self.cache.before(index, place), own)
-            self.cache.write(index, place, own[index : index + 1, :, 0])
+            x = self.engine.layer(index, x, place, self.cache.before(index, place), self.own)
+            self.cache.write(index, place, self.own[index, :, 0][None])
             self._finish()
             self._record(begin, EventKind.LAYER, token, index + 1, 1)
-            if index + 1 == self._exit_layer:
-                self.board.exit_state[token] = x[0]
-            self._progress(token, index + 1)
+            self._progress(token, index + 1, x)
         self._publish_verdict(token, x)
 
-    def _progress(self, token: int, layers: int) -> None:
+    def _progress(self, token: int, layers: int, x: Tensor) -> None:
+        """Publish that the verified process has run so many layers, and its state at the exit."""
         if self.task.setting is not None:
+            if layers == self.task.setting.exit_layer:
+                self.board.exit_state[token] = x
             self.board.fence()
             self.board.progress[token] = layers
 
@@ -176,13 +179,13 @@ class Unit:
         begin = time.monotonic_ns()
         place = TokenPosition(self.task.prompt_id, 0, token)
         chosen, _ = choose(self.engine.logits(x), [place], self.task.sampling)
-        true_id = int(chosen[0])
+        true_id = int(chosen)
         owner, row = self.board.find_match(token, true_id, self.number)
         now = time.monotonic_ns()
         self._record(begin, EventKind.HEAD, token, 0, 1)
         ends = true_id in self.task.end_ids or token + 1 == self.task.max_new_tokens
         if ends:  # published before the verdict, so that no unit waits for a further token
-            self.board.stop[0] = 1
+            self.board.stop.fill(True)
         self.board.publish_verdict(token, true_id, owner, row, now)
         if ends:
             raise TextEndedError
@@ -195,14 +198,14 @@ class Unit:
         Returns:
             The guess that goes on as the verified process, if it is one of these.
         """
-        exit_layer = self._exit_layer
+        exit_layer = self._setting.exit_layer
         decided, progress = self.board.verdict, self.board.progress
         if token + 1 < self.task.max_new_tokens:
             self._until(
                 lambda: progress[token] >= exit_layer or decided[token],
                 EventKind.AWAIT_EXIT,
                 token,
-                soon=lambda: progress[token] >= exit_layer - NEAR_LAYERS or decided[token],
+                soon=lambda: progress[token] >= exit_layer - NEAR_LAYERS,
             )
             if not decided[token]:
                 begin = time.monotonic_ns()
@@ -216,19 +219,19 @@ class Unit:
     def _read_exit(self, token: int) -> np.ndarray:
         """This unit's share of the k guesses from the exit of the process that makes `token`."""
         task, owner = self.task, self.board.owner[token]
-        assert task.setting is not None
         self.board.fence()
-        state = self.board.exit_state[token : token + 1].clone().to(self.engine.device)
-        logits = self.engine.logits(state, task.setting.exit_layer)
+        state = self.board.exit_state[token][None].clone().to(self.engine.device)
+        logits = self.engine.logits(state, self._setting.exit_layer)
         if task.sampling is not None:
             place = TokenPosition(task.prompt_id, 0, token)
             noise = torch.from_numpy(gumbel(task.sampling.seed, place, logits.shape[1]))
             logits = scaled(logits, task.sampling.temperature) + noise.to(logits.device)
-        guesses = logits[0].topk(task.setting.k).indices.cpu().numpy()
+        (guesses,) = logits.topk(self._setting.k).indices.cpu().numpy()
         if task.forced is not None:
             guesses = self._forced_guesses(token, task.forced, len(guesses))
-        share = self.number - (self.number > owner)  # rank among the units that guess
-        return guesses[share :: self.units - 1]
+        others = [unit for unit in range(self.units) if unit != owner]
+        share: np.ndarray = guesses[others.index(self.number) :: len(others)]
+        return share
 
     def _forced_guesses(self, token: int, forced: ForcedMatches, k: int) -> np.ndarray:
         true_id = forced.token_ids[token]
@@ -240,8 +243,8 @@ class Unit:
         board, task = self.board, self.task
         place = len(task.prompt_ids) + token
         started = ProcessState(self.engine.embed(torch.from_numpy(guesses)))
-        for index in range(self.engine.shape.layers if len(guesses) else 0):
-            if board.verdict[token]:
+        for index in range(self.engine.shape.layers):
+            if board.verdict[token] or not len(guesses):
                 break
             self._await_layer(token, index)
             begin = time.monotonic_ns()
@@ -249,11 +252,11 @@ class Unit:
             self._finish()
             started.layers = index + 1
             self._record(begin, EventKind.LAYER, token + 1, index + 1, len(guesses))
-            if started.layers == self._exit_layer:
+            if started.layers == self._setting.exit_layer:
                 started.at_exit = started.x
         self._until(lambda: board.verdict[token], EventKind.AWAIT_VERDICT, token)
         begin = time.monotonic_ns()
-        if board.owner[token + 1] != self.number or board.row[token + 1] == NO_MATCH:
+        if board.owner[token + 1] != self.number:
             self._record(begin, EventKind.DROP, token + 1, started.layers, len(guesses))
             return None
         self._promote(started, int(board.row[token + 1]), place)
@@ -272,14 +275,12 @@ class Unit:
     def _rows(self, index: int, x: Tensor, place: int) -> Tensor:
         """A layer on all guesses as a batch, or one by one, bitwise identical to plain decoding."""
         before = self.cache.before(index, place)
-        if self.task.setting is not None and not self.task.setting.row_by_row:
+        if not self._setting.row_by_row:
             return self.engine.layer(index, x, place, before, self.own)
         return torch.cat(
             [
-                self.engine.layer(
-                    index, x[row : row + 1], place, before, self.own[:, :, row : row + 1]
-                )
-                for row in range(len(x))
+                self.engine.layer(index, one, place, before, self.own[:, :, row:])
+                for row, one in enumerate(torch.split(x, 1))
             ]
         )
 
@@ -287,9 +288,9 @@ class Unit:
         """Select one guess, and copy its keys and values to the KV cache."""
         done = started.layers
         self.cache.write(0, place, self.own[:done, :, row])
-        started.x = started.x[row : row + 1].clone()
+        started.x = started.x[row][None]
         if started.at_exit is not None:
-            started.at_exit = started.at_exit[row : row + 1].clone()
+            started.at_exit = started.at_exit[row]
 
     # ------------------------------------------------------------ waiting, and the trace
 
@@ -309,12 +310,9 @@ class Unit:
         if ready():
             self.board.fence()
             return
-        begin, polls = time.monotonic_ns(), 0
-        while not ready():
-            polls += 1
-            if polls % POLLS_PER_PARENT_CHECK == 0:
-                self._check_parent()
-            if self.board.stop[0] and not ready():
+        begin = time.monotonic_ns()
+        for _ in self._polls(ready):
+            if self.board.stop and not ready():
                 raise TextEndedError
             if soon():
                 yield_cpu()
@@ -322,6 +320,15 @@ class Unit:
                 time.sleep(POLL_SLEEP_S)
         self.board.fence()
         self._record(begin, waiting, token, 0, 0)
+
+    def _polls(self, ready: Callable[[], object]) -> Iterator[None]:
+        """Go on until `ready`, or without the parent process to the end of this one."""
+        for poll in count():
+            if ready():
+                return
+            if not poll % POLLS_PER_PARENT_CHECK:
+                self._check_parent()
+            yield
 
     def _check_parent(self) -> None:
         if os.getppid() != self.parent:

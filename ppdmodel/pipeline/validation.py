@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..decide.prediction import predicted_match_rate
 from ..errors import InvalidInputError, RunFailedError
 from ..measure.models.loading import LoadedModel
 from ..measure.prompts import Prompt
@@ -21,7 +22,7 @@ from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
 from ..results.timing import Timing
 from .devices import CPU
-from .options import TWO_CPUS, PpdSetting, Workers
+from .options import TWO_CPUS, WARM_UP_TOKENS, PpdSetting, Workers
 from .pipeline import Pipeline
 from .prediction_error import (
     Corrections,
@@ -33,6 +34,7 @@ from .prediction_error import (
     excluding_prompts,
     fit_corrections,
     predict,
+    predicted_ratio,
 )
 from .timing import timing_provenance
 from .worker_pool import Run
@@ -138,7 +140,8 @@ def validate(
     others = excluding_prompts(calibration, [prompt.id for prompt in prompts])
     header = _header(loaded, prompts, others, timing, grid, exits, workers)
     for setting in settings:  # all must be timed and measured before anything is run
-        predict(others, timing, [setting], 1, Corrections({}, 0.0), resamples=1)
+        rate = predicted_match_rate(others, setting.exit_layer, setting.k)
+        predicted_ratio(timing, rate, setting, {})
     log = _RunLog(out, header)
     ids = {prompt.id: loaded.encode(prompt.turns[:1], not grid.raw) for prompt in prompts}
     first, rest = prompts[: grid.fit_prompts], prompts[grid.fit_prompts :]
@@ -151,7 +154,7 @@ def validate(
         exits=exits,
     ) as pipeline:
         runner = _Runner(pipeline, ids, grid, log)
-        runner.warm_up(prompts[0])
+        runner.warm_up()
         fitted = grid.fitted
         runner.run(FIT, first, fitted, lambda share: on_progress("correcting the times", share))
         found = fit_corrections(timing, log.runs_of(FIT, first, fitted))
@@ -335,11 +338,11 @@ class _Runner:
     grid: ValidationGrid
     log: _RunLog
 
-    def warm_up(self, prompt: Prompt) -> None:
+    def warm_up(self) -> None:
         """Decode once, so that every unit's memory is resident."""
-        few = min(8, self.grid.max_new_tokens)
-        self.pipeline.greedy(self.ids[prompt.id], few)
-        self.pipeline.ppd(self.ids[prompt.id], few, PpdSetting(exit_layer=1))
+        ids, few = next(iter(self.ids.values())), min(WARM_UP_TOKENS, self.grid.max_new_tokens)
+        self.pipeline.greedy(ids, few)
+        self.pipeline.ppd(ids, few, PpdSetting(min(self.grid.exit_layers)))
 
     def run(
         self,

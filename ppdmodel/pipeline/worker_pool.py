@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from ..errors import InvalidInputError, RunFailedError
+from ..errors import InvalidInputError, RunFailedError, excerpt
 from .board import Board, new_board
 from .devices import CPU, devices
 from .engine import SharedEngine
@@ -25,7 +25,7 @@ from .options import Capacity
 from .shared_memory import SharedTensors
 from .tensor_parallel import ADDRESS, Rendezvous, backend_for
 from .tensor_parallel_unit import TensorParallelUnit
-from .unit import EVENT, Task, Unit
+from .unit import Task, Unit
 
 #: tokens from which on a run is timed: token 0 comes of the prompt, and nothing was guessed for
 #: token 1
@@ -160,12 +160,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all units; those that do not end in time are killed."""
-        self.board.stop[0] = 1
         for pipe in self._pipes:
             pipe.close()
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for process in self._processes:
-            process.join(max(deadline - time.monotonic(), 0.0))
+            process.join(deadline - time.monotonic())
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -196,7 +195,7 @@ class WorkerPool:
         except BaseException:
             self._settle()
             raise
-        return self._result([events[number] for number in range(len(self.where))], task)
+        return self._result([events[number] for number in range(len(self.where))])
 
     def _check_fit(self, task: Task) -> None:
         k = task.setting.k if task.setting else 1
@@ -223,20 +222,20 @@ class WorkerPool:
 
     def _settle(self) -> None:
         """Stop the text, and discard every answer that is still due."""
-        self.board.stop[0] = 1
+        self.board.stop.fill(True)
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for number in tuple(self._due):
             with suppress(EOFError, OSError):
-                if self._pipes[number].poll(max(deadline - time.monotonic(), 0.0)):
+                if self._pipes[number].poll(deadline - time.monotonic()):
                     self._pipes[number].recv()
                     self._due.discard(number)
 
-    def _arrived(self, timeout: float | None, known: set[int]) -> dict[int, np.ndarray]:
+    def _arrived(self, timeout: float | None, known: set[int]) -> dict[int, Any]:
         waiting = [n for n in range(len(self.where)) if n not in known]
         ready = wait([self._pipes[n] for n in waiting], timeout)
         return {n: self._receive(n) for n in waiting if self._pipes[n] in ready}
 
-    def _receive(self, number: int) -> np.ndarray:
+    def _receive(self, number: int) -> Any:
         try:
             answer = self._pipes[number].recv()
         except (EOFError, OSError):
@@ -244,12 +243,10 @@ class WorkerPool:
         self._due.discard(number)
         if isinstance(answer, str):
             raise RunFailedError(f"a unit must not fail; got on unit {number}: {answer}")
-        found: np.ndarray = answer
-        return found
+        return answer
 
     def _lost(self, number: int) -> RunFailedError:
-        self.board.stop[0] = 1
-        self._processes[number].join(1.0)
+        self._processes[number].join(SHUTDOWN_TIMEOUT_S)
         code = self._processes[number].exitcode
         return RunFailedError(
             f"a unit must not end before its work; unit {number} ended with exit code {code}; "
@@ -262,13 +259,12 @@ class WorkerPool:
             said += 1
         return said
 
-    def _result(self, events: Sequence[np.ndarray], task: Task) -> Run:
-        verdicts = self.board.verdict[: task.max_new_tokens]
-        made = int(np.count_nonzero(verdicts))
+    def _result(self, events: Sequence[np.ndarray]) -> Run:
+        made = int(np.count_nonzero(self.board.verdict))
         matched = self.board.row[:made] >= 0
         matched[:FIRST_TIMED] = False
         return Run(
-            token_ids=tuple(int(v) - 1 for v in verdicts[:made]),
+            token_ids=tuple((self.board.verdict[:made] - 1).tolist()),
             verdict_ns=self.board.verdict_ns[:made].copy(),
             matched=matched,
             events=tuple(events),
@@ -337,15 +333,15 @@ def _serve(spec: _UnitSpec, pipe: Connection) -> None:
         try:
             unit = spec.build()
         except Exception as error:  # such as too little memory
-            pipe.send(_one_line(error))
+            pipe.send(_named(error))
             return
-        pipe.send(np.zeros((0, len(EVENT)), dtype=np.int64))
+        pipe.send(None)  # it is ready
         while True:
             task = pipe.recv()
             try:
                 done: Any = unit.run(task)
             except Exception as error:  # the parent raises it
-                done = _one_line(error)
+                done = _named(error)
             pipe.send(done)
     except (EOFError, OSError):
         return
@@ -354,5 +350,5 @@ def _serve(spec: _UnitSpec, pipe: Connection) -> None:
             spec.rendezvous.leave()
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {excerpt(error)}"

@@ -80,9 +80,12 @@ def texts(loaded: LoadedModel) -> Texts:
 
 @contextmanager
 def pool_of(
-    engine: SharedEngine, where: Sequence[Placement], **options: Any
+    engine: SharedEngine,
+    where: Sequence[Placement],
+    capacity: Capacity = CAPACITY,
+    **options: Any,
 ) -> Iterator[WorkerPool]:
-    made = WorkerPool(engine, where, CAPACITY, **options)
+    made = WorkerPool(engine, where, capacity, **options)
     try:
         made.start()
         made.wait()

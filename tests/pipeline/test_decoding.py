@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppdmodel.cli.decode import decode_command
 from ppdmodel.decide.prediction import predicted_latency_s
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.models.loading import LoadedModel
@@ -103,6 +105,12 @@ def test_a_text_shorter_than_the_probe(deep: LoadedModel) -> None:
     result = decode(deep, "a", PpdSetting(2), raw=True, max_new_tokens=2)
     assert result.token_ids == generated(deep, deep.encode(["a"], False), 2)
     assert result.latency is None
+
+
+def test_what_is_not_given_is_what_the_command_takes() -> None:
+    own, command = (inspect.signature(made).parameters for made in (decode, decode_command))
+    for name in ("max_new_tokens", "raw"):
+        assert own[name].default == command[name].default
 
 
 def test_a_setting_that_the_model_has_not_is_refused_first(deep: LoadedModel) -> None:

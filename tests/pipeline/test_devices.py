@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.pipeline import devices as devices_module
 from ppdmodel.pipeline.devices import devices, machine, synchronize
 
 
@@ -41,6 +46,28 @@ def test_wrong_names(device: str, found: int, words: str, monkeypatch: pytest.Mo
     with pytest.raises(InvalidInputError) as raised:
         devices(device, 2)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "processor", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: A: B\nmodel name\t: C\n", "P", "A: B"),
+        ("processor\t: 0\n", "P", "P"),
+        (None, "P", "P"),
+        (None, "", "M"),
+    ],
+)
+def test_the_name_of_a_machine(
+    lines: str | None, processor: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if lines is not None:
+        info.write_text(lines)
+    monkeypatch.setattr(devices_module, "Path", lambda _path: info)
+    monkeypatch.setattr(platform, "processor", lambda: processor)
+    monkeypatch.setattr(platform, "machine", lambda: "M")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert machine() == f"{name}, 3 CPUs"
 
 
 def test_only_devices_are_synchronized(monkeypatch: pytest.MonkeyPatch) -> None:

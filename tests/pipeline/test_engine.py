@@ -21,7 +21,7 @@ from transformers import (
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.decoder.exit import AffineMap, logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
-from ppdmodel.pipeline.engine import Engine, SharedEngine, shared_engine
+from ppdmodel.pipeline.engine import PROBE, Engine, SharedEngine, shared_engine
 from ppdmodel.pipeline.shared_memory import shared_copy
 from tests.support.far_device import register
 
@@ -87,8 +87,9 @@ def test_trained_exits(loaded: LoadedModel) -> None:
     model = model_of(LlamaConfig)
     trained = AffineMap(torch.randn(32, 32), torch.randn(32))
     exit_ = logit_exit(model)
-    exit_ = replace(exit_, maps={2: trained})
+    exit_ = replace(exit_, maps={3: trained, 2: trained})
     engine = shared_engine(replace(loaded, model=model), exit_, 32).open()
+    assert engine.maps.keys() == {2, 3}
     x = torch.randn(2, 32)
     normed = model.model.norm(x)
     scaled = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()
@@ -129,22 +130,35 @@ def test_an_engine_on_a_device_has_its_weights_there(engine: SharedEngine) -> No
     assert opened.device == torch.device("far:1")
     for weight in (opened.head_weight, opened.final_norm, *opened.layers[0].values()):
         assert weight.device == torch.device("far:1")
+    for name in ("qkv", "out", "gate_up", "down"):
+        assert opened.layers[0][name].t().is_contiguous(), "[out, in] in memory, as in torch.nn"
+    assert opened.head_weight.t().is_contiguous()
+    assert opened.cos.is_contiguous()
     assert engine.open().head_weight.data_ptr() == engine.weights.tensor("head").data_ptr()
 
 
 def test_logits_that_differ_are_refused(engine: SharedEngine) -> None:
     register()
     logits = engine.probed.tensor("logits")
+    rows = {tuple(row) for row in logits.tolist()}
+    assert len(rows) == len(logits) == PROBE // 2 + 1, "of different tokens"
     wrong = replace(engine, probed=shared_copy({"logits": logits * 1.01}))
     with pytest.raises(RunFailedError, match=r"far:0 must give the CPU's logits; got 0\.0099"):
         wrong.open("far:0")
     assert isinstance(wrong.open(), Engine), "on the CPU it is what was compared"
 
 
-def test_another_activation_is_refused(loaded: LoadedModel) -> None:
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, hidden_act="gelu")).eval()
+@pytest.mark.parametrize(
+    ("activation", "finish"),
+    [("gelu", {}), ("silu", {"scale": 0.5}), ("silu", {"scale": 2.0}), ("silu", {"softcap": 30.0})],
+)
+def test_another_activation_and_scaled_logits_are_refused(
+    loaded: LoadedModel, activation: str, finish: dict[str, float]
+) -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, hidden_act=activation)).eval()
+    exit_ = replace(logit_exit(model), **finish)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="another activation, or scaled logits"):
-        shared_engine(replace(loaded, model=model), logit_exit(model), 16)
+        shared_engine(replace(loaded, model=model), exit_, 16)
 
 
 @torch.inference_mode()

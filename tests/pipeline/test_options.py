@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from ppdmodel.cli.decode import decode_command
-from ppdmodel.cli.validate import validate_command
+from ppdmodel.cli.time import time_command
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.pipeline import ValidationGrid
-from ppdmodel.pipeline.options import Capacity, PpdSetting, Workers
+from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
 
 
 def test_names_of_settings() -> None:
@@ -33,20 +32,22 @@ def test_settings_that_fit_a_model() -> None:
 
 
 def test_the_tokens_of_a_text() -> None:
-    assert Capacity(prompt_tokens=7, new_tokens=5).text_tokens == 12
+    capacity = Capacity(prompt_tokens=7, new_tokens=5)
+    assert (capacity.text_tokens, capacity.k) == (12, 1)
+
+
+def test_a_text_ends_at_an_end_token_and_is_greedy_and_fast() -> None:
+    assert RunOptions() == RunOptions(stops=True, sampling=None, prompt_id="", timed=False)
 
 
 def test_what_is_not_given_is_what_the_commands_take() -> None:
     def default(command: Callable[..., Any], name: str) -> Any:
         return inspect.signature(command).parameters[name].default
 
-    setting, grid, workers = PpdSetting(3), ValidationGrid((3,)), Workers()
+    setting, workers = PpdSetting(3), Workers()
     assert (setting.k, setting.row_by_row) == (1, False)
     assert default(decode_command, "k") == setting.k
     assert default(decode_command, "row_by_row") is setting.row_by_row
-    assert default(validate_command, "k") == ",".join(map(str, grid.ks))
-    for name in ("fit_prompts", "max_new_tokens"):
-        assert default(validate_command, name) == getattr(grid, name)
-    for command in (decode_command, validate_command):
+    for command in (decode_command, time_command):
         assert default(command, "units") == workers.units
         assert default(command, "device") == workers.device

@@ -32,7 +32,7 @@ def test_the_events_of_a_run_by_hand(tmp_path: Path) -> None:
             [
                 (6000, 9600, EventKind.AWAIT_VERDICT, 0, 0, 0),
                 (10000, 10500, EventKind.EXIT, 1, 1, 1),
-                (10500, 11000, EventKind.LAYER, 2, 1, 4),
+                (10500, 11000, EventKind.LAYER, 2, 1, 2),
                 (11000, 11100, EventKind.PROMOTE, 2, 1, 1),
             ]
         ),
@@ -43,8 +43,9 @@ def test_the_events_of_a_run_by_hand(tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     assert document["displayTimeUnit"] == "ms"
     found = document["traceEvents"]
-    assert [e["args"]["name"] for e in found if e["ph"] == "M"] == [
-        "ppdmodel decode", "unit 0", "unit 1",
+    assert {e["pid"] for e in found} == {0}, "one process"
+    assert [(e["tid"], e["args"]["name"]) for e in found if e["ph"] == "M"] == [
+        (0, "ppdmodel decode"), (0, "unit 0"), (1, "unit 1"),
     ]  # fmt: skip
     slices = [
         (e["tid"], e["ts"], e["dur"], e["name"], e["cat"], e["args"]["token"], e["args"]["rows"])
@@ -57,13 +58,13 @@ def test_the_events_of_a_run_by_hand(tmp_path: Path) -> None:
         (0, 4.5, 2.0, "layer 2", "verified or single", 1, 1),
         (1, 1.0, 3.6, "wait for the verdict", "wait", 0, 0),
         (1, 5.0, 0.5, "read the exit", "guesses", 1, 1),
-        (1, 5.5, 0.5, "layer 1", "guesses", 2, 4),
+        (1, 5.5, 0.5, "layer 1", "guesses", 2, 2),
         (1, 6.0, 0.1, "promote", "verified or single", 2, 1),
     ]
-    verdicts = [(e["ts"], e["name"], e["args"]) for e in found if e["ph"] == "i"]
+    verdicts = [(e["tid"], e["ts"], e["name"], e["args"]) for e in found if e["ph"] == "i"]
     assert verdicts == [
-        (4.5, "match", {"token": 0, "text": "<7>"}),
-        (7.0, "no match", {"token": 1, "text": "<8>"}),
+        (0, 4.5, "match", {"token": 0, "text": "<7>"}),
+        (0, 7.0, "no match", {"token": 1, "text": "<8>"}),
     ]
 
 

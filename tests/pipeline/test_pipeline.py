@@ -13,11 +13,13 @@ import torch
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure import Sampling
 from ppdmodel.measure.models.loading import LoadedModel
-from ppdmodel.pipeline.options import PpdSetting, RunOptions, Workers
+from ppdmodel.pipeline import pipeline as pipeline_module
+from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
 from ppdmodel.pipeline.pipeline import Pipeline
 from ppdmodel.pipeline.unit import ForcedMatches, Task
+from ppdmodel.pipeline.worker_pool import Placement
 from tests.conftest import TEXT
-from tests.pipeline.conftest import DEEP, TWO_CPUS
+from tests.pipeline.conftest import CPUS, DEEP, FAR, TWO_CPUS
 from tests.pipeline.test_decoding import generated
 from tests.pipeline.test_shared_memory import held
 
@@ -106,13 +108,48 @@ def test_samples_are_those_of_plain_decoding(pipeline: Pipeline, ids: list[list[
     assert len(texts) == 3
 
 
-def test_an_end_token_ends_the_text(pipeline: Pipeline, ids: list[list[int]]) -> None:
+def test_an_end_token_ends_the_text(
+    deep: LoadedModel, pipeline: Pipeline, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = pipeline.greedy(ids[5], TOKENS, WHOLE).token_ids
     assert pipeline.ppd(ids[5], 1, PpdSetting(2, 2)).token_ids == whole[:1]
     ends = frozenset([whole[6]])
     task = Task(tuple(ids[5]), TOKENS, end_ids=ends, setting=PpdSetting(2, 2))
     ended = pipeline.pool.run(task).token_ids
     assert ended == whole[: whole.index(whole[6]) + 1]
+    monkeypatch.setattr(deep.model.generation_config, "eos_token_id", whole[6])
+    assert pipeline.greedy(ids[5], TOKENS).token_ids == ended
+    assert pipeline.greedy(ids[5], TOKENS, WHOLE).token_ids == whole
+
+
+@pytest.mark.parametrize(
+    ("where", "split"),
+    [
+        (CPUS, [Placement(2, None)]),
+        ([Placement(1, (3,)), Placement(1, (5,))], [Placement(2, (3, 5))]),
+        ([Placement(1, None)] * 5, [Placement(5, None)]),
+        (FAR, FAR),
+        ([*FAR, *FAR, FAR[0]], None),
+    ],
+)
+def test_where_plain_text_is_split(
+    deep: LoadedModel,
+    where: list[Placement],
+    split: list[Placement] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over threads of one process on CPUs; over a shard on each device, which needs a head."""
+    monkeypatch.setattr(pipeline_module, "placements", lambda units, device: where)
+    if split is None:
+        with pytest.raises(InvalidInputError, match="must not exceed the model's 4 heads"):
+            Pipeline(deep, prompt_tokens=8, tokens=4, workers=Workers(len(where)))
+        return
+    made = Pipeline(deep, prompt_tokens=8, tokens=4, workers=Workers(len(where)))
+    assert made.pool.where == tuple(where)
+    assert made.tensor_parallel.where == tuple(split)
+    assert made.tensor_parallel.tensor_parallel == (len(split) > 1)
+    assert made.pool.capacity == made.tensor_parallel.capacity == Capacity(8, 4, 1)
+    made.close()
 
 
 def test_bad_input_is_refused(deep: LoadedModel, pipeline: Pipeline) -> None:
@@ -124,6 +161,7 @@ def test_bad_input_is_refused(deep: LoadedModel, pipeline: Pipeline) -> None:
             Pipeline(deep, prompt_tokens=8, tokens=10**6)
         with pytest.raises(InvalidInputError, match="k must not exceed the vocabulary"):
             Pipeline(deep, prompt_tokens=8, tokens=8, k=258)
+        Pipeline(deep, prompt_tokens=8, tokens=8, k=257).close()
     with pytest.raises(InvalidInputError, match="that is plain greedy decoding"):
         pipeline.ppd([1, 2], 4, PpdSetting(DEEP))
     with pytest.raises(InvalidInputError, match="exit_layer must not exceed layers"):

@@ -192,6 +192,12 @@ def test_the_prompts_that_judge_do_not_predict() -> None:
     assert np.allclose(others.p_correct, expected)
     with pytest.raises(InvalidInputError, match="must have prompts that are not validated on"):
         excluding_prompts(calibration, [f"p{n}" for n in range(5)])
+    assert excluding_prompts(calibration, ["p0", "p1", "p2", "p3"]).prompt_ids == ("p4", "p5")
+    measured = committed_calibration()
+    assert measured.recorded is not None
+    recorded = excluding_prompts(measured, measured.prompt_ids[:1]).recorded
+    assert recorded is not None
+    assert np.array_equal(recorded.tokens, measured.recorded.tokens[1:])
 
 
 def test_corrections_find_what_was_put_in() -> None:
@@ -209,6 +215,7 @@ def test_corrections_find_what_was_put_in() -> None:
 def test_without_runs_nothing_is_corrected() -> None:
     found = fit_corrections(a_timing(), [])
     assert found.deviation == pytest.approx(0.02)
+    assert found.n_texts == 0
     assert all(factor == pytest.approx(1) for factor in found.factors.values())
 
 
@@ -283,6 +290,9 @@ def test_an_error_is_split_into_its_parts() -> None:
     assert row["latency_part"] < -0.005, "the exit took longer than was thought"
     ideal = 1 - prediction.p_correct * (1 - cell.exit_layer / 30)
     assert row["error_uncalibrated"] == pytest.approx(ideal / runs.ratio - 1)
+    for low, high, within in ((0.0, 0.0, True), (1e-9, 1.0, False), (-1.0, -1e-9, False)):
+        asked = replace(prediction, ci_low=runs.ratio + low, ci_high=runs.ratio + high)
+        assert error_row(asked, runs, timing, NO_CORRECTIONS)["within"] is within
 
 
 def test_a_summary_counts_what_it_says() -> None:
@@ -290,6 +300,7 @@ def test_a_summary_counts_what_it_says() -> None:
     rows = [row | {"error": e, "within": abs(e) < 0.05} for e in (0.01, -0.02, 0.03, -0.2)]
     found = errors_summary(rows)
     assert found["median_error"] == pytest.approx(0.025)
+    assert found["p90_error"] == pytest.approx(0.149)  # 0.7 of the way from 0.03 to 0.2
     assert (found["within"], found["n_cells"]) == (3, 4)
     assert found["within_ci"] == list(binomial_interval(3, 4))
     assert errors_summary([]) == {"n_cells": 0}
@@ -317,8 +328,9 @@ def test_coverage_over_splits() -> None:
     assert usual == coverage_over_splits(
         calibration, timing, runs, NO_CORRECTIONS, splits=40, seed=0
     )
-    one = [run.select([0]) for run in runs]
+    one, two = ([run.select(range(n)) for run in runs] for n in (1, 2))
     assert coverage_over_splits(calibration, timing, one, NO_CORRECTIONS) == {"within": 0, "n": 0}
+    assert coverage_over_splits(calibration, timing, two, NO_CORRECTIONS, splits=3)["prompts"] == 1
 
 
 def test_a_timing_file(tmp_path: Path) -> None:
@@ -436,6 +448,7 @@ def test_the_noise_of_a_prediction_by_hand() -> None:
         return float(logs.std())
 
     factors = NO_CORRECTIONS.factors
+    assert Corrections(factors, 0.05) == Corrections(factors, 0.05, 0, 0.0, 0.0)
     assert spread(Corrections(factors, 0.05), 4) == pytest.approx(0.05, rel=0.02)
     scattered = Corrections(factors, 0.0, 0, 0.1, 0.2)
     assert spread(scattered, 4) == pytest.approx(0.2 / np.sqrt(4), rel=0.02)
@@ -458,10 +471,30 @@ def test_rows_without_tokens_do_not_count() -> None:
     assert runs.select([1]).ratio == 5 / 2
 
 
+@pytest.mark.parametrize(("share", "limit"), [(0.1, 0.0), (0.9, 1.0)])
+def test_no_interval_reaches_beyond_a_rate_of_0_or_1(
+    share: float, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts that match always or never: two resamples of them may add up to more."""
+    monkeypatch.setattr(prediction_error, "resampled_timing", lambda timing, rng: timing)
+    timing, calibration, factors = a_timing(), a_calibration(10), NO_CORRECTIONS.factors
+    always = np.arange(10) < 10 * share
+    hits = np.zeros_like(calibration.hits) + 60 * always[:, None, None]
+    rates = np.full_like(calibration.p_correct, share)
+    calibration = replace(calibration, hits=hits, p_correct=rates)
+    (asked,) = predict(calibration, timing, CELLS[:1], 10, NO_CORRECTIONS, resamples=400)
+    end = asked.ci_low if limit else asked.ci_high
+    assert end == pytest.approx(predicted_ratio(timing, limit, CELLS[0], factors), rel=1e-9)
+
+
 def test_a_prediction_is_of_the_rate_and_the_times() -> None:
     timing, calibration = a_timing(), a_calibration(6)
     factors = {"exit_time": 1.2}
     asked = predict(calibration, timing, CELLS[:2], 5, Corrections(factors, 0.0), resamples=100)
+    seeded = predict(
+        calibration, timing, CELLS[:2], 5, Corrections(factors, 0.0), seed=0, resamples=100
+    )
+    assert asked == seeded
     for prediction, setting in zip(asked, CELLS[:2], strict=True):
         p = calibration.p_correct[setting.exit_layer - 1, setting.k - 1]
         assert prediction.setting == setting

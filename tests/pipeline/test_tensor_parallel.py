@@ -18,7 +18,9 @@ from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.engine_shape import EngineShape
 from ppdmodel.pipeline.tensor_parallel import (
+    ADDRESS,
     Communicator,
+    Rendezvous,
     Shard,
     backend_for,
     check_shards,
@@ -73,6 +75,8 @@ def test_products_of_shards_add_up(of: int) -> None:
         "map_bias.1": torch.randn(6),
     }
     shards = [shard_of(SHAPE, weights, Shard(rank, of)) for rank in range(of)]
+    held = sum(shape.kv_heads for shape, _ in shards)
+    assert held == (2 if of <= 2 else 4), "copies only where there are too few"
     x = torch.randn(2, 6)
     both = x @ weights["0.gate_up"]
     whole = (both[:, :5] * both[:, 5:]) @ weights["0.down"]
@@ -148,6 +152,31 @@ def test_more_shards_than_heads(engine: SharedEngine) -> None:
     check_shards(engine.shape, 4)
     with pytest.raises(InvalidInputError, match="must not exceed the model's 4 heads on devices"):
         check_shards(engine.shape, 5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_process_group_of_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its collective operations change nothing; a device is made current first."""
+    current: list[str] = []
+
+    class Backend:
+        set_device = staticmethod(current.append)
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Backend)
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
+        ADDRESS, 0, is_master=True, wait_for_workers=False
+    )
+    group = Rendezvous(store.port, 1, "gloo")
+    try:
+        communicator = group.join(0, device)
+        x = torch.arange(6.0).reshape(2, 3)
+        assert torch.equal(communicator.all_reduce(x.clone()), x)
+        assert torch.equal(communicator.all_gather(x.clone(), 3), x)
+    finally:
+        group.leave()
+    assert current == [name for name in [device] if name != "cpu"]
+    assert not distributed.is_initialized()
+    group.leave()
 
 
 def test_which_backend_units_use(monkeypatch: pytest.MonkeyPatch) -> None:

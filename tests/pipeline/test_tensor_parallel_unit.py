@@ -42,6 +42,8 @@ def test_a_split_text_that_is_stopped(engine: SharedEngine, texts: Texts, plain:
             with pytest.raises(KeyboardInterrupt):
                 made.run(Task(texts[0], CAPACITY.new_tokens), fail)
             assert made.run(Task(texts[0], TOKENS)).token_ids == plain[0]
+        longest = made.run(Task(texts[0], CAPACITY.new_tokens)).token_ids
+        assert len(longest) == CAPACITY.new_tokens
         os.kill(made._processes[1].pid, signal.SIGKILL)
         with pytest.raises(RunFailedError, match=r"unit [01]"):
             made.run(Task(texts[0], TOKENS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 
 import ppdmodel as ppd
+from ppdmodel.cli.time import time_command
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.models.loading import LoadedModel, load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.pipeline import Workers, time_model
 from ppdmodel.pipeline import pipeline as pipeline_module
 from ppdmodel.pipeline import timing as timing_module
+from ppdmodel.pipeline.options import RunOptions
+from ppdmodel.pipeline.pipeline import Pipeline
 from ppdmodel.pipeline.timing import (
     _filled,
+    _Repetitions,
     plain_terms,
     ppd_terms,
     spread,
@@ -97,6 +102,22 @@ def test_a_guess_of_one_row_is_no_verified_layer() -> None:
     }
 
 
+def test_an_exit_that_is_read_early_and_a_layer_that_begins_with_the_verdict() -> None:
+    """Both delays are 0, whatever the clocks of two units say."""
+    verified = [(100, 105, LAYER, 2, 1, 1), (105, 107, LAYER, 2, 2, 1), (108, 118, HEAD, 2, 0, 1)]
+    run = a_run([verified, [(104, 106, EXIT, 2, 1, 1)]], [50, 100, 118], [False] * 3)
+    assert ppd_terms(run, 2, 1) == {
+        "layer_time": 5,
+        "busy_layer_time": 3,
+        "batch_layer_time": None,
+        "head_time": 10,
+        "exit_time": 2,
+        "token_time": 0,
+        "start_delay": 0,
+        "promotion_delay": None,
+    }
+
+
 def test_what_never_happened_is_taken_from_the_nearest_exit() -> None:
     assert _filled("exit_time", [None, 2.0, 3.0, None]) == [2.0, 2.0, 3.0, 3.0]
     with pytest.raises(RunFailedError, match=r"PPD must show its promotion_delay .* in time"):
@@ -127,13 +148,16 @@ def test_the_terms_of_a_plain_run() -> None:
         (21, 24, LAYER, 2, 2, 1),
         (24, 27, HEAD, 2, 0, 1),
     ]
-    run = a_run([unit], [10, 16, 27, 38], [False] * 4)
-    assert plain_terms(run, 2) == {
-        "layer_time_s": 3.0,
-        "head_time_s": 2.0,
-        "token_time_s": 3.0,  # 11 s a token, less two layers and a head
-        "layers_s": [3.0, 3.0],
-    }
+    for known, rest in (
+        ([10, 16, 27, 38], 3.0),  # 11 s a token, less two layers and a head
+        ([10, 16, 23, 30], 0.0),  # no less than nothing
+    ):
+        assert plain_terms(a_run([unit, []], known, [False] * 4), 2) == {
+            "layer_time_s": 3.0,
+            "head_time_s": 2.0,
+            "token_time_s": rest,
+            "layers_s": [3.0, 3.0],
+        }
 
 
 def test_the_median_of_repetitions_and_its_interval() -> None:
@@ -153,15 +177,21 @@ def test_a_timing_of_the_tiny_model(deep: LoadedModel, deep_timing: Timing, tmp_
     for term in (*deep_timing.terms.values(), *of_ppd):
         assert 0 <= term.ci_low <= term.value <= term.ci_high < 1
         assert term.n == 4
+    about = {"exit_kind": "logit", "exits_sha256": None, "units": 2, "threads_per_unit": 1}
+    assert about.items() <= deep_timing.provenance.items()
     ppd.save(deep_timing, tmp_path / "t.json")
     assert ppd.load(tmp_path / "t.json") == deep_timing
 
 
 @TWO_CPUS
 def test_an_unsteady_machine_is_refused(deep: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After all repetitions were made twice."""
     monkeypatch.setattr(timing_module, "MAX_SPREAD", 0.0)
+    monkeypatch.setattr(timing_module, "TOKENS", 8)
+    done: list[float] = []
     with pytest.raises(RunFailedError, match=r"must spread by at most 0% .* stop other work"):
-        time_model(deep, ks=(1,), rounds=4)
+        time_model(deep, ks=(1,), rounds=4, on_progress=done.append)
+    assert done == [0.25, 0.5, 0.75, 1] * 2
 
 
 @pytest.mark.parametrize(
@@ -179,17 +209,37 @@ def test_timing_on_devices(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
     monkeypatch.setattr(timing_module, "TOKENS", 8)
     monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.5,))
-    done: list[float] = []
+    done, timed_by_layer, greedy = list[float](), list[bool](), Pipeline.greedy
+
+    def recorded(self: Pipeline, ids: Any, tokens: int, options: RunOptions) -> Run:
+        timed_by_layer.append(options.timed)
+        return greedy(self, ids, tokens, options)
+
+    monkeypatch.setattr(Pipeline, "greedy", recorded)
     timing = time_model(
         loaded, ks=(2,), rounds=4, workers=Workers(device="cuda"), on_progress=done.append
     )
+    assert set(zip(timed_by_layer[::2], timed_by_layer[1::2], strict=True)) == {(False, True)}
     assert done[:4] == [0.25, 0.5, 0.75, 1]
     assert timing.provenance["machine"] == "far:0 and far:1"
     assert timing.provenance["devices"] == ["far:0", "far:1"]
     assert timing.terms["layer_time_s"].value > 0
 
 
+@TWO_CPUS
 def test_a_model_of_two_layers_has_no_room(tmp_path: Path) -> None:
-    short = load_model(locate(str(make_tiny_llama(tmp_path / "short", layers=2))))
-    with pytest.raises(InvalidInputError, match="the model must have at least 3 layers; got 2;"):
-        time_model(short, ks=(1,), rounds=4)
+    for layers in (2, 3):
+        model = load_model(locate(str(make_tiny_llama(tmp_path / str(layers), layers=layers))))
+        pipeline = Pipeline(model, prompt_tokens=8, tokens=8)
+        if layers == 3:
+            assert _Repetitions(pipeline, [1], (1,)).exit_layers == (1, 2)
+            continue
+        words = "the model must have at least 3 layers; got 2;"
+        with pytest.raises(InvalidInputError, match=words):
+            _Repetitions(pipeline, [1], (1,))
+
+
+def test_what_is_not_given_is_what_the_command_takes() -> None:
+    own, command = (inspect.signature(made).parameters for made in (time_model, time_command))
+    assert ",".join(map(str, own["ks"].default)) == command["k"].default
+    assert own["rounds"].default == command["rounds"].default

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
 from ppdmodel.measure import Sampling
+from ppdmodel.measure.decoder.sampling import TokenPosition, choose, gumbel, scaled
+from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import unit as unit_module
-from ppdmodel.pipeline.board import Board, new_board
+from ppdmodel.pipeline.board import NO_MATCH, Board, new_board
 from ppdmodel.pipeline.engine import SharedEngine
 from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.options import PpdSetting
@@ -54,27 +60,45 @@ def test_where_a_device_is_waited_for(
 
 def test_the_trace_of_a_plain_text(engine: SharedEngine, texts: Texts) -> None:
     events = a_unit(engine).run(Task(texts[0], 3))
-    layers = [(EventKind.LAYER, token, n) for token in (1, 2) for n in range(1, LAYERS + 1)]
-    expected = [(EventKind.PROMPT, 0, 0), (EventKind.HEAD, 0, 0), *layers]
-    expected.insert(2 + LAYERS, (EventKind.HEAD, 1, 0))
-    expected.append((EventKind.HEAD, 2, 0))
-    assert [tuple(row) for row in events[:, 2:5].tolist()] == expected
-    assert events[0, 5] == len(texts[0])
+    layers = [(EventKind.LAYER, token, n, 1) for token in (1, 2) for n in range(1, LAYERS + 1)]
+    expected = [(EventKind.PROMPT, 0, 0, len(texts[0])), (EventKind.HEAD, 0, 0, 1), *layers]
+    expected.insert(2 + LAYERS, (EventKind.HEAD, 1, 0, 1))
+    expected.append((EventKind.HEAD, 2, 0, 1))
+    assert [tuple(row) for row in events[:, 2:].tolist()] == expected
     assert (events[:, 1] >= events[:, 0]).all()
     assert (events[1:, 0] >= events[:-1, 1]).all()
 
 
 @torch.inference_mode()
-def test_guesses_are_the_largest_logits_of_the_exit_in_turn(
-    engine: SharedEngine, texts: Texts
+def test_a_text_is_drawn_with_the_noise_of_its_first_turn(
+    engine: SharedEngine, loaded: LoadedModel, texts: Texts
 ) -> None:
-    """Two units that guess share them out: every second one each."""
-    state = torch.randn(1, engine.shape.width)
-    wanted = engine.open().logits(state, 2)[0].topk(K).indices.tolist()
+    sampling, text = Sampling(0.9, 0.95, 3), list(texts[2])
+    unit = a_unit(engine)
+    unit.run(Task(texts[2], 4, sampling=sampling, prompt_id="p"))
+    for token in range(4):
+        logits = loaded.model(torch.tensor([text])).logits[:, -1]
+        chosen, _ = choose(logits, [TokenPosition("p", 0, token)], sampling)
+        text.append(int(chosen))
+    assert (unit.board.verdict[:4] - 1).tolist() == text[-4:]
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(2.0, 1.0, 3)])
+@torch.inference_mode()
+def test_guesses_are_the_most_likely_tokens_of_the_exit_in_turn(
+    engine: SharedEngine, texts: Texts, sampling: Sampling | None
+) -> None:
+    """Two units that guess share them out, every second one each; with the noise of the token."""
+    state = torch.randn(1, engine.shape.width, generator=torch.Generator().manual_seed(0))
+    logits = engine.open().logits(state, 2)[0]
+    if sampling is not None:
+        noise = gumbel(sampling.seed, TokenPosition("p", 0, 1), len(logits))
+        logits = scaled(logits, sampling.temperature) + torch.from_numpy(noise)
+    wanted = logits.topk(K).indices.tolist()
     shares = {}
     for number, owner in ((1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2)):
         unit = a_unit(engine, number, units=3)
-        unit.task = Task(texts[0], 4, setting=PpdSetting(2, K))
+        unit.task = Task(texts[0], 4, setting=PpdSetting(2, K), sampling=sampling, prompt_id="p")
         unit.board.exit_state[1] = state[0]
         unit.board.owner[1] = owner
         shares[number, owner] = unit._read_exit(1).tolist()
@@ -90,6 +114,7 @@ def test_the_state_that_is_handed_over_is_that_of_the_exit_layer(
     layer = unit.engine.layer
 
     def recorded(index: int, x: torch.Tensor, place: int, *rest: Any) -> torch.Tensor:
+        assert unit.board.progress[place - len(texts[0]) + 1] == index, "what others may read"
         made[place, index] = layer(index, x, place, *rest)
         return made[place, index]
 
@@ -99,6 +124,7 @@ def test_the_state_that_is_handed_over_is_that_of_the_exit_layer(
         place = len(texts[0]) + token - 1
         assert torch.equal(unit.board.exit_state[token], made[place, exit_layer - 1][0])
         assert not torch.equal(unit.board.exit_state[token], made[place, exit_layer][0])
+        assert unit.board.progress[token] == LAYERS
 
 
 @torch.inference_mode()
@@ -122,11 +148,191 @@ def test_a_stopped_text_ends_a_wait(engine: SharedEngine, texts: Texts) -> None:
     assert not unit.events
 
 
-def test_a_unit_without_its_parent_ends(engine: SharedEngine, texts: Texts) -> None:
+def test_a_unit_without_its_parent_ends(
+    engine: SharedEngine, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a token, and while it waits."""
     unit = a_unit(engine)
-    unit.parent = -1
+    unit.task = Task(texts[0], 3)
+    polls, every = count(), unit_module.POLLS_PER_PARENT_CHECK
+
+    def orphan() -> None:
+        poll = next(polls)
+        assert poll < 4 * every, "it should have ended"
+        if poll == 2 * every + 9:
+            unit.parent = -1
+
+    monkeypatch.setattr(unit_module, "yield_cpu", orphan)
     with pytest.raises(SystemExit):
-        unit.run(Task(texts[0], 3))
+        unit._until(lambda: False, EventKind.AWAIT_VERDICT, 0)
+    with pytest.raises(SystemExit):
+        unit.run(unit.task)
+
+
+def test_a_poll_lets_others_compute_where_the_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    yielded: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yielded.append(None))
+    unit_module.yield_cpu()
+    assert len(yielded) == 1
+    monkeypatch.delattr(os, "sched_yield")
+    unit_module.yield_cpu()
+
+
+class Guessing:
+    """The last unit of several, which guesses; what unit 0 does happens while this one waits.
+
+    The KV cache holds a whole plain text, so that unit 0 need only publish. `waits` tells, for each
+    poll, whether this unit slept.
+    """
+
+    def __init__(
+        self, engine: SharedEngine, plain: tuple[int, ...], task: Task, units: int
+    ) -> None:
+        self.unit, self.task, self.plain = a_unit(engine, units - 1, units), task, plain
+        first = Unit(0, self.unit.engine, self.unit.board, self.unit.cache)
+        first.run(Task(task.prompt_ids, task.max_new_tokens))
+        self.kept = self.unit.cache.tensor.clone()
+        self.unit.board.clear()
+        self.waits: list[bool] = []
+        self.rows: list[tuple[int, int]] = []
+
+    def verdict(self, token: int) -> None:
+        board = self.unit.board
+        owner, row = board.find_match(token, self.plain[token], 0)
+        board.publish_verdict(token, self.plain[token], owner, row, 0)
+
+    def progress(self, token: int, layers: int) -> None:
+        self.unit.board.progress[token] = layers
+
+    def run(self, steps: list[Callable[[], None]], patch: pytest.MonkeyPatch) -> list[Any]:
+        """Run the task, a step at each poll; returns the trace without times."""
+        layer, left = self.unit.engine.layer, iter(steps)
+
+        def step(asleep: bool) -> None:
+            self.waits.append(asleep)
+            next(left)()
+
+        def recorded(index: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            self.rows.append((index, len(x)))
+            return layer(index, x, *rest)
+
+        patch.setattr(unit_module, "yield_cpu", lambda: step(False))
+        patch.setattr(time, "sleep", lambda _seconds: step(True))
+        patch.setattr(self.unit.engine, "layer", recorded)
+        events = self.unit.run(self.task)
+        assert not list(left), "it must have waited for all of them"
+        assert (events[1:, 0] >= events[:-1, 1]).all()
+        return [tuple(row) for row in events[:, 2:].tolist()]
+
+
+@pytest.mark.parametrize("row_by_row", [False, True])
+def test_a_right_guess_step_by_step(
+    engine: SharedEngine,
+    texts: Texts,
+    plain: Texts,
+    row_by_row: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has run all layers at the verdict, and so only reads the LM head; then it goes on."""
+    forced = ForcedMatches(plain[1], (True,) * TOKENS)
+    task = Task(texts[1], 4, setting=PpdSetting(3, 2, row_by_row), forced=forced)
+    made = Guessing(engine, plain[1], task, units=2)
+    trace = made.run(
+        [
+            lambda: made.verdict(0),
+            lambda: made.progress(1, 1),
+            lambda: made.progress(1, 3),
+            lambda: made.progress(1, 4),
+            lambda: made.verdict(1),
+        ],
+        monkeypatch,
+    )
+    assert made.waits == [False, True, False, False, False], "asleep until the exit is near"
+    guessed = [(EventKind.LAYER, 2, layer, 2) for layer in range(1, LAYERS + 1)]
+    assert trace == [
+        (EventKind.AWAIT_VERDICT, 0, 0, 0),
+        (EventKind.AWAIT_EXIT, 1, 0, 0),
+        (EventKind.EXIT, 1, 3, 1),
+        *guessed[:3],
+        (EventKind.AWAIT_LAYER, 1, 0, 0),
+        *guessed[3:],
+        (EventKind.AWAIT_VERDICT, 1, 0, 0),
+        (EventKind.PROMOTE, 2, LAYERS, 1),
+        (EventKind.HEAD, 2, 0, 1),
+        *[(EventKind.LAYER, 3, layer, 1) for layer in range(1, LAYERS + 1)],
+        (EventKind.HEAD, 3, 0, 1),
+    ]
+    once = [(index, 1 if row_by_row else 2) for index in range(LAYERS)]
+    both = [each for each in once for _ in range(2)] if row_by_row else once
+    assert made.rows == both + [(index, 1) for index in range(LAYERS)]
+    assert tuple(made.unit.board.verdict[:4] - 1) == plain[1][:4]
+    torch.testing.assert_close(made.unit.cache.tensor, made.kept, rtol=1e-4, atol=1e-5)
+
+
+def test_a_right_guess_that_is_not_finished_at_the_verdict(
+    engine: SharedEngine, texts: Texts, plain: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer in flight is its last as a guess; its state at the exit is handed over."""
+    forced = ForcedMatches(plain[1], (True,) * TOKENS)
+    task = Task(texts[1], 3, setting=PpdSetting(1, 2), forced=forced)
+    made = Guessing(engine, plain[1], task, units=2)
+    trace = made.run(
+        [lambda: made.verdict(0), lambda: made.progress(1, 1), lambda: made.verdict(1)], monkeypatch
+    )
+    assert trace == [
+        (EventKind.AWAIT_VERDICT, 0, 0, 0),
+        (EventKind.AWAIT_EXIT, 1, 0, 0),
+        (EventKind.EXIT, 1, 1, 1),
+        (EventKind.LAYER, 2, 1, 2),
+        (EventKind.AWAIT_LAYER, 1, 0, 0),
+        (EventKind.LAYER, 2, 2, 2),
+        (EventKind.PROMOTE, 2, 2, 1),
+        (EventKind.LAYER, 2, 3, 1),
+        (EventKind.LAYER, 2, 4, 1),
+        (EventKind.HEAD, 2, 0, 1),
+    ]
+    board, opened = made.unit.board, made.unit.engine
+    assert int(board.verdict[2]) - 1 == plain[1][2]
+    x, place = opened.embed(torch.tensor(plain[1][1:2])), len(texts[1]) + 1
+    before, own = made.kept[0, :, :, :place], torch.zeros(engine.shape.guesses(1))
+    wanted = opened.layer(0, x, place, before, own)[0]
+    torch.testing.assert_close(board.exit_state[2], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("units", "rows"), [(2, 2), (4, 0)])
+def test_wrong_guesses_are_dropped(
+    engine: SharedEngine,
+    texts: Texts,
+    plain: Texts,
+    units: int,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those for the token behind a wrong one; for the one behind the last there are none."""
+    forced = ForcedMatches(plain[1], (False,) * TOKENS)
+    task = Task(texts[1], 3, setting=PpdSetting(2, 2), forced=forced)
+    made = Guessing(engine, plain[1], task, units)
+    trace = made.run(
+        [
+            lambda: made.verdict(0),
+            lambda: made.progress(1, LAYERS),
+            lambda: made.verdict(1),
+            lambda: made.verdict(2),
+        ],
+        monkeypatch,
+    )
+    done = LAYERS if rows else 0
+    assert trace == [
+        (EventKind.AWAIT_VERDICT, 0, 0, 0),
+        (EventKind.AWAIT_EXIT, 1, 0, 0),
+        (EventKind.EXIT, 1, 2, 1),
+        *[(EventKind.LAYER, 2, layer, rows) for layer in range(1, done + 1)],
+        (EventKind.AWAIT_VERDICT, 1, 0, 0),
+        (EventKind.DROP, 2, done, rows),
+        (EventKind.AWAIT_VERDICT, 2, 0, 0),
+    ]
+    assert (made.unit.board.row[1:4] == NO_MATCH).all()
+    assert torch.equal(made.unit.cache.tensor, made.kept)
 
 
 # ---------------------------------------------------------------- several of them

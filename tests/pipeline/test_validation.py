@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import ppdmodel as ppd
+from ppdmodel.cli.validate import validate_command
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.measure.prompts import Prompt
@@ -29,7 +32,8 @@ pytestmark = pytest.mark.skipif(
 )
 DATA = Path(__file__).parents[2] / "data"
 CALIBRATION = DATA / "smollm2-135m.calibration.json"
-PROMPTS = [Prompt(f"v{n}", TEXT[n : n + 9]) for n in range(4)]
+#: only the first turn of each is answered
+PROMPTS = [Prompt(f"v{n}", TEXT[n : n + 9], later_turns=("and then?",)) for n in range(4)]
 GRID = ValidationGrid(exit_layers=(5, 8), ks=(1, 2), fit_prompts=1, max_new_tokens=10, raw=True)
 
 
@@ -45,7 +49,7 @@ def tiny_rates() -> Calibration:
 def test_a_stopped_validation_goes_on(
     deep: LoadedModel, deep_timing: Timing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates, out = tiny_rates(), tmp_path / "v"
+    rates, out = tiny_rates(), tmp_path / "new" / "v"
 
     def run(**changes: Any) -> dict[str, Any]:
         return validate(deep, PROMPTS, rates, deep_timing, out, replace(GRID, **changes))
@@ -73,6 +77,8 @@ def test_a_stopped_validation_goes_on(
     report = run()
     after = (out / "runs.jsonl").read_text()
     assert after.startswith(before)
+    assert len([json.loads(line) for line in after.splitlines()]) == 1 + report["n_runs"]
+    assert report["n_other_text"] == 0
     assert (out / "predictions.json").read_bytes() == predicted
     # two of four cells on one prompt to correct, then all four on three prompts
     assert report["n_runs"] == 2 + 4 * 3
@@ -125,7 +131,18 @@ def test_bad_validations(deep: LoadedModel, deep_timing: Timing, tmp_path: Path)
             validate(deep, PROMPTS, tiny_rates(), deep_timing, tmp_path / "v", grid)
     with pytest.raises(InvalidInputError, match="the formula is about 2 units; got 3"):
         validate(deep, PROMPTS, tiny_rates(), deep_timing, tmp_path / "v", GRID, workers=Workers(3))
+    few = tiny_rates()
+    few = replace(few, hits=few.hits[..., :1], p_correct=few.p_correct[..., :1])
+    with pytest.raises(InvalidInputError, match="it has layers 1 to 12 and k to 1"):
+        validate(deep, PROMPTS, few, deep_timing, tmp_path / "v", GRID)
     assert not (tmp_path / "v").exists(), "nothing is written before all is checked"
+
+
+def test_what_is_not_given_is_what_the_command_takes() -> None:
+    grid, command = ValidationGrid((3,)), inspect.signature(validate_command).parameters
+    assert command["k"].default == ",".join(map(str, grid.ks))
+    for name in ("fit_prompts", "max_new_tokens", "raw", "seed"):
+        assert command[name].default == getattr(grid, name)
 
 
 def test_every_second_square_of_the_grid_is_fitted() -> None:
@@ -179,6 +196,14 @@ def test_a_validation_is_of_the_rates_that_its_predictions_rest_on() -> None:
     assert validating.rates_of(other) == validating.rates_of(calibration)
     less = replace(calibration, hits=calibration.hits - 1)
     assert validating.rates_of(less) != validating.rates_of(calibration)
+    assert validating._sha256({"a": 1, "b": 2}) == validating._sha256({"b": 2, "a": 1})
+
+
+def test_folders_of_cpus_name_no_device(deep: LoadedModel) -> None:
+    for workers, named in ((Workers(), None), (Workers(device="cuda"), "cuda")):
+        header = validating._header(deep, PROMPTS, tiny_rates(), a_timing(), GRID, None, workers)
+        assert header.get("device") == named
+        assert "device" not in header or named
 
 
 def test_a_file_of_runs_that_is_damaged_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import pytest
 import torch
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import worker_pool
-from ppdmodel.pipeline.engine import SharedEngine
-from ppdmodel.pipeline.options import PpdSetting
-from ppdmodel.pipeline.unit import EventKind, Task
+from ppdmodel.pipeline.engine import SharedEngine, shared_engine
+from ppdmodel.pipeline.options import Capacity, PpdSetting
+from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
 from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts, pool_of
 from tests.support.far_device import FarPlacement
@@ -56,15 +58,51 @@ def test_guesses_spread_over_several_units(
             assert rows == 1, "one guess on each"
 
 
+def test_matched_are_the_tokens_whose_guess_went_on(
+    on_cpus: WorkerPool, texts: Texts, plain: Texts
+) -> None:
+    forced = ForcedMatches(plain[1], tuple(n % 2 == 0 for n in range(TOKENS)))
+    run = on_cpus.run(Task(texts[1], TOKENS, setting=PpdSetting(1, 2), forced=forced))
+    events = np.concatenate(run.events)
+    promoted = events[events[:, 2] == EventKind.PROMOTE][:, 3]
+    assert np.flatnonzero(run.matched).tolist() == sorted(promoted.tolist())
+    assert len(promoted), "some guess must have come in time, or nothing was tried"
+
+
+def test_a_plain_text_by_shards(engine: SharedEngine, texts: Texts, plain: Texts) -> None:
+    with pool_of(engine, CPUS, tensor_parallel=True) as units:
+        run = units.run(Task(texts[1], TOKENS))
+    assert run.token_ids == plain[1]
+    assert all(map(len, run.events)), "each unit has its shard"
+
+
 def test_a_task_must_fit(on_cpus: WorkerPool) -> None:
-    for task in (
-        Task((1,), 4, setting=PpdSetting(2, 4)),
-        Task((1,), 41),
-        Task((1,) * 41, 40),
+    for task, asked in (
+        (Task((1,), 4, setting=PpdSetting(2, 4)), (5, 4, 4)),
+        (Task((1,), 41), (42, 41, 1)),
+        (Task((1,) * 41, 40), (81, 40, 1)),
     ):
-        with pytest.raises(InvalidInputError, match="must fit the units' room"):
+        words = f"must fit the units' room .*; got {re.escape(f'{asked}; there is (80, 40, 3)')}"
+        with pytest.raises(InvalidInputError, match=words):
             on_cpus.run(task)
-    assert len(on_cpus.run(Task((1,) * 40, 40)).token_ids) == 40
+    heard: list[int] = []
+    run = on_cpus.run(Task((1,) * 40, 40), heard.append)
+    assert len(heard) == 40
+    assert tuple(heard) == run.token_ids
+
+
+def test_a_text_is_heard_while_it_is_made_and_can_be_stopped(loaded: LoadedModel) -> None:
+    room = Capacity(prompt_tokens=8, new_tokens=2000)
+    engine = shared_engine(loaded, logit_exit(loaded.model), room.text_tokens)
+
+    def interrupt(_token_id: int) -> None:
+        raise KeyboardInterrupt
+
+    with pool_of(engine, CPUS[:1], room) as units:
+        with pytest.raises(KeyboardInterrupt):
+            units.run(Task((1, 2, 3), room.new_tokens), interrupt)
+        assert not units.board.verdict.all()
+        assert len(units.run(Task((1, 2, 3), 4)).token_ids) == 4, "no answer is still due"
 
 
 def test_a_device_that_computes_wrongly_is_refused(engine: SharedEngine) -> None:
@@ -78,7 +116,11 @@ def test_a_device_that_computes_wrongly_is_refused(engine: SharedEngine) -> None
 
 @TWO_CPUS
 def test_a_unit_that_dies_is_named(engine: SharedEngine) -> None:
-    with pool_of(engine, placements(2)) as units:
+    where = placements(2)
+    with pool_of(engine, where) as units:
+        for process, place in zip(units._processes, where, strict=True):
+            assert os.sched_getaffinity(process.pid) == set(place.cpus or ())
+            assert process.daemon, "a program that ends does not wait for it"
         os.kill(units._processes[1].pid, signal.SIGKILL)
         with pytest.raises(RunFailedError, match=r"unit 1 ended with exit code -9"):
             units.run(Task((1, 2, 3), TOKENS, setting=PpdSetting(2, 2)))
@@ -100,6 +142,16 @@ def test_closing_takes_no_time(engine: SharedEngine) -> None:
         begin = time.monotonic()
     assert process.exitcode == 0
     assert time.monotonic() - begin < worker_pool.SHUTDOWN_TIMEOUT_S
+
+
+def test_a_unit_that_does_not_end_is_killed(
+    engine: SharedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "SHUTDOWN_TIMEOUT_S", 0.3)
+    with pool_of(engine, CPUS[:1]) as units:
+        (process,) = units._processes
+        os.kill(process.pid, signal.SIGSTOP)
+    assert process.exitcode == -signal.SIGKILL
 
 
 @TWO_CPUS
