@@ -73,7 +73,8 @@ def time_model(
         positive_integer("k", k)
     if positive_integer("rounds", rounds) < 4:
         raise InvalidInputError(f"rounds must be at least 4; got {rounds}; an interval needs them")
-    prompt = range(CONTEXT)  # what the tokens are does not matter
+    vocabulary = int(loaded.model.config.vocab_size)
+    prompt = [n % vocabulary for n in range(CONTEXT)]  # what the tokens are does not matter
     samples: list[dict[str, Any]] = []
     with Pipeline(
         loaded, prompt_tokens=CONTEXT, tokens=TOKENS, k=max(ks), workers=workers, exits=exits

@@ -10,6 +10,7 @@ import pytest
 
 from ppdmodel.cli.decode import decode_command
 from ppdmodel.cli.time import time_command
+from ppdmodel.cli.validate import validate_command
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
 
@@ -48,6 +49,6 @@ def test_what_is_not_given_is_what_the_commands_take() -> None:
     assert (setting.k, setting.row_by_row) == (1, False)
     assert default(decode_command, "k") == setting.k
     assert default(decode_command, "row_by_row") is setting.row_by_row
-    for command in (decode_command, time_command):
+    for command in (decode_command, time_command, validate_command):
         assert default(command, "units") == workers.units
         assert default(command, "device") == workers.device
