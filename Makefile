@@ -3,15 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := results
 STAMP := .venv/.installed
-# test workers share the cores, so torch and BLAS have one thread in each; there is one worker more
-# than two cores, since a test that waits for a process, a browser or a disk leaves a core idle
+# two test workers share the cores: torch and BLAS have one thread in each
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-PYTEST_WORKERS := -m pytest -q -n 3 --dist loadfile
+PYTEST_WORKERS := -m pytest -q -n 2 --dist loadfile
 # tests that wait for processes of their own most of the time: they come first on the cores
 WAITING := tests/pipeline
 # tests of the site, which make docs runs on what it has built
 OF_SITE := tests/docs/test_site.py
 OTHERS := $(WAITING:%=--ignore=%) --ignore=$(OF_SITE)
+# without bytecode, every program that a test starts compiles the package again
+unexport PYTHONDONTWRITEBYTECODE
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help

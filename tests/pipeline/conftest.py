@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from typing import Any
@@ -20,7 +20,7 @@ from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.options import Capacity
 from ppdmodel.pipeline.pipeline import Pipeline
 from ppdmodel.pipeline.unit import Task
-from ppdmodel.pipeline.worker_pool import Placement, WorkerPool
+from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool
 from ppdmodel.results.timing import Timing
 from tests.conftest import TEXT, make_tiny_llama
 from tests.support.far_device import FarPlacement
@@ -34,6 +34,15 @@ Texts = list[tuple[int, ...]]
 TWO_CPUS = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="two units need two CPUs, and this machine has one"
 )
+
+
+def until_promoted(run: Callable[[], Run]) -> Run:
+    """Run a text until a guess is promoted: on a busy machine a unit may always come too late."""
+    for _ in range(100):
+        found = run()
+        if found.matched.any():
+            return found
+    pytest.fail("some guess must have been promoted, or nothing was tried")
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -72,9 +72,10 @@ def test_the_events_of_a_run_by_hand(tmp_path: Path) -> None:
 def test_a_trace_says_what_happened(deep: LoadedModel, pipeline: Pipeline) -> None:
     run = pipeline.ppd([5, 6, 7, 8], TOKENS, PpdSetting(2, 3), RunOptions(stops=False))
     events = json.loads(json.dumps(trace_events(run, lambda i: deep.decode([i]))))
-    for unit in range(2):
-        slices = [e for e in events if e["ph"] == "X" and e["tid"] == unit]
-        assert len(slices) > TOKENS
+    of_unit = [[e for e in events if e["ph"] == "X" and e["tid"] == unit] for unit in range(2)]
+    assert sum(map(len, of_unit)) > 2 * TOKENS
+    for slices in of_unit:
+        assert slices
         for one, following in pairwise(slices):
             assert one["ts"] + one["dur"] <= following["ts"] + 1e-3, "one thing at a time"
     verdicts = [e["name"] for e in events if e.get("cat") == "verdict"]
