@@ -174,7 +174,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
         threshold_report(measurement, guesses, timing=a_timing())
     with pytest.raises(InvalidInputError, match="price"):
-        threshold_report(measurement, guesses, prices=(-1,))
+        threshold_report(make_measurement(prompts=4), guesses, prices=(1, -1))  # before all else
     with pytest.raises(InvalidInputError, match="got 4 prompts; measure at least 10"):
         threshold_report(
             make_measurement(prompts=4),

@@ -14,7 +14,7 @@ import torch
 from ppdmodel import formulas, simulate
 from ppdmodel.formulas import symbolic
 from ppdmodel.formulas.registry import FORMULAS
-from tests.support.backends import check_refused
+from tests.support.backends import check_defaults, check_refused
 from tests.support.calibrated_reference import Terms, run
 
 #: d = 10, e = 6, tau = 1, tau_b = 1.5, tau_k = 2: R = 4 * 1.5 + 4 = 10, n = (10 - 1 - 3) / 2 = 3
@@ -104,6 +104,7 @@ def test_no_match_rate_is_enough_where_a_match_takes_longer() -> None:
 
 
 def test_what_is_not_given_takes_no_time_and_half_a_layer_is_left() -> None:
+    check_defaults("seconds")
     times = {"layer_time": 1, "busy_layer_time": 1.5, "batch_layer_time": 2}
     assert formulas.calibrated_latency(0.4, 10, 6, **times) == pytest.approx(12 - 0.4 * 2.5)
     work = {"busy_layer_time": 1.5, "batch_layer_time": 2}

@@ -27,7 +27,8 @@ BACKENDS: dict[str, tuple[Callable[[Any], Any], type, tuple[int, ...]]] = {
 DEFAULTS = {
     "depth": 1, "k": 1, "autocorrelation": 0, "draft_time": 0, "draft_compute": 0, "reuse": 1,
     "draft_layers": 0, "efficiency": 1, "head_time": 0, "exit_time": 0, "all_reduce_messages": 1,
-    "messages_per_match": 1,
+    "messages_per_match": 1, "token_time": 0, "start_delay": 0, "promotion_delay": 0,
+    "unfinished": 0.5, "plain_head_time": 0,
 }  # fmt: skip
 #: what is rounded or cut at 0 may be a Python integer
 ROUNDED = ("best_exit", "link_break_even")
@@ -80,7 +81,14 @@ def check_all_have_values(module: str, golden: list[tuple[str, tuple[Any, ...], 
     home = f"ppdmodel.formulas.{module}"
     own = {name for name, found in FORMULAS.items() if found.function.__module__ == home}
     assert own == {name for name, _, _ in golden}
-    for name in own:
-        for parameter in inspect.signature(FORMULAS[name].function).parameters.values():
+    check_defaults(module)
+
+
+def check_defaults(module: str) -> None:
+    """What is not given is the same in every public formula of a module as in all others."""
+    for name, found in FORMULAS.items():
+        if found.function.__module__ != f"ppdmodel.formulas.{module}":
+            continue
+        for parameter in inspect.signature(found.function).parameters.values():
             if parameter.default is not parameter.empty:
                 assert parameter.default == DEFAULTS[parameter.name], (name, parameter)
