@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_finished_prompts_and_says_how_to_go_on(
     prompt_file.write_text("".join(json.dumps(row) + "\n" for row in many), encoding="utf-8")
     command = [
         sys.executable, "-m", "ppdmodel", "measure", "--model", str(tiny_model), "--prompts",
-        str(prompt_file), "--out", str(out), "--max-new-tokens", "60", "--batch-size", "1",
+        str(prompt_file), "--out", str(out), "--max-new-tokens", "30", "--batch-size", "1",
         "--threads", "1",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
