@@ -10,3 +10,4 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = "NDArray[np.floating[Any]]"
 Ints: TypeAlias = "NDArray[np.integer[Any]]"
+Bools: TypeAlias = "NDArray[np.bool_]"

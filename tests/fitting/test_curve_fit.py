@@ -257,3 +257,23 @@ def test_what_is_determined_does_not_depend_on_the_units_of_parameters() -> None
     for units in (1.0, 1e-6, 1e6):
         assert not any(unknown(0.5, units))
         assert unknown(1 - 1e-14, units) == [True, True, False], "they trade off exactly"
+
+
+def test_a_curve_that_is_not_of_its_family_is_refused(chosen: Calibration) -> None:
+    """A file may hold any number for a parameter; beyond its bounds it is no match-rate curve."""
+    curve = chosen.curve
+    name, *_ = curve.parameters
+    value = curve.parameters[name]
+    for other, words in (
+        ({}, "got none"),
+        ({name: replace(value, value=99.0)}, "got 99.0"),
+        ({name: replace(value, value=-99.0)}, "got -99.0"),
+        ({name: replace(value, value=float("nan"))}, "got nan"),
+    ):
+        kept = {key: x for key, x in curve.parameters.items() if key != name}
+        with pytest.raises(InvalidInputError, match=f"^{name} of the curve .* {words}; fit again"):
+            curve_values(replace(curve, parameters=kept | other), 0.5, 1)
+    low, high = family_of(curve.family).bounds[0]
+    for bound in (low, high):
+        at = dict(curve.parameters) | {name: replace(value, value=bound)}
+        assert 0 <= curve_values(replace(curve, parameters=at), 0.5, 1) <= 1

@@ -278,6 +278,22 @@ def test_a_number_of_too_many_digits_is_named(tmp_path: Path) -> None:
         read_prompts(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a", "text": "b"}', "line 2: the key 'text' twice in one object"),
+        ('{"text": "a", "category": NaN}', "line 2: nan at category, which must be a finite"),
+        ('{"text": ' + "[" * 100_000, "line 2: lists or objects nested too deeply"),
+    ],
+)
+def test_a_line_that_json_cannot_mean_is_named(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "first"}\n' + line + "\n")
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        read_prompts(path)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("name", ["notes.txt.gz", "NOTES.TXT"])
 def test_plain_text_by_any_name(tmp_path: Path, name: str) -> None:
     data = b"first\n\nsecond\n"

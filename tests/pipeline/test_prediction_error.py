@@ -47,6 +47,13 @@ DATA = Path(__file__).parents[2] / "data"
 def a_timing(**changes: float) -> Timing:
     """Times in seconds, about those of a small model on two cores."""
     rng = np.random.default_rng(0)
+
+    def timed(value: float) -> tuple[Timed, list[float]]:
+        """A time with this median, and eight repetitions of it."""
+        drawn = value * rng.normal(1, 0.01, 8)
+        drawn *= value / np.median(drawn)
+        return Timed(value, value, value, 8), drawn.tolist()
+
     values = {
         "layer_time_s": 1.3e-3,
         "head_time_s": 8e-3,
@@ -64,25 +71,28 @@ def a_timing(**changes: float) -> Timing:
         "start_delay_s": 3e-5,
         "promotion_delay_s": 5e-5,
     }
-    samples = {
-        "terms": {n: (v * rng.normal(1, 0.01, 8)).tolist() for n, v in values.items()},
-        "by_k": {
-            str(k): {n: (v * rng.normal(1, 0.01, (2, 8))).tolist() for n, v in together.items()}
-            for k in (1, 3)
-        },
+    terms = {name: timed(value) for name, value in values.items()}
+    by_k = {
+        k: {name: (timed(value), timed(value)) for name, value in together.items()} for k in (1, 3)
     }
     return Timing(
         model="m",
         layers=30,
         units=2,
-        terms={n: Timed(v, v, v, 8) for n, v in values.items()},
+        terms={name: time for name, (time, _) in terms.items()},
         exit_layers=(10, 26),
         by_k={
-            k: {n: (Timed(v, v, v, 8), Timed(v, v, v, 8)) for n, v in together.items()}
-            for k in (1, 3)
+            k: {name: (one[0], other[0]) for name, (one, other) in named.items()}
+            for k, named in by_k.items()
         },
         layer_profile_s=(1.3e-3,) * 30,
-        samples=samples,
+        samples={
+            "terms": {name: drawn for name, (_, drawn) in terms.items()},
+            "by_k": {
+                str(k): {name: [drawn for _, drawn in pair] for name, pair in named.items()}
+                for k, named in by_k.items()
+            },
+        },
         provenance={
             "model": "m",
             "weights_sha256": ["0"],

@@ -208,7 +208,42 @@ def test_folders_of_cpus_name_no_device(deep: LoadedModel) -> None:
 
 def test_a_file_of_runs_that_is_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / RUNS_FILE).write_text('{"settings": \n')
-    with pytest.raises(InvalidInputError, match="must hold this very validation; got runs"):
+    with pytest.raises(InvalidInputError, match=r"each line of .* must be JSON; got Expecting"):
+        _RunLog(tmp_path, {"model": "m"})
+    for first in ("[]", "{}", '{"settings": []}', '{"settings": {"model": "other"}}'):
+        (tmp_path / RUNS_FILE).write_text(first + "\n")
+        with pytest.raises(InvalidInputError, match="must hold this very validation; got runs"):
+            _RunLog(tmp_path, {"model": "m"})
+
+
+RUN = {"part": "fit", "prompt_id": "a", "cell": "e3-k2", "n_tokens": 3, "n_matched": 1}
+RUN |= {"ppd_s": 6.0, "plain_per_token_s": 5.0}
+BAD_RUNS: list[tuple[dict[str, Any], str]] = [
+    ({"n_tokens": -1}, "n_tokens: -1 is less than the minimum"),
+    ({"n_tokens": 3.0}, "n_tokens: 3.0 is not of type 'integer'"),
+    ({"n_matched": 4}, "no more matches than tokens; got 4 of 3"),
+    ({"ppd_s": -6.0}, "ppd_s: -6.0 is less than the minimum"),
+    ({"ppd_s": "6"}, "ppd_s: '6' is not of type 'number'"),
+    ({"plain_per_token_s": -1}, "plain_per_token_s: -1 is less than"),
+    ({"cell": None}, "cell: None is not of type 'string'"),
+    ({"prompt_id": 3}, "prompt_id: 3 is not of type 'string'"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_RUNS)
+def test_a_run_that_cannot_have_been_is_refused_with_its_line(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    rows = [{"settings": {"model": "m"}}, RUN, RUN | change]
+    (tmp_path / RUNS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidInputError, match=f"line 3 of .*{RUNS_FILE} must .*{words}"):
+        _RunLog(tmp_path, {"model": "m"})
+
+
+def test_times_of_runs_are_finite(tmp_path: Path) -> None:
+    rows = [json.dumps({"settings": {"model": "m"}}), json.dumps(RUN | {"ppd_s": float("nan")})]
+    (tmp_path / RUNS_FILE).write_text("\n".join(rows) + "\n")
+    with pytest.raises(InvalidInputError, match="nan at ppd_s, which must be a finite number"):
         _RunLog(tmp_path, {"model": "m"})
 
 

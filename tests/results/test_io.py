@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,146 @@ def test_bad_numbers_in_a_calibration_are_named(
     assert words in str(caught.value)
 
 
+CALIBRATIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "hits beyond tokens": (
+        lambda c: c["hits"][2][3].__setitem__(2, 10**6),
+        "more hits than tokens at exit layer 4 and k = 3",
+    ),
+    "hits that fall": (
+        lambda c: c["hits"][2][3].__setitem__(1, 0),
+        "hits that fall with k at exit layer 4 and k = 2",
+    ),
+    "hits of others": (
+        lambda c: c["p_correct"][3].__setitem__(0, 0.123),
+        "a match rate that is not hits by tokens at exit layer 4 and k = 1",
+    ),
+    "upside down": (
+        lambda c: (c["ci_low"][5].__setitem__(1, 1), c["ci_high"][5].__setitem__(1, 0.5)),
+        "an interval upside down at exit layer 6 and k = 2",
+    ),
+    "exit layers": (lambda c: c.update(exit_layers=[2, 7]), "exit layers that are not there"),
+    "order of layers": (lambda c: c.update(exit_layers=[4, 2]), "exit layers that are not there"),
+    "ks": (lambda c: c.update(ks=[1, 4]), "ks that are not there"),
+    "reliability": (
+        lambda c: c.update(reliability=[_reliability(7)]), "reliability of a layer that is not"
+    ),
+    "a layer twice": (
+        lambda c: c.update(reliability=[_reliability(3), _reliability(3)]), "reliability of a layer"
+    ),
+    "residual": (
+        lambda c: c["curve"].update(largest_residual_layer=7), "the largest residual at a layer"
+    ),
+    "residual's k": (lambda c: c["curve"].update(largest_residual_k=4), "the largest residual at"),
+    "parameter": (
+        lambda c: c["curve"]["parameters"]["tail"].update(ci_low=2.0, ci_high=1.0),
+        "a parameter's interval upside down",
+    ),
+    "covariance": (lambda c: c["curve"]["covariance"].pop(), "a covariance of another size"),
+    "covariance's row": (
+        lambda c: c["curve"]["covariance"][1].pop(), "a covariance of another size"
+    ),
+    "timing": (
+        lambda c: c.update(timing={**_DOCUMENT_OF_TIMING}), "a timing of another number of layers"
+    ),
+}  # fmt: skip
+
+
+def _reliability(layer: int) -> dict[str, float]:
+    return {"exit_layer": layer, "scale": 1.0, "shift": 0.0, "error_raw": 0.1, "error": 0.05}
+
+
+_DOCUMENT_OF_TIMING: dict[str, Any] = json.loads(
+    json.dumps({"schema": "ppdmodel/timing", "schema_version": 1, **asdict(a_timing())})
+)
+
+
+@pytest.mark.parametrize("name", CALIBRATIONS)
+def test_a_calibration_that_does_not_fit_together_is_refused(
+    stored: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    change, words = CALIBRATIONS[name]
+    broken = copy.deepcopy(stored)
+    change(broken)
+    path = tmp_path / "cal.json"
+    path.write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=f"must fit together; got {words}.*; fit again"):
+        load(path)
+
+
+SUMMARIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "layers": (lambda s: s.update(layers=7), "6 layers and 7"),
+    "a prompt more": (
+        lambda s: s["prompts"].append({"id": "p99", "category": "", "n_tokens": 4}),
+        "prompts or their tokens otherwise",
+    ),
+    "a prompt less": (lambda s: s["prompts"].pop(), "prompts or their tokens otherwise"),
+    "tokens of a prompt": (
+        lambda s: s["prompts"][3].update(n_tokens=10**6), "prompts or their tokens otherwise"
+    ),
+    "hits": (lambda s: s["hits"][2].__setitem__(4, 0), "hits otherwise"),
+    "a row of hits less": (lambda s: s["hits"].pop(), "hits otherwise"),
+    "k": (lambda s: s.update(k_max=3), "hits otherwise"),
+    "upside down": (
+        lambda s: (s["ci_low"][2].__setitem__(4, 1), s["ci_high"][2].__setitem__(4, 0.5)),
+        "an interval upside down",
+    ),
+    "an end less": (lambda s: s["ci_low"][2].pop(), "an interval upside down"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_summary_that_contradicts_its_table_is_refused(
+    measurement: Measurement, tmp_path: Path, name: str
+) -> None:
+    change, words = SUMMARIES[name]
+    save(measurement, tmp_path)
+    path = tmp_path / "summary.json"
+    document = json.loads(path.read_text("utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=f"must belong together; got {words}"):
+        load(tmp_path)
+
+
+def test_a_prompt_without_tokens_is_in_the_summary_only(
+    measurement: Measurement, tmp_path: Path
+) -> None:
+    """One that ended at once has a row in the summary, and none in the table."""
+    save(measurement, tmp_path)
+    path = tmp_path / "summary.json"
+    document = json.loads(path.read_text("utf-8"))
+    document["prompts"].append({"id": "silent", "category": "", "n_tokens": 0})
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert isinstance(load(tmp_path), Measurement)
+
+
+VALUE = '"value": 0.0013'
+NUMBERS = {
+    "NaN": "must be whole JSON; .*nan at terms/layer_time_s/value, which must be a finite number",
+    "Infinity": "inf at terms/layer_time_s/value, which must be a finite number",
+    "-Infinity": "-inf at terms/layer_time_s/value, which must be a finite number",
+    "1e999": "inf at terms/layer_time_s/value, which must be a finite number",
+    "9" * 400: "terms/layer_time_s/value: 9999.* is not of type 'number'",
+    "9" * 5000: "must be whole JSON; .*digits",
+    "true": "terms/layer_time_s/value: True is not of type 'number'",
+    '0.1, "value": 0.2': "the key 'value' twice in one object",
+    "[" * 100_000: "nested too deeply",
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number[:12])
+def test_what_is_no_number_is_refused_with_its_place(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "t.json"
+    save(a_timing(), path)
+    text = path.read_text("utf-8")
+    assert VALUE in text
+    path.write_text(text.replace(VALUE, f'"value": {number}', 1), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=NUMBERS[number]) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
 @pytest.fixture(scope="module")
 def timing_document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("timing") / "t.json"
@@ -170,7 +310,8 @@ TIMINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "no samples": (lambda t: t["samples"]["terms"].pop("head_time_s"), "not 8 samples of head"),
     "text": (
-        lambda t: t["samples"]["terms"].update(head_time_s=["x"] * 8), "not 8 samples of head_time"
+        lambda t: t["samples"]["terms"].update(head_time_s=[0.008, 7.0] * 4),
+        "head_time_s of 0.008 s, which is not the median of its samples",
     ),
     "values": (
         lambda t: without_last(t, "by_k", "3", "exit_time_s"),
@@ -178,7 +319,20 @@ TIMINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "samples by k": (
         lambda t: without_last(t, "samples", "by_k", "3", "exit_time_s", 1),
-        "not 8 samples of exit_time_s for k = 3 at each exit layer",
+        "not 8 samples of exit_time_s for k = 3 at exit layer 26",
+    ),
+    "an exit more": (
+        lambda t: t["samples"]["by_k"]["3"]["exit_time_s"].append([1.0] * 8),
+        "not 8 samples of exit_time_s for k = 3 at exit layer None",
+    ),
+    "repetitions": (lambda t: t["terms"]["head_time_s"].update(n=7), "not 8 samples of head"),
+    "above its interval": (
+        lambda t: t["terms"]["head_time_s"].update(ci_low=0.001, ci_high=0.002),
+        "head_time_s of 0.008 s outside its interval 0.001 to 0.002",
+    ),
+    "below its interval": (
+        lambda t: t["by_k"]["1"]["exit_time_s"][1].update(ci_low=1, ci_high=2),
+        "exit_time_s for k = 1 at exit layer 26 of 0.0085 s outside its interval 1 to 2",
     ),
     "k": (lambda t: t["samples"]["by_k"].pop("3"), "not 8 samples of layer_time_s for k = 3"),
 }  # fmt: skip
@@ -211,7 +365,7 @@ def test_a_calibration_keeps_its_timing_and_its_reliability(
     reliability = (Reliability(3, 0.9, 0.1, 0.05, 0.01), Reliability(4, 1.1, 0.0, 0.04, 0.02))
     original = replace(
         fit(measurement, k_max=2, family="rank tail", resamples=40),
-        timing=a_timing(),
+        timing=replace(a_timing(), layers=6, exit_layers=(2, 4), layer_profile_s=(1.3e-3,) * 6),
         reliability=reliability,
         exit_layers=(2, 4),
         ks=(1, 2),

@@ -58,8 +58,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "object": (lambda r: r["passed"].update(dtype="O"), "must follow its schema"),
     "missing": (lambda r: r.pop("rounds"), "must follow its schema"),
     "labels": (lambda r: r.update(pair_k=[3, 2, 1, 5]), "pair_k of .* must increase"),
-    "gates of NaN": (lambda r: r.update(gates=[np.nan] * 9), "gates of .* must increase"),
-    "no gate": (lambda r: r.update(gates=[np.nan]), "gates of .* must increase"),
+    "gates of NaN": (lambda r: r.update(gates=[np.nan] * 9), "recorded/gates/0.* finite number"),
+    "falling gates": (lambda r: r.update(gates=[0.5, 0.25]), "gates of .* must increase"),
     "too many": (lambda r: r.update(drafted=[*range(1, 8), 10**12]), "must follow its schema"),
     "more": (
         lambda r: r["first"].update(data=in_base64(bytes(12 * 3 * 4)) + "AAAA"),

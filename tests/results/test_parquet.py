@@ -84,13 +84,13 @@ def test_places_without_a_guess_stay_so(tmp_path: Path, vocabulary: int) -> None
 
 def test_probabilities_at_the_ends_of_what_two_bytes_hold(tmp_path: Path) -> None:
     original = made_guesses([[1]], 1, 9)
-    original.probs[0, 0] = [1, 1 - 2**-12, 0.5, 1e-3, 6.2e-5, 1e-7, 1e-9, 0]
+    original.probs[0, 0] = [1 - 2**-12, 1e-3, 6.2e-5, 1e-7, 1e-9, 0, 0, 0]
     write_guesses(original, tmp_path / "guesses.parquet")
     found = read_guesses(tmp_path / "guesses.parquet").probs[0, 0]
-    assert found[:2].tolist() == [1, 1], "never above 1"
-    assert found[2:5] == pytest.approx(original.probs[0, 0, 2:5], rel=5e-4)
-    assert found[5] == pytest.approx(1e-7, abs=3e-8)
-    assert found[6:].tolist() == [0, 0]
+    assert found[0] == 1, "never above 1"
+    assert found[1:3] == pytest.approx(original.probs[0, 0, 1:3], rel=5e-4)
+    assert found[3] == pytest.approx(1e-7, abs=3e-8)
+    assert found[4:].tolist() == [0] * 4
 
 
 @pytest.mark.parametrize("layers", [9, 10, 99, 100])

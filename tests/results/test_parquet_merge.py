@@ -31,9 +31,11 @@ BATCHES = ((0, 2), (2, 4), (4, 5))
 
 def whole(coupled: bool = False) -> tuple[Measurement, Guesses]:
     made = made_measurement(LENGTHS, layers=3, coupled=coupled)
-    ties = tuple({"prompt_id": f"p{n}/ä", "position": 0, "rank": 2} for n in (0, 3))
+    places = [{"prompt_id": f"p{n}/ä", "position": 0, "margin": 1e-6} for n in (0, 3)]
+    ties = tuple(place | {"rank": 2} for place in places)
+    near = tuple(place | {"turn": 0} for place in places[1:])
     return (
-        replace(made, ties=ties, near_ties=ties[1:], prompt_numbers=tuple(range(5)), complete=True),
+        replace(made, ties=ties, near_ties=near, prompt_numbers=tuple(range(5)), complete=True),
         made_guesses(LENGTHS, 3, 300),
     )
 
@@ -105,7 +107,11 @@ def test_a_prompt_in_two_sources_is_taken_from_the_first(tmp_path: Path) -> None
     paths = write_batches(tmp_path / "in", tokens, None)
     other = replace(rows_of(tokens, 2, 4), token_id=np.zeros(6, dtype=np.int32))
     write_tokens(other, tmp_path / "again.tokens.parquet")
-    list(merge_tables([*paths, tmp_path / "again.tokens.parquet"], tmp_path / "out", {}))
+    list(
+        merge_tables(
+            [*paths, tmp_path / "again.tokens.parquet"], tmp_path / "out", tokens.provenance
+        )
+    )
     assert read_tokens(tmp_path / "out" / "tokens.parquet").token_id.tolist() == (
         tokens.token_id.tolist()
     )
@@ -115,7 +121,7 @@ def test_guesses_are_merged_where_all_have_them(tmp_path: Path) -> None:
     tokens, guesses = whole()
     paths = write_batches(tmp_path / "in", tokens, guesses)
     guesses_beside(paths[1]).unlink()
-    list(merge_tables(paths, tmp_path / "out", {}))
+    list(merge_tables(paths, tmp_path / "out", tokens.provenance))
     assert not (tmp_path / "out" / "guesses.parquet").exists()
     assert read_tokens(tmp_path / "out" / "tokens.parquet").n_tokens == tokens.n_tokens
 
@@ -125,14 +131,14 @@ def test_guesses_of_other_tokens_are_refused_and_nothing_is_left(tmp_path: Path)
     paths = write_batches(tmp_path / "in", tokens, guesses)
     shutil.copy(guesses_beside(paths[0]), guesses_beside(paths[1]))
     with pytest.raises(InvalidInputError, match="must hold the guesses of the tokens beside it"):
-        list(merge_tables(paths, tmp_path / "out", {}))
+        list(merge_tables(paths, tmp_path / "out", tokens.provenance))
     assert list((tmp_path / "out").iterdir()) == []
     short = replace(guesses, **{n: getattr(guesses, n)[:-1] for n in ("prompt_index", "turn",
                     "position", "ids", "probs")})  # fmt: skip
     write_guesses(rows_of(short, 4, 5), guesses_beside(paths[2]))
     write_guesses(rows_of(guesses, 2, 4), guesses_beside(paths[1]))
     with pytest.raises(InvalidInputError, match="got others for prompt 'p4/ä'"):
-        list(merge_tables(paths, tmp_path / "out", {}))
+        list(merge_tables(paths, tmp_path / "out", tokens.provenance))
 
 
 def test_older_tables_have_no_numbers(tmp_path: Path) -> None:

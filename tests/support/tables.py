@@ -63,9 +63,11 @@ def made_guesses(lengths: Lengths, layers: int, vocabulary: int, seed: int = 0) 
     """Made-up guesses, the largest ids of the vocabulary among them."""
     rng, rows = np.random.default_rng(seed), sum(map(sum, lengths))
     shape = (rows, layers, 8)
-    ids = rng.integers(0, vocabulary, shape)
-    ids[0, 0, :2] = vocabulary - 1, 0
+    step = max(1, vocabulary // 8)  # eight places apart differ, unless there are fewer
+    ids = (rng.integers(0, vocabulary, (rows, layers, 1)) + step * np.arange(8)) % vocabulary
+    ids[0, 0] = vocabulary - 1 - np.arange(8) * step
     probs = -np.sort(-(rng.random(shape) ** 9), axis=2)
+    probs /= np.maximum(probs.sum(axis=2, keepdims=True), 1)
     return Guesses(**keys_of(lengths), vocabulary=vocabulary, ids=ids, probs=probs)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import EXCERPT, InvalidInputError, RunFailedError
+from ...results.files import parse_json
 from .gguf_header import read_header
 from .packaged import PACKAGED, installed_path, sha256, verify
 
@@ -88,7 +88,7 @@ def _check_index(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        names = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+        names = set(parse_json(path.read_text("utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InvalidInputError(
             f"the index of the weights must be JSON with a weight_map; got {path}; get it again"

@@ -1,0 +1,88 @@
+"""Any one value of a result file changed: refused with the file's name, or read as it stands."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppdmodel import fit, load, save
+from ppdmodel.errors import InvalidInputError
+from tests.conftest import make_measurement
+from tests.pipeline.test_prediction_error import a_timing
+
+#: what a field may be changed to, beside a value near its own
+OTHERS = st.sampled_from(
+    [None, True, "", "1", -1, 0, 0.5, 1, 7, 1e-300, 1e300, math.nan, math.inf, 10**30, 2**63, [],
+     [0], [[1]], {}, {"value": 1}]
+)  # fmt: skip
+KINDS = ("calibration", "timing", "summary")
+
+
+@cache
+def document(kind: str) -> tuple[Any, list[tuple[Any, ...]]]:
+    """A result as its file holds it, and the places of its values."""
+    measured = make_measurement(prompts=4, tokens=6, layers=3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result"
+        if kind == "calibration":
+            save(fit(measured, k_max=2, family="rank tail", resamples=40), path)
+        elif kind == "timing":
+            save(a_timing(), path)
+        else:
+            save(measured, path)
+            path /= "summary.json"
+        found = json.loads(path.read_text("utf-8"))
+    return found, list(_places(found))
+
+
+def _places(value: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
+    yield from [above] if above else []
+    if isinstance(value, (dict, list)):
+        for name in value if isinstance(value, dict) else range(len(value)):
+            yield from _places(value[name], *above, name)
+
+
+def written(kind: str, changed: Any, folder: Path) -> Path:
+    """A result's file, or its folder, with a changed document."""
+    path = folder / "result.json"
+    if kind == "summary":
+        save(make_measurement(prompts=4, tokens=6, layers=3), folder / "m")
+        path = folder / "m" / "summary.json"
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=250, deadline=None)
+@given(data=st.data())
+def test_a_changed_value_is_refused_by_name_or_read(kind: str, data: st.DataObject) -> None:
+    whole, places = document(kind)
+    changed = copy.deepcopy(whole)
+    # a field of the document first, since most places are in its largest table
+    name = data.draw(st.sampled_from(sorted({place[0] for place in places})))
+    *above, last = data.draw(st.sampled_from([place for place in places if place[0] == name]))
+    inner = changed
+    for step in above:
+        inner = inner[step]
+    if data.draw(st.booleans(), "removed"):
+        del inner[last]
+    else:
+        inner[last] = data.draw(OTHERS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(kind, changed, Path(folder))
+        try:
+            load(path.parent if kind == "summary" else path)
+        except InvalidInputError as error:
+            message = str(error)
+            assert str(path) in message or str(path.parent) in message
+            assert "\n" not in message
