@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...errors import InvalidInputError
 from .exit import Exit
 from .kernels import Blocks, drop_pages, lazy_zeros, linear_for
 from .sampling import scaled
@@ -83,6 +84,9 @@ class Ranker:
             layer: the layer, from 1, for its trained map; None is the model's own path.
             noise: Gumbel noise [n, vocabulary] that sampled the tokens, for coupled ranks.
             temperature: divides the logits before the noise is added.
+
+        Raises:
+            InvalidInputError: logits are NaN or infinite, so that no rank can be taken from them.
         """
         scan = self._scan = self._scan or _Scan(self.exit, self.rows)
         parts = []
@@ -98,6 +102,13 @@ class Ranker:
             torch.cat(part).cpu() for part in zip(*parts, strict=True)
         )
         top_prob = guess_probs[:, 0].clone()
+        if not top_prob.isfinite().all():  # NaN among the logits makes this NaN too
+            exit_ = "an exit" if layer is None else f"the exit of layer {layer}"
+            raise InvalidInputError(
+                f"logits must be finite; got NaN or infinity from {exit_} in "
+                f"{str(self.exit.weight.dtype).removeprefix('torch.')}; check the weights, or "
+                "measure in another number type"
+            )
         return Ranked(ranks + 1, top_prob, guess_ids, guess_probs, *(rank + 1 for rank in coupled))
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from ...errors import EXCERPT, InvalidInputError, RunFailedError, excerpt
+from ...results.files import parse_json
 from .cache import cache_dir
 from .sources import ModelSource
 
@@ -27,6 +29,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 #: bytes, a cache line
 ALIGNMENT = 64
+#: types of the fields of a generation config that are of one
+_GENERATION_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("max_length", "min_length", "max_new_tokens", "min_new_tokens"), (int,)),
+    **dict.fromkeys(("top_k", "num_beams", "num_return_sequences"), (int,)),
+    **dict.fromkeys(("no_repeat_ngram_size",), (int,)),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p"), (int, float)),
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), (int, float)),
+    **dict.fromkeys(("do_sample", "use_cache"), (bool,)),
+}
 #: an index in a weight's name, such as its layer
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 #: a file in every complete conversion: folders are renamed into place when whole
@@ -170,13 +181,14 @@ def load_model(
 
     Raises:
         InvalidInputError: no such dtype or device, the model is no decoder with a language-model
-            head, or its weights are not finite numbers.
+            head, its weights are not finite numbers, or its generation config is not well-formed.
         RunFailedError: the weights were found and could not be loaded.
     """
     check_hardware(dtype, device, device_map)
     with _quiet():
         tokenizer, model = _loaded(source, dtype, device_map or {"": device})
     _check_finite(source, model)
+    _check_generation(source, vars(model.generation_config))
     _align(model)
     return LoadedModel(source=source, model=model.eval().requires_grad_(False), tokenizer=tokenizer)
 
@@ -198,6 +210,9 @@ def _read(
     source: ModelSource, folder: Path, dtype: str, device_map: str | Mapping[str, str]
 ) -> tuple[Any, Any]:
     """Read the source's own folder, or that of its conversion."""
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        _check_generation(source, _json_of(generation))
     gguf = {"gguf_file": source.gguf.name} if source.gguf and folder == source.folder else {}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -213,6 +228,11 @@ def _read(
             ignore_mismatched_sizes=True,  # reported, and rejected below
             **gguf,
         )
+    except StrictDataclassError as error:
+        raise InvalidInputError(
+            f"the configuration of {source.name} must be well-formed; got: {excerpt(error)}; "
+            "correct config.json"
+        ) from None
     except (*_LOADING_ERRORS, SafetensorError) as error:
         if "Unrecognized configuration class" in str(error):
             raise InvalidInputError(
@@ -239,6 +259,13 @@ def _read(
     return tokenizer, model
 
 
+def _json_of(path: Path) -> Any:
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{path} must be JSON; got {error}; get the file again") from None
+
+
 def _layers_beyond(model: Any, unexpected: Iterable[str]) -> list[str]:
     """Unexpected weights of further layers: their names match those of the first layer."""
     places = set(model.state_dict())
@@ -263,6 +290,25 @@ def _check_finite(source: ModelSource, model: Any) -> None:
             raise InvalidInputError(
                 f"the weights of {source.name} must be finite numbers; got NaN or infinity in "
                 f"{name}; get the file again, or use another --dtype"
+            )
+
+
+def _check_generation(source: ModelSource, config: Any) -> None:
+    """Refuse fields of another type, such as an end token given as text: it would end no text."""
+    if not isinstance(config, Mapping):
+        raise InvalidInputError(
+            f"the generation config of {source.name} must be a JSON object; got "
+            f"{type(config).__name__}; correct generation_config.json"
+        )
+    for name, value in config.items():
+        is_ids = name.endswith("_token_id")
+        kinds = (int,) if is_ids else _GENERATION_TYPES.get(name)
+        values = value if is_ids and isinstance(value, list) else [value]
+        if value is not None and kinds and not all(type(one) in kinds for one in values):
+            kind = "a token id, or a list of them" if is_ids else kinds[-1].__name__
+            raise InvalidInputError(
+                f"{name} in the generation config of {source.name} must be {kind}; got "
+                f"{str(value)[:80]!r}; correct generation_config.json"
             )
 
 

@@ -56,7 +56,8 @@ class TrainedExits:
         """Return a model's exit with these maps.
 
         Raises:
-            InvalidInputError: their shapes do not fit the model.
+            InvalidInputError: their shapes do not fit the model, or they are not finite in its
+                number type.
         """
         layers, width = len(exit_.decoder_layers), exit_.weight.shape[1]
         for layer, map_ in self.maps.items():
@@ -68,6 +69,12 @@ class TrainedExits:
                 )
         like = exit_.weight
         maps = {n: AffineMap(m.weight.to(like), m.bias.to(like)) for n, m in self.maps.items()}
+        for layer, map_ in maps.items():
+            if not all(tensor.isfinite().all() for tensor in (map_.weight, map_.bias)):
+                raise InvalidInputError(
+                    "trained exits must be finite; got NaN or infinity in the map of layer "
+                    f"{layer} in {str(like.dtype).removeprefix('torch.')}; train exits again"
+                )
         return replace(exit_, maps=maps, kind="trained")
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -125,6 +132,9 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
             )
             for name in names
         }
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise ValueError(f"{name} is not of finite numbers")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InvalidInputError(
             f"{folder / WEIGHTS_FILE} must hold weight and bias by layer; got: {error}; train again"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.decoder.exit import AffineMap, Exit
 from ppdmodel.measure.decoder.ranks import (
     BLOCK,
@@ -211,3 +212,31 @@ def test_rankers_of_one_head_share_their_memory() -> None:
 def test_a_device_ranks_whole_groups() -> None:
     sizes = {1: GROUP, GROUP: GROUP, GROUP + 1: 2 * GROUP, 3 * GROUP - 1: 3 * GROUP}
     assert {n: whole_groups(n) for n in sizes} == sizes
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("row", [0, ROWS])
+@pytest.mark.parametrize("column", [0, BLOCK + 5])
+def test_no_rank_is_taken_from_logits_that_are_no_numbers(
+    value: float, row: int, column: int
+) -> None:
+    """A comparison with NaN is false: the true token would seem to rank first."""
+    head = nn.Linear(4, 2 * BLOCK, bias=False)
+    exit_ = Exit(nn.ModuleList(), (), head)
+    hidden, targets = torch.randn(ROWS + 1, 4), torch.zeros(ROWS + 1, dtype=torch.long)
+    hidden[row], head.weight.data[column] = 0, 0
+    hidden[row, 0] = 1
+    Ranker(exit_).rank(hidden, targets)
+    head.weight.data[column, 0] = value
+    hidden[:, 0] = (torch.arange(ROWS + 1) == row).float()
+    with pytest.raises(InvalidInputError, match="logits must be finite; got NaN or infinity from"):
+        Ranker(Exit(nn.ModuleList(), (), head)).rank(hidden, targets)
+
+
+def test_a_vocabulary_that_a_model_masks_is_no_fault() -> None:
+    """Logits of -inf are tokens that are never made."""
+    head = nn.Linear(4, 100)
+    head.bias.data[90:] = -torch.inf
+    found = Ranker(Exit(nn.ModuleList(), (), head)).rank(torch.randn(3, 4), torch.arange(3))
+    assert found.top_prob.isfinite().all()
+    assert (found.rank <= 90).all()

@@ -236,6 +236,61 @@ def test_without_an_end_of_its_own_a_model_ends_as_its_tokenizer_says(tiny_model
         assert loaded.end_ids == frozenset(expected)
 
 
+FIELDS: list[tuple[str, Any, str]] = [
+    ("eos_token_id", "</s>", "a token id, or a list of them"),
+    ("eos_token_id", [5, None], "a token id, or a list of them"),
+    ("eos_token_id", [5, "</s>"], "a token id, or a list of them"),
+    ("eos_token_id", 5.0, "a token id, or a list of them"),
+    ("eos_token_id", True, "a token id, or a list of them"),
+    ("pad_token_id", "<pad>", "a token id, or a list of them"),
+    ("max_new_tokens", "many", "int"),
+    ("top_k", 5.5, "int"),
+    ("temperature", "hot", "float"),
+    ("do_sample", "no", "bool"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), FIELDS)
+def test_a_field_of_a_generation_config_of_another_type_is_refused(
+    folder: Path, name: str, value: Any, kind: str
+) -> None:
+    """An end token given as text would end no text."""
+    (folder / "generation_config.json").write_text(json.dumps({name: value}), encoding="utf-8")
+    with pytest.raises(InvalidInputError) as caught:
+        load_model(locate(str(folder)))
+    assert f"{name} in the generation config of model must be {kind}; got" in str(caught.value)
+
+
+def test_an_end_token_as_text_in_the_configuration_is_refused_too(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    document = json.loads((folder / "config.json").read_text("utf-8"))
+    path = folder / "config.json"
+    path.write_text(json.dumps(document | {"eos_token_id": "</s>"}), encoding="utf-8")
+    with pytest.raises(PpdModelError, match="eos_token_id"):
+        load_model(locate(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "must be a JSON object; got list"),
+        ("{", "generation_config.json must be JSON; got"),
+        ('{"eos_token_id": 1, "eos_token_id": 2}', "the key 'eos_token_id' twice"),
+        ('{"temperature": NaN}', "temperature, which must be a finite number"),
+    ],
+)
+def test_a_generation_config_that_is_none_is_refused(folder: Path, text: str, words: str) -> None:
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=words):
+        load_model(locate(str(folder)))
+
+
+def test_a_sound_generation_config_is_taken(folder: Path) -> None:
+    sound = {"eos_token_id": [5, 9], "pad_token_id": None, "temperature": 1, "top_p": 0.9}
+    (folder / "generation_config.json").write_text(json.dumps(sound), encoding="utf-8")
+    assert load_model(locate(str(folder))).end_ids == {5, 9}
+
+
 def test_a_prompt_and_its_answer_may_fill_the_context(tiny_model: Path) -> None:
     loaded = load_model(locate(str(tiny_model)))
     assert loaded.context == 256

@@ -337,6 +337,20 @@ def cut_json(folder: Path) -> None:
     (folder / ABOUT_FILE).write_text(text[: len(text) // 2], encoding="utf-8")
 
 
+def put(value: float | torch.dtype, name: str = "layer_02.bias") -> Callable[[Path], None]:
+    """Give a tensor a value, or another type."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS_FILE)
+        if isinstance(value, torch.dtype):
+            tensors[name] = tensors[name].to(value)
+        else:
+            tensors[name].view(-1)[-1] = value
+        save_file(tensors, folder / WEIGHTS_FILE)
+
+    return with_own_sha(change)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no json": (lambda f: (f / ABOUT_FILE).unlink(), "must hold exits.json and exits.safetensors"),
     "no weights": (lambda f: (f / WEIGHTS_FILE).unlink(), "make them with: ppdmodel train-exits"),
@@ -346,6 +360,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut, and sha edited": (with_own_sha(truncate), "must hold weight and bias by layer; got:"),
     "no biases": (with_own_sha(keep_weights_only), "must hold weight and bias by layer; got:"),
     "odd names": (with_own_sha(misname), "must hold weight and bias by layer; got:"),
+    "NaN": (put(math.nan), "layer_02.bias is not of finite numbers"),
+    "infinity": (put(-math.inf, "layer_01.weight"), "layer_01.weight is not of finite numbers"),
+    "whole numbers": (put(torch.int32), "layer_02.bias is not of finite numbers"),
     "cut json": (cut_json, "a result must be whole JSON"),
     "sha": (lambda f: edit(f, sha256="0" * 64), "another sha256"),
     "objective": (lambda f: edit(f, objective="magic"), "got a fault at objective"),
@@ -714,3 +731,19 @@ def test_maps_of_other_shapes_are_refused(tiny_model: Path, trained: Path) -> No
     for layer in (0, 5):
         with pytest.raises(InvalidInputError, match=f"for layer {layer} of 5; train exits for"):
             replace(exits, maps={layer: exits.maps[2]}).on(exit_)
+
+
+def test_maps_that_the_models_number_type_cannot_hold_are_refused(
+    tiny_model: Path, trained: Path
+) -> None:
+    """A weight of 1e5 is infinite in float16, and would make every logit NaN."""
+    exits = load_exits(trained, locate(str(tiny_model)))
+    large = {2: AffineMap(torch.full((32, 32), 1e5), torch.zeros(32))}
+    for dtype, holds in (("float32", True), ("bfloat16", True), ("float16", False)):
+        exit_ = logit_exit(load_model(locate(str(tiny_model)), dtype).model)
+        if holds:
+            assert replace(exits, maps=large).on(exit_).kind == "trained"
+        else:
+            words = "must be finite; got NaN or infinity in the map of layer 2 in float16"
+            with pytest.raises(InvalidInputError, match=words):
+                replace(exits, maps=large).on(exit_)
