@@ -191,9 +191,7 @@ def ppd_terms(run: Run, layers: int, exit_layer: int) -> dict[str, float | None]
         _verified(run, token, layers, exit_layer, times)
     for unit in run.events:
         guesses = unit[_is_guess(unit, run)]
-        follows = (guesses[1:, LAYER] == guesses[:-1, LAYER] + 1) & (
-            guesses[1:, TOKEN] == guesses[:-1, TOKEN]
-        )
+        follows = guesses[1:, LAYER] == guesses[:-1, LAYER] + 1  # other guesses begin at layer 1
         times["batch_layer_time"] += np.diff(guesses[:, BEGIN])[follows].tolist()
         times["exit_time"] += _durations(unit, EventKind.EXIT).tolist()
     return {name: sum(each) / len(each) / 1e9 if each else None for name, each in times.items()}

@@ -26,6 +26,15 @@ from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts
 from tests.support.far_device import FarPlacement
 
 
+def test_units_on_cpus_compute_in_the_one_cache_that_they_share(engine: SharedEngine) -> None:
+    made = WorkerPool(engine, CPUS, CAPACITY)
+    for number, place in enumerate(CPUS):
+        spec = worker_pool._UnitSpec(number, place, engine, made.memory, made.cache, None)
+        unit = spec.build()
+        assert unit.cache.tensor.data_ptr() == made.cache.tensor("cache").data_ptr()
+        assert unit.cache.shared is None
+
+
 def test_a_run_is_timed_from_its_third_token() -> None:
     run = Run(
         (5, 6, 7, 8), np.array([1, 2, 4, 9]) * 10**9, np.array([False, False, True, False]), ()
