@@ -296,11 +296,13 @@ def test_a_first_token_that_only_the_ranking_has_second_is_a_tie_without_a_margi
     assert result.ties == [{"prompt_id": "p", "position": 10, "rank": 2, "margin": 0.0}]
 
 
-def test_a_margin_that_is_no_number_fails() -> None:
+@pytest.mark.parametrize("noise", [None, torch.zeros(1, VOCABULARY)])
+def test_logits_that_are_no_numbers_are_refused(noise: torch.Tensor | None) -> None:
+    """Of greedy and of sampled text: the true token would seem to rank first."""
     logits = two_leading([1.0])
     logits[0, 5] = torch.nan
-    with pytest.raises(RunFailedError, match="got a margin of nan for prompt 'p' at position 10"):
-        collected(chunk_of(logits, [2], torch.zeros(1, VOCABULARY)))
+    with pytest.raises(InvalidInputError, match="logits must be finite; got NaN or infinity"):
+        collected(chunk_of(logits, [2], noise))
 
 
 def test_a_sampled_token_need_not_be_first_but_the_models_first_token_must() -> None:
