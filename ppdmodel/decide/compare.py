@@ -228,7 +228,7 @@ def _tensor_parallel(
     """Tensor parallelism on the devices of PPD, and PPD with tensor-parallel processes."""
     if search.max_units == 1:
         return []
-    units = max(2, *(method.units for method in methods if method.name == "PPD"))
+    units = max([2, *(method.units for method in methods if method.name == "PPD")])
     latency = link.latency(layers, units)
     setting = f"{units} units, {link.words}"
     split = given("split layers", setting, latency, 1.0, units, IDEAL, "tensor parallel")

@@ -47,7 +47,7 @@ class StoppingProblem:
         ids = [guesses.ids[:, e - 1] for e in self.exits]
         rows, found, true = [], [], []
         for j, mine in enumerate(ids):
-            new = np.ones_like(mine, dtype=bool)
+            new = mine >= 0  # -1 is no guess
             for before in ids[:j]:
                 new &= ~(mine[:, :, None] == before[:, None, :]).any(axis=2)
             row, slot = np.nonzero(new)

@@ -206,9 +206,9 @@ class _Study:
         return Priced(
             price=price,
             threshold=float(formulas.threshold(price)),
-            exit_layer=max(exits, default=None),
-            fixed_exit_layer=max(fixed_exits, default=None),
-            fixed_k=max(fixed_k, default=None),
+            exit_layer=next(iter(exits), None),
+            fixed_exit_layer=next(iter(fixed_exits), None),
+            fixed_k=next(iter(fixed_k), None),
             several_exits=policies.stopping.exits,
             several_thresholds=thresholds,
             two_exits=two_exits or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_at_most_five_exits_are_read(last: int, exits: tuple[int, ...]) -> None:
     guesses = repeating_guesses(measurement)
     logits = {e: logit(guesses.probs[:, e - 1].astype(float)) for e in range(4, last + 1)}
     assert StoppingProblem(measurement, guesses, logits).exits == exits
+
+
+def test_a_place_without_a_guess_is_no_candidate() -> None:
+    """A vocabulary of five has no eight guesses: the other places have id -1."""
+    measurement, guesses = made_up(1.0)
+    guesses = replace(guesses, ids=np.where(np.arange(8) < 5, guesses.ids, -1))
+    probs = {e: guesses.probs[:, e - 1].astype(float) for e in range(3, 6)}
+    found = StoppingProblem(measurement, guesses, {e: logit(p) for e, p in probs.items()})
+    known = [{*row.ravel()} - {-1} for row in guesses.ids[:, [e - 1 for e in found.exits]]]
+    assert np.bincount(found.row).tolist() == [len(ids) for ids in known]
 
 
 def test_where_the_next_exit_knows_all_the_threshold_is_exact() -> None:

@@ -17,6 +17,8 @@ from .ranks import BLOCK
 #: lengths of the probe's texts, one of which is mostly padding, and the length of their common
 #: prefix
 LENGTHS, PREFIX_LENGTH = (13, 5, 9), 4
+#: ids of a text are so far apart, and those of other lengths so far away: few are special tokens
+STRIDE, SHIFT = 7, 31
 #: places of the rows that are kept before each step of the probe; None keeps all
 KEPT = (None, None, (1,))
 
@@ -95,7 +97,7 @@ def _fault(model: Any, exit_: Exit, drop: bool) -> str | None:
 def probe_texts(vocabulary: int) -> list[list[int]]:
     """Token ids of `LENGTHS` texts that begin alike and go on differently."""
     return [
-        [(n if n < PREFIX_LENGTH else n * length) % vocabulary for n in range(length)]
+        [(STRIDE * n + SHIFT * length * (n >= PREFIX_LENGTH)) % vocabulary for n in range(length)]
         for length in LENGTHS
     ]
 
