@@ -13,6 +13,7 @@ import os
 import re
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -56,12 +57,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The header of a complete GGUF file; tensor offsets count from `data_start`."""
+    """The header of a complete GGUF file; tensor offsets count from `data_start`.
+
+    `fields` are the values that are numbers or strings, by key; None stands for an array.
+    """
 
     architecture: str
     block_count: int
     data_start: int
     tensors: tuple[Tensor, ...]
+    fields: Mapping[str, int | float | str | None]
 
     @property
     def quantization(self) -> str:
@@ -91,12 +96,17 @@ def read_header(path: Path) -> GgufHeader:
         with mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
             walk = _HeaderReader(path, data, size)
             values, tensors = _entries(walk)
+    _check_whole(walk, values)
     alignment = _alignment(walk, values)
     data_start = walk.at + -walk.at % alignment  # the header's end, rounded up
     _check_places(walk, data_start, alignment, tensors)
     architecture = _architecture(walk, values)
     block_count = _block_count(walk, architecture, values, tensors)
-    return GgufHeader(architecture, block_count, data_start, tensors)
+    fields = {
+        key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        for key, (_, value) in values.items()
+    }
+    return GgufHeader(architecture, block_count, data_start, tensors, fields)
 
 
 class _HeaderReader:
@@ -251,6 +261,19 @@ def _new_name(walk: _HeaderReader, what: str, taken: set[str]) -> str:
         )
     taken.add(name)
     return name
+
+
+def _check_whole(walk: _HeaderReader, values: Values) -> None:
+    """Raise where the file is one of the parts that a model was split into."""
+    _, count = values.get("split.count", (UINT32, None))
+    _, number = values.get("split.no", (UINT32, None))
+    if isinstance(count, (int, float)) and count > 1:
+        part = number + 1 if isinstance(number, (int, float)) else _shown(number)
+        raise walk.error(
+            "a GGUF file must hold a whole model",
+            f"which is part {part} of {count}",
+            "join them with llama-gguf-split --merge FIRST-PART WHOLE.gguf, from llama.cpp",
+        )
 
 
 def _tensor_kinds() -> dict[int, tuple[str, int, int]]:

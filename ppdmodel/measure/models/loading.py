@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 
-from ...errors import EXCERPT, InvalidInputError, RunFailedError, excerpt
+from ...errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError, excerpt
 from ...results.files import parse_json
 from .cache import cache_dir
-from .sources import ModelSource
+from .gguf_header import read_header
+from .gguf_model import check_used, scale_positions
+from .sources import WEIGHTS_FILE, ModelSource, check_all_used, weight_files
+from .weights import Held, check_taken, check_tensors, is_quantized, tensors_in
 
 #: packages whose versions are part of a result's provenance
 PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "pyarrow")
@@ -38,10 +40,12 @@ _GENERATION_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("repetition_penalty", "length_penalty"), (int, float)),
     **dict.fromkeys(("do_sample", "use_cache"), (bool,)),
 }
-#: an index in a weight's name, such as its layer
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-#: a file in every complete conversion: folders are renamed into place when whole
-CONVERSION_MARKER = "config.json"
+#: more layers than any decoder has
+MOST_LAYERS = 1000
+#: the configuration; also in every complete conversion: folders are renamed into place when whole
+CONFIG = "config.json"
+#: which rules made a conversion: one by older rules is not read
+CONVERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -181,8 +185,9 @@ def load_model(
 
     Raises:
         InvalidInputError: no such dtype or device, the model is no decoder with a language-model
-            head, its weights are not finite numbers, or its generation config is not well-formed.
-        RunFailedError: the weights were found and could not be loaded.
+            head, its files do not make a model or hold weights that the model leaves out, its
+            weights are not finite numbers, or its generation config is not well-formed.
+        RunFailedError: a file cannot be read, or the memory is too small.
     """
     check_hardware(dtype, device, device_map)
     with _quiet():
@@ -213,75 +218,128 @@ def _read(
     generation = folder / "generation_config.json"
     if generation.is_file():
         _check_generation(source, _json_of(generation))
-    gguf = {"gguf_file": source.gguf.name} if source.gguf and folder == source.folder else {}
-    try:
+    path = source.gguf if source.gguf and folder == source.folder else None
+    gguf = {"gguf_file": str(path.resolve())} if path else {}
+    config, held = _configured(source, folder, path, gguf)
+    with _explained(f"the tokenizer of {source.name}", f"check {path or _tokenizer_files(folder)}"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **gguf
         )
+    with _explained(f"the weights of {source.name}", f"check {path or folder}"):
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=DTYPES[dtype],
             device_map=device_map,
-            use_safetensors=None if gguf else True,
+            use_safetensors=None if path else True,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and rejected below
             **gguf,
         )
-    except StrictDataclassError as error:
-        raise InvalidInputError(
-            f"the configuration of {source.name} must be well-formed; got: {excerpt(error)}; "
-            "correct config.json"
-        ) from None
-    except (*_LOADING_ERRORS, SafetensorError) as error:
-        if "Unrecognized configuration class" in str(error):
-            raise InvalidInputError(
-                f"the model must be a decoder with a language-model head; got {source.name}, "
-                "which Transformers has no such class for; choose another"
-            ) from None
-        reason = excerpt(error) or type(error).__name__
-        raise RunFailedError(
-            f"the weights of {source.name} must load; got: {reason}; check {folder}"
-        ) from error
-    missing = sorted(loading["missing_keys"])
-    missing += sorted(str(key) for key in loading.get("mismatched_keys", ()))
-    if missing:  # Transformers initializes them at random
-        raise InvalidInputError(
-            f"the weights of {source.name} must be whole and of the stated sizes; got none such "
-            f"for {missing[0]} and {len(missing) - 1} more; get the file again"
-        )
-    beyond = _layers_beyond(model, loading["unexpected_keys"])
-    if beyond:
-        raise InvalidInputError(
-            f"the configuration of {source.name} must name all layers of its weights; got none "
-            f"for {beyond[0]} and {len(beyond) - 1} more; get config.json again"
-        )
+    check_taken(source.name, model, loading, held)
+    if path:
+        check_used(model, read_header(path), path)
     return tokenizer, model
 
 
-def _json_of(path: Path) -> Any:
+def _configured(
+    source: ModelSource, folder: Path, path: Path | None, gguf: Mapping[str, str]
+) -> tuple[Any, dict[str, Held]]:
+    """The configuration of a GGUF file, or of a folder with what its weights' files hold.
+
+    Raises:
+        InvalidInputError: no model can be made of it, or one with weights of other sizes.
+    """
+    if path:
+        with _explained(f"the header of {source.name}", f"check {path}"):
+            config = transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=False, **gguf
+            )
+            scale_positions(config, read_header(path), path)
+        return config, {}
+    document = _json_of(folder / CONFIG)
+    if not isinstance(document, dict):
+        raise InvalidInputError(
+            f"{folder / CONFIG} must be a JSON object; got {type(document).__name__}; get it again"
+        )
+    if document.get("transformers_weights", WEIGHTS_FILE) != WEIGHTS_FILE:
+        raise InvalidInputError(
+            f"transformers_weights in {folder / CONFIG} must be {WEIGHTS_FILE}; got "
+            f"{excerpt(ValueError(document['transformers_weights']))!r}; rename the file"
+        )
+    check_all_used(folder)
+    held = tensors_in(weight_files(folder))
+    with _explained(f"the configuration of {source.name}", "", document):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model, quantized = _empty(config), is_quantized(source.name, config)
+    if not quantized:
+        check_tensors(source.name, model, held)
+    return config, held
+
+
+def _empty(config: Any) -> Any:
+    """The model of a configuration, without numbers."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers}, which is more than {MOST_LAYERS}")
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _field_at_fault(document: Mapping[str, Any]) -> str:
+    """The field of a configuration without which a model can be made, for a message."""
+    for name in document:
+        rest = {key: value for key, value in document.items() if key != name}
+        with suppress(Exception):
+            _empty(transformers.AutoConfig.for_model(**rest))
+            return f"{name} = {str(document[name])[:80]!r} in {CONFIG}"
+    return CONFIG
+
+
+@contextmanager
+def _explained(what: str, fix: str, document: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Raise the library's error as one of ours: bad input, unless the machine is at fault.
+
+    Args:
+        what: must load.
+        fix: what to do; with `document`, to correct its field at fault.
+        document: the configuration.
+    """
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        yield
+    except PpdModelError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RunFailedError(
+            f"{what} must fit the memory; got {excerpt(error) or 'too little of it'}; "
+            "use a smaller model, or a machine with more"
+        ) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {excerpt(error)}"
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise RunFailedError(f"{what} must be readable; got {reason}; {fix}") from error
+        if "Unrecognized configuration class" in str(error):
+            raise InvalidInputError(
+                f"the model must be a decoder with a language-model head; got {what}, "
+                "which Transformers has no such class for; choose another"
+            ) from None
+        if document is not None:
+            fix = f"correct {_field_at_fault(document)}"
+        raise InvalidInputError(f"{what} must load; got {reason}; {fix}") from error
+
+
+def _tokenizer_files(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*token*"))
+    return " and ".join(names) + f" in {folder}" if names else f"that {folder} has tokenizer.json"
+
+
+def _json_of(path: Path) -> Any:
+    """The document in a file; a configuration may have infinite limits."""
+    try:
+        return parse_json(re.sub(r"\bInfinity\b", "0", path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{path} must be JSON; got {error}; get the file again") from None
-
-
-def _layers_beyond(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Unexpected weights of further layers: their names match those of the first layer."""
-    places = set(model.state_dict())
-    layers = {place[: number.end()] for place in places for number in NUMBER.finditer(place)}
-    beyond = []
-    for key in map(str, unexpected):
-        number = NUMBER.search(key)
-        if number and key[: number.end()] not in layers and NUMBER.sub("0", key, 1) in places:
-            beyond.append(key)
-    return sorted(beyond)
-
-
-_LOADING_ERRORS = (
-    OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, ArithmeticError,
-    AttributeError,
-)  # fmt: skip
 
 
 def _check_finite(source: ModelSource, model: Any) -> None:
@@ -325,8 +383,10 @@ def _align(model: Any) -> None:
 def _converted(source: ModelSource) -> Path | None:
     """Convert a GGUF file once; return the cached folder, or None if it cannot be written."""
     home = cache_dir() / "converted"
-    folder = home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}"
-    if (folder / CONVERSION_MARKER).is_file():
+    folder = (
+        home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}-{CONVERSION}"
+    )
+    if (folder / CONFIG).is_file():
         return folder
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -342,7 +402,7 @@ def _converted(source: ModelSource) -> Path | None:
             tokenizer.save_pretrained(part)
             model.save_pretrained(part)
             part.rename(folder)  # fails where another process was first
-        return folder if (folder / CONVERSION_MARKER).is_file() else None
+        return folder if (folder / CONFIG).is_file() else None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

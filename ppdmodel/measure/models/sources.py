@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,11 @@ from .packaged import PACKAGED, installed_path, sha256, verify
 
 #: files of a hub snapshot; pickled weights are never fetched
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+#: PEFT writes it beside the weights of an adapter
+ADAPTER_FILE = "adapter_config.json"
+#: the same weights again, in the format and under the names of Mistral's own code
+COPY = re.compile(r"consolidated(-\d+-of-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -44,21 +53,29 @@ def locate(name: str) -> ModelSource:
             (owner/name), which is downloaded unless it is in the cache.
 
     Raises:
-        InvalidInputError: there is no such model, it is not installed, or the file is not a whole
-            and sound GGUF file.
-        RunFailedError: packaged weights are not the pinned ones, or the hub did not answer.
+        InvalidInputError: there is no such model, it is not installed, the file is not a whole and
+            sound GGUF file, or the folder holds no weights.
+        RunFailedError: packaged weights are not the pinned ones, a file cannot be read, or the hub
+            did not answer.
     """
-    path = Path(name)
     if name in PACKAGED:
         model = PACKAGED[name]
         path = installed_path(model)
         verify(path, model.sha256)
         return ModelSource(name, path.parent, path, (model.sha256,), model.quantization)
-    if path.is_file():
-        quantization = read_header(path).quantization
-        return ModelSource(path.name, path.parent, path, (sha256(path),), quantization)
-    if path.is_dir():
-        return _folder(path.resolve().name, path)
+    path = Path(name)
+    try:
+        kind = _kind(path)
+        if kind == "file":
+            quantization = read_header(path).quantization
+            return ModelSource(path.name, path.parent, path, (sha256(path),), quantization)
+        if kind == "folder":
+            return _folder(path.resolve().name, path)
+    except OSError as error:
+        raise RunFailedError(
+            f"the model must be readable; got {error.strerror} at {error.filename}; "
+            "check its permissions"
+        ) from error
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or path.suffix == ".gguf" or parts[0].startswith("."):
         raise InvalidInputError(
@@ -68,37 +85,97 @@ def locate(name: str) -> ModelSource:
     return _folder(name, _hub_snapshot(name))
 
 
+def _kind(path: Path) -> str | None:
+    """What is at a path, "file" or "folder"; None if there is nothing.
+
+    Raises:
+        InvalidInputError: a path that no file can have, links in a circle, a pipe or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.is_symlink():
+            return None
+        reason = "a link to nothing"
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:  # too long, links in a circle, a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+    else:
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return "file" if stat.S_ISREG(mode) else "folder"
+        reason = "a pipe or a device"
+    shown = str(path) if len(str(path)) <= EXCERPT else f"{str(path)[:EXCERPT]}..."
+    raise InvalidInputError(
+        f"model must be a file, a folder or a name; got {shown!r} ({reason}); check the path"
+    )
+
+
 def _folder(name: str, folder: Path) -> ModelSource:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    return ModelSource(name, folder, None, tuple(map(sha256, weight_files(folder))), None)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors in a model's folder that are loaded: one file, or those of the index, sorted.
+
+    Raises:
+        InvalidInputError: there are none.
+    """
+    here = sorted(folder.glob("*.safetensors"))
+    index = folder / INDEX_FILE
+    indexed = _indexed(index, here) if index.is_file() else []
+    used = [path for path in here if path.name == WEIGHTS_FILE] or indexed
+    if not used:
+        check_no_adapter(folder)
+        if here:
+            raise InvalidInputError(
+                f"a model folder must hold {WEIGHTS_FILE} or {INDEX_FILE}; got {here[0]} without "
+                "them; get the model again"
+            )
         raise InvalidInputError(
             f"a model folder must hold *.safetensors weights; got none in {folder}; "
             "pickled weights are not read"
         )
-    _check_index(folder)
-    return ModelSource(name, folder, None, tuple(map(sha256, weights)), None)
+    return tuple(used)
 
 
-def _check_index(folder: Path) -> None:
-    """Raise unless an index of weights names safetensors of its own folder only.
+def check_no_adapter(folder: Path) -> None:
+    """Raise `InvalidInputError` where a folder holds an adapter, which nothing would apply."""
+    adapter = folder / ADAPTER_FILE
+    if os.path.lexists(adapter):
+        raise InvalidInputError(
+            f"an adapter must be merged with its base model; got {adapter}, which is not applied; "
+            "merge it with merge_and_unload of peft and give the merged model, or remove it"
+        )
 
-    Files elsewhere would be loaded without being part of the sha256.
-    """
-    path = folder / "model.safetensors.index.json"
-    if not path.is_file():
-        return
+
+def check_all_used(folder: Path) -> None:
+    """Raise `InvalidInputError` where a folder holds weights beside those that are loaded."""
+    check_no_adapter(folder)
+    used = weight_files(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        if path not in used and not COPY.fullmatch(path.name):
+            raise InvalidInputError(
+                f"a model folder must hold the weights of one model; got {path}, which is not "
+                f"read beside {used[0].name}; merge it into them, or move it elsewhere"
+            )
+
+
+def _indexed(index: Path, here: Sequence[Path]) -> list[Path]:
+    """The files that an index names, all of its own folder: others would escape the sha256."""
     try:
-        names = set(parse_json(path.read_text("utf-8"))["weight_map"].values())
+        names = set(parse_json(index.read_text("utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InvalidInputError(
-            f"the index of the weights must be JSON with a weight_map; got {path}; get it again"
+            f"the index of the weights must be JSON with a weight_map; got {index}; get it again"
         ) from None
-    here = {weights.name for weights in folder.glob("*.safetensors")}
-    for name in sorted(map(str, names - here)):
+    missing = sorted(map(str, names - {path.name for path in here}))
+    if missing or not names:
         raise InvalidInputError(
-            f"the index of the weights must name safetensors of its folder; got {name!r} in "
-            f"{path}; get the model again"
+            f"the index of the weights must name safetensors of its folder; got "
+            f"{missing[0] if missing else 'none'!r} in {index}; get the model again"
         )
+    return [path for path in here if path.name in names]
 
 
 def _hub_snapshot(name: str) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...errors import RunFailedError, excerpt
+from ...errors import InvalidInputError, RunFailedError, excerpt
 from ...results.files import atomic
 from ..decoder.generate import Context, generate
 from ..decoder.verify import Decoder
@@ -36,7 +38,7 @@ class States:
     def layer(self, index: int, wanted: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Yield one layer's states [n, width] of the selected prompts, a file at a time."""
         for path in self.files:
-            with safe_open(path, "pt") as file:
+            with opened(path) as file:
                 mine = wanted(file.get_tensor("prompt"))
                 yield file.get_slice("hidden")[index][mine]
 
@@ -44,7 +46,7 @@ class States:
         """Return `token_id` or `prompt` [n] of the selected prompts."""
         found = []
         for path in self.files:
-            with safe_open(path, "pt") as file:
+            with opened(path) as file:
                 found.append(file.get_tensor(name)[wanted(file.get_tensor("prompt"))])
         return torch.cat(found)
 
@@ -72,7 +74,8 @@ def collect(
         on_progress: called after each step with the tokens so far and the share done.
 
     Raises:
-        InvalidInputError: the folder holds states of another run, or a prompt does not fit.
+        InvalidInputError: the folder holds states of another run or a damaged file, or a prompt
+            does not fit.
         RunFailedError: the folder cannot be written.
     """
     files: list[Path] = []
@@ -88,15 +91,41 @@ def collect(
         if not path.is_file():
             report = part_of(on_progress, before, after, tokens)
             save(_answered(decoder, batch, start, most, loaded.end_ids, report), path, about)
-        with safe_open(path, "pt") as file:
+        with opened(path) as file:
             check_same(folder, file.metadata() or {}, about, "training")
-            (n,) = file.get_slice("token_id").get_shape()
-            tokens += n
+            tokens += _tokens_in(file)
         files.append(path)
         on_progress(Progress("decoding", tokens, after))
         if max_tokens and tokens >= max_tokens:
             break
     return States(tuple(files), min(len(prompts), start + size))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file of an unfinished training.
+
+    Raises:
+        InvalidInputError: it is cut short or damaged, or not what was written.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InvalidInputError(
+            f"a file of an unfinished training must be whole; got {path} ({excerpt(error)}); "
+            "remove it, and it is made again"
+        ) from None
+
+
+def _tokens_in(file: Any) -> int:
+    """The number of tokens in a file, whose tensors must have as many."""
+    hidden, ids, owners = (
+        file.get_slice(name).get_shape() for name in ("hidden", "token_id", "prompt")
+    )
+    if len(hidden) != 3 or not ids == owners == [hidden[1]]:
+        raise SafetensorError(f"shapes {hidden}, {ids} and {owners}")
+    return int(hidden[1])
 
 
 def _answered(

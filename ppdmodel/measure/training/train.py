@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ...checks import positive_integer
@@ -27,7 +27,7 @@ from ..options import HARDWARE, GenerationOptions, HardwareOptions
 from ..progress import OnProgress, Progress, no_report, part_of
 from ..prompts import Prompt, prompts_sha256
 from ..store import UNFINISHED, check_same
-from .hidden_states import States, collect, save
+from .hidden_states import States, collect, opened, save
 from .ridge import FittedMap, LayerFit, Split, selection_record
 
 WEIGHTS_FILE, ABOUT_FILE = "exits.safetensors", "exits.json"
@@ -362,9 +362,9 @@ class Trainer:
                 named = vars(best.map) if best.map is not None else {}
                 own = {f"layer_{layer:02d}.{name}": tensor.cpu() for name, tensor in named.items()}
                 save(own, done, {"about": json.dumps(files.json_ready(about))})
-            with safe_open(done, "pt") as file:
+            with opened(done) as file:
                 record[str(layer)] = json.loads(file.metadata()["about"])
-            tensors |= load_file(done)
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self._write(out, tensors, record, split, tokens)
         self.on_progress(Progress("training", tokens, 1.0))
 

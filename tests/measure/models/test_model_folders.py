@@ -119,8 +119,8 @@ def test_weights_cut_short_are_refused(model: Path, run: Run, tmp_path: Path, ke
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else int(keep)])
     outcome = run(model)
-    assert outcome.code == 1
-    assert f"the weights of {model.name} must load; got" in refused(outcome, tmp_path)
+    assert outcome.code == 2
+    assert f"must be whole safetensors files; got {path} (" in refused(outcome, tmp_path)
 
 
 @pytest.mark.parametrize(
