@@ -15,6 +15,8 @@ from ppdmodel.results.measurement import Measurement
 
 pytest.register_assert_rewrite("tests.support.pages")  # so that its comparisons are shown
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# threads that wait spin for milliseconds otherwise, on cores that other tests need
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # a shell starts what it runs in the background with Ctrl-C ignored; tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TEXT = "the quick brown fox jumps over a lazy dog while nobody is looking at all"

@@ -35,7 +35,7 @@ def calibration() -> ppd.Calibration:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Headless Chromium."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
