@@ -2,32 +2,76 @@
 
 from __future__ import annotations
 
+import _thread
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import InvalidInputError, MissingExtraError, PpdModelError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
+#: the signals that interrupt a run, by their names in its message
+SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
+_got: list[str] = []  #: those that came
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code; an error is one line on standard error."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    _on_signals(_interrupt)
+    sys.unraisablehook = _unraisable
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
+    try:
+        code = run(sys.argv[1:] if argv is None else argv)
+        _on_signals(signal.SIG_DFL)  # from here on they end the process without a word
+    except KeyboardInterrupt:  # again, while the first was reported
+        _on_signals(signal.SIG_DFL)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _on_signals(answer: Any) -> None:
+    """Answer the signals, except those that whoever started this process has it ignore."""
+    for name in SIGNALS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, answer)
+
+
+def _interrupt(number: int, _: object) -> None:
+    _got.append(SIGNALS[signal.Signals(number).name])
+    raise KeyboardInterrupt
+
+
+def _unraisable(about: sys.UnraisableHookArgs) -> None:
+    """An interrupt inside a destructor or the like, which Python drops: it comes again."""
+    if about.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(about)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    from .app import app_for
-
     try:
+        from .app import app_for
+
         code = app_for(argv)(list(argv), prog_name="ppdmodel", standalone_mode=False)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         sys.stderr.close()
         return FAILED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except Exception as error:
-        return _report(*_explained(error))
+        if not _got:
+            return _report(*_explained(error))
+        code = INTERRUPTED  # which a library has made another error of
     if code == INTERRUPTED:
-        return _report("the run was interrupted; got Ctrl-C", INTERRUPTED)
+        return _report(f"the run was interrupted; got {[*_got, 'Ctrl-C'][0]}", INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+
+from ..errors import InvalidInputError, PpdModelError
+from ..results.locks import owned
 
 
 class Group:
@@ -30,6 +36,37 @@ class Group:
     def __exit__(self, *_: object) -> None:
         if self._state is not None:
             self._state.destroy_process_group()
+
+    @contextmanager
+    def owns(self, folder: Path) -> Iterator[None]:
+        """Own a folder, through the first process.
+
+        Raises:
+            InvalidInputError: another run is using the folder.
+            RunFailedError: the folder cannot be made.
+        """
+        with ExitStack() as stack:
+            refusal: PpdModelError | None = None
+            if self.rank == 0:
+                try:
+                    stack.enter_context(owned(folder))
+                except PpdModelError as error:
+                    refusal = error
+            if self._told(refusal is not None):
+                raise refusal or InvalidInputError(
+                    f"the out folder must be that of this run; got {folder}, which the first "
+                    "process was refused; see its message"
+                )
+            yield
+
+    def _told(self, answer: bool) -> bool:
+        """The first process's answer, in all of them."""
+        if self._state is None:
+            return answer
+        import torch
+        from accelerate.utils import broadcast
+
+        return bool(broadcast(torch.tensor(int(answer), device=self._state.device)))
 
     def wait(self) -> None:
         """Wait until every process has called this (barrier)."""

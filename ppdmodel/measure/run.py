@@ -86,7 +86,7 @@ def measure(
     does not grow with the number of prompts until the end, when the result is read back.
 
     Started by `accelerate launch`, the processes share the batches, each on its own device, and
-    write to one folder, which all of them must reach.
+    write to one folder, which all of them must reach. A folder belongs to one run at a time.
 
     Args:
         source: the model, from `locate`.
@@ -104,7 +104,7 @@ def measure(
 
     Raises:
         InvalidInputError: an argument is outside its domain, a prompt does not fit the model, or
-            `out` holds something else.
+            `out` holds something else, or another run is using it.
         RunFailedError: the model could not be loaded, does not rank its own token first at its
             last layer, or `out` cannot be written.
     """
@@ -127,7 +127,7 @@ def measure(
         "guesses": guesses,
         "shard": f"{shard.number}/{shard.count} of batches of {size}" if shard else None,
     }
-    with Group(on_cpu=hardware.chosen_device == "cpu") as group:
+    with Group(on_cpu=hardware.chosen_device == "cpu") as group, group.owns(out):
         store = Store(out, settings)
         batches = store.pending(prompts, size)
         if shard:
@@ -146,7 +146,7 @@ def measure(
             if group.rank == 0:
                 store.join_batches()
         group.wait()
-    return io.read_measurement(out)
+        return io.read_measurement(out)
 
 
 def _balanced(n_prompts: int, batch_size: int) -> int:

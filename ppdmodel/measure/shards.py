@@ -10,6 +10,7 @@ from ..errors import InvalidInputError
 from ..results.compatibility import check_agree
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, provenance
 from ..results.io import read_measurement
+from ..results.locks import LOCK_FILE, owns_out
 from ..results.measurement import Measurement
 from ..results.parquet import TOKENS, TableFile
 from .store import join_batches
@@ -21,6 +22,7 @@ RUN_KEYS = (
 )  # fmt: skip
 
 
+@owns_out
 def merge(folders: Sequence[Path], out: Path) -> Measurement:
     """Join measurements of parts of one list of prompts, in the order of the list.
 
@@ -29,13 +31,13 @@ def merge(folders: Sequence[Path], out: Path) -> Measurement:
 
     Args:
         folders: measurements, such as the shards of `ppdmodel measure --shard i/N`.
-        out: a new or empty folder.
+        out: a new or empty folder, or one that a stopped merge left.
 
     Raises:
         InvalidInputError: a folder is no measurement, two hold the same prompt, they differ in
-            model, settings or prompts, or `out` holds files.
+            model, settings or prompts, `out` holds files, or another run is using it.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not _is_free(out):
         raise InvalidInputError(
             f"the out folder must be new or empty; got {out}; choose another --out"
         )
@@ -50,6 +52,15 @@ def merge(folders: Sequence[Path], out: Path) -> Measurement:
     about = _checked(folders)
     join_batches(sorted(folder / TOKENS_FILE for folder in folders), out, about)
     return read_measurement(out)
+
+
+def _is_free(out: Path) -> bool:
+    """Whether a folder is empty, or holds a merge that was stopped before its summary."""
+    found = {path.name for path in out.iterdir() if ".part-" not in path.name}
+    if not found <= {LOCK_FILE, TOKENS_FILE, GUESSES_FILE} or TOKENS_FILE not in found:
+        return found <= {LOCK_FILE, GUESSES_FILE}
+    with TableFile(out / TOKENS_FILE, TOKENS) as file:
+        return "merged" in file.about["provenance"]
 
 
 def _checked(folders: Sequence[Path]) -> dict[str, Any]:

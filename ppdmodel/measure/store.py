@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..results.compatibility import check_agree
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
+from ..results.locks import LOCK_FILE
 from ..results.measurement import Guesses, Measurement
 from ..results.parquet import TOKENS, TableFile, guesses_beside, write_guesses, write_tokens
 from ..results.parquet_merge import merge_tables
@@ -35,8 +36,6 @@ class Store:
         self.out, self.settings = out, settings
         self.done: set[str] = set()
         self.n_tokens = 0
-        if out.exists() and not out.is_dir():
-            raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
         for path in self._on_disk():
             with TableFile(path, TOKENS) as file:
                 check_same(out, file.about["provenance"], settings)
@@ -44,7 +43,8 @@ class Store:
                 if self.done.isdisjoint(file.about["prompt_ids"]):
                     self.done.update(file.about["prompt_ids"])
                     self.n_tokens += file.rows
-        if not self.done and out.is_dir() and any(p.name != UNFINISHED for p in out.iterdir()):
+        own = {UNFINISHED, LOCK_FILE}
+        if not self.done and out.is_dir() and any(p.name not in own for p in out.iterdir()):
             raise InvalidInputError(
                 f"the out folder must be new, empty or hold this measurement; got {out} with "
                 "other files; choose another --out"

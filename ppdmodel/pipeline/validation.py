@@ -20,6 +20,7 @@ from ..measure.training.train import TrainedExits
 from ..results import files
 from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
+from ..results.locks import owns_out
 from ..results.timing import Timing
 from .devices import CPU
 from .options import TWO_CPUS, WARM_UP_TOKENS, PpdSetting, Workers
@@ -95,6 +96,7 @@ class ValidationGrid:
         return settings
 
 
+@owns_out
 def validate(
     loaded: LoadedModel,
     prompts: Sequence[Prompt],

@@ -6,6 +6,8 @@ A document is one JSON object with `schema` and `schema_version`; each kind has 
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import math
 import os
@@ -21,7 +23,8 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import EXCERPT, InvalidInputError, RunFailedError
+from ..errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError
+from .locks import lock
 
 SCHEMA_VERSION = 1
 MEASUREMENT, CALIBRATION = "ppdmodel/measurement", "ppdmodel/calibration"
@@ -31,54 +34,98 @@ KINDS = (MEASUREMENT, CALIBRATION, TRAINED_EXITS, TIMING, VALIDATION)
 VALIDATION_FILE = "validation.json"
 #: names of the files in a measurement's folder
 SUMMARY_FILE, TOKENS_FILE, GUESSES_FILE = "summary.json", "tokens.parquet", "guesses.parquet"
+#: characters of a file's name that its temporary name has
+_NAMED = 40
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to, renamed to `path` on success and removed otherwise.
 
+    The file is flushed to the disk before it is renamed, and its folder afterwards. While it is
+    written it is locked; what killed processes left of earlier attempts has no lock and is removed.
+
     Raises:
         RunFailedError: the file system refused (a full disk, a read-only folder).
     """
-    if path.exists() and not path.is_file():
-        raise RunFailedError(
-            f"{path} must be a file; got a folder or a device; choose another name"
-        )
-    part = path.with_name(f".{path.name}.part-{os.getpid()}{path.suffix}")
+    name = path.name[:_NAMED]
+    number = int.from_bytes(os.urandom(4))
+    part = path.with_name(f".{name}.part-{number}{path.suffix[:8]}")
+    held = None
     try:
+        if path.exists() and not path.is_file():
+            raise RunFailedError(
+                f"{path} must be a file; got a folder or a device; choose another name"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(name)}.part-[0-9]*"):
+            _remove_unlocked(left)
+        with suppress(OSError):  # without locks, nothing is removed either
+            held = lock(part)
         yield part
+        flush(part)
         part.replace(path)
+        flush(path.parent)
     except OSError as error:
         raise _not_writable(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        if held is not None:
+            held.close()
 
 
-def _not_writable(path: Path, error: OSError) -> RunFailedError:
-    reason = error.strerror or error
-    return RunFailedError(f"{path} must be writable; got {reason}; choose another place")
+def _remove_unlocked(path: Path) -> None:
+    with suppress(OSError):
+        file = lock(path)
+        if file is not None:
+            with file:
+                path.unlink()
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder where it can, to the disk.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    if path.is_dir():
+        with suppress(OSError):
+            folder = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    else:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _not_writable(path: Path, error: OSError) -> PpdModelError:
+    is_input = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    kind = InvalidInputError if is_input else RunFailedError
+    return kind(f"{path} must be writable; got {error.strerror or error}; choose another place")
 
 
 def check_writable(path: Path) -> None:
     """Check before a long computation that its result can be written to `path`.
 
+    Nothing is made: the check is of the nearest folder that exists.
+
     Raises:
         InvalidInputError: it is a folder or a device.
         RunFailedError: the file system refused.
     """
-    if path.exists() and not path.is_file():
-        raise InvalidInputError(f"{path} must be a file; got a folder or device; choose another")
-    existed = path.parent.is_dir()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):
+        if path.exists() and not path.is_file():
+            raise InvalidInputError(
+                f"{path} must be a file; got a folder or device; choose another"
+            )
+        folder = next(place for place in path.absolute().parents if place.exists())
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise _not_writable(path, error) from error
-    if not existed:
-        path.parent.rmdir()
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

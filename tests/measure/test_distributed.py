@@ -17,6 +17,7 @@ import pytest
 from ppdmodel.measure.distributed import Group
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.results.files import TOKENS_FILE
+from ppdmodel.results.locks import owned
 from tests.support.runs import (
     KILLED,
     assert_same,
@@ -130,6 +131,16 @@ def test_killed_in_the_middle_both_are_taken_up_again(
     assert before, "finished batches were there to be kept"
     assert_same(out, alone)
     assert not (out / UNFINISHED).exists()
+
+
+def test_a_second_group_on_a_folder_is_refused_in_all_its_processes(
+    tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """The first process alone asks for the folder; the others neither wait for it nor work."""
+    with owned(tmp_path / "m"):
+        words = measuring(tiny_model, prompts, tmp_path / "m")
+        assert [ended(process) for process in started(words)] == [2, 2]
+    assert not (tmp_path / "m").exists()
 
 
 def parities(out: Path) -> set[int]:

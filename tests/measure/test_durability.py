@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
 from ppdmodel.measure.store import UNFINISHED, Store
 from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, TOKENS_FILE
+from ppdmodel.results.locks import LOCK_FILE
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_tiny_llama
 from tests.support.runs import (
@@ -199,6 +201,52 @@ def test_a_merged_folder_survives_being_killed_while_completed(
         assert resume(tiny_model, prompts, out)[0].complete
         assert_same(out, whole)
     assert_same(out, whole)
+
+
+# ---------------------------------------------------------------- two at once
+
+
+@pytest.mark.parametrize("killed_first", [False, True], ids=["goes on", "is killed"])
+@pytest.mark.parametrize("kind", ["measure", "train-exits"])
+def test_a_second_run_on_a_folder_is_refused_and_disturbs_nothing(
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    prompts: Path,
+    tmp_path: Path,
+    kind: str,
+    killed_first: bool,
+) -> None:
+    """The first is held up when it owns the folder; then it goes on, or a third takes over."""
+    out = tmp_path / "m"
+    if kind == "measure":
+        words = measuring(tiny_model, prompts, out)
+    else:
+        questions = request.getfixturevalue("questions")
+        words = training(tiny_model, questions, out, "--batch-size", "5")
+    first = start(run_until_killed, words)
+    deadline = time.monotonic() + 60
+    while not (out / LOCK_FILE).is_file() or not (out / LOCK_FILE).read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(first.pid, signal.SIGSTOP)
+    before = snapshot(out)
+    for _ in range(2):
+        outcome = command(*words)
+        assert outcome.code == 2
+        assert f"got {out}, which process {first.pid} on {gethostname()} is using" in outcome.error
+    assert snapshot(out) == before
+    if killed_first:
+        first.kill()
+        ended(first)
+        assert command(*words).code == 0, "at once"
+    else:
+        os.kill(first.pid, signal.SIGCONT)
+        assert ended(first) == 0
+    if kind == "measure":
+        assert_same(out, request.getfixturevalue("whole"))
+    else:
+        assert about_exits(out) == about_exits(request.getfixturevalue("exits"))
+    assert LOCK_FILE not in snapshot(out)
 
 
 # ---------------------------------------------------------------- refused by the file system

@@ -23,6 +23,7 @@ from ppdmodel.pipeline import validation as validating
 from ppdmodel.pipeline.validation import RUNS_FILE, _run_row, _RunLog
 from ppdmodel.pipeline.worker_pool import Run
 from ppdmodel.results.calibration import Calibration
+from ppdmodel.results.locks import owned
 from ppdmodel.results.timing import Timing
 from tests.conftest import TEXT
 from tests.pipeline.test_prediction_error import a_timing
@@ -136,6 +137,11 @@ def test_bad_validations(deep: LoadedModel, deep_timing: Timing, tmp_path: Path)
     with pytest.raises(InvalidInputError, match="it has layers 1 to 12 and k to 1"):
         validate(deep, PROMPTS, few, deep_timing, tmp_path / "v", GRID)
     assert not (tmp_path / "v").exists(), "nothing is written before all is checked"
+    with (
+        owned(tmp_path / "v"),
+        pytest.raises(InvalidInputError, match=f"v, which process {os.getpid()} on .* is using"),
+    ):
+        validate(deep, PROMPTS, tiny_rates(), deep_timing, tmp_path / "v", GRID)
 
 
 def test_what_is_not_given_is_what_the_command_takes() -> None:

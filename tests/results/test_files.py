@@ -59,6 +59,58 @@ def test_an_atomic_write_replaces_the_file_and_makes_its_folder(tmp_path: Path) 
         assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    fsync, rename = os.fsync, os.replace
+
+    def flushed(file: int) -> None:
+        events.append((os.fstat(file).st_ino, os.fstat(file).st_size))
+        fsync(file)
+
+    def renamed(*names: Any) -> None:
+        events.append("renamed")
+        rename(*names)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    path = tmp_path / "file"
+    with files.atomic(path) as part:
+        part.write_text("whole")
+    (file, size), was_renamed, (folder, _) = events
+    assert (file, size, was_renamed) == (path.stat().st_ino, 5, "renamed")
+    assert folder == tmp_path.stat().st_ino
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    path, other = tmp_path / "[a]?*.json", tmp_path / ".other.json.part-1.json"
+    for left in (".[a]?*.json.part-1.json", ".[a]?*.json.part-4294967295.json", other.name):
+        (tmp_path / left).write_text("half")
+    with files.atomic(path) as first:
+        first.write_text("first")
+        with files.atomic(path) as second:
+            second.write_text("second")
+            assert sorted(tmp_path.iterdir()) == sorted([first, second, other])
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert sorted(tmp_path.iterdir()) == sorted([path, other])
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".json", "\N{SNOWMAN}" * 85, "x." + "y" * 250])
+def test_a_name_that_is_as_long_as_it_may_be_is_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    files.check_writable(path)
+    with files.atomic(path) as part:
+        part.write_text("text")
+    assert path.read_text() == "text"
+    for write in (files.check_writable, lambda path: files.atomic(path).__enter__()):
+        with pytest.raises(InvalidInputError, match="must be writable; got File name too long"):
+            write(tmp_path / (name + "1234567"))
+
+
 def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="must be a file; got a folder"):
         files.check_writable(tmp_path)

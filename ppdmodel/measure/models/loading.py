@@ -18,7 +18,8 @@ import transformers
 from jinja2 import TemplateError
 
 from ...errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError, excerpt
-from ...results.files import parse_json
+from ...results.files import flush, parse_json
+from ...results.locks import only_one
 from .cache import cache_dir
 from .gguf_header import read_header
 from .gguf_model import check_used, scale_positions
@@ -388,11 +389,21 @@ def _converted(source: ModelSource) -> Path | None:
     )
     if (folder / CONFIG).is_file():
         return folder
+    prefix = f".part-{folder.name}-"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=home))
+        with only_one(home / f"{folder.name}.lock") as alone:
+            if (folder / CONFIG).is_file():  # another process has made it meanwhile
+                return folder
+            for left in home.glob(f"{prefix}*") if alone else ():  # by killed processes
+                shutil.rmtree(left, ignore_errors=True)
+            return _convert(source, folder, Path(tempfile.mkdtemp(prefix=prefix, dir=home)))
     except OSError:  # the cache is not writable: read the GGUF file each time
         return None
+
+
+def _convert(source: ModelSource, folder: Path, part: Path) -> Path | None:
+    """Convert a GGUF file into the folder `part` and rename it; None where that fails."""
     try:
         tokenizer, model = _read(source, source.folder, "float32", {"": "cpu"})
         model.hf_quantizer = None  # saving is refused with the marks of GGUF quantization
@@ -401,7 +412,10 @@ def _converted(source: ModelSource) -> Path | None:
         with suppress(Exception):  # on a full disk the libraries raise various types
             tokenizer.save_pretrained(part)
             model.save_pretrained(part)
+            for path in (*part.iterdir(), part):
+                flush(path)
             part.rename(folder)  # fails where another process was first
+            flush(folder.parent)
         return folder if (folder / CONFIG).is_file() else None
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from ...checks import positive_integer
 from ...errors import InvalidInputError
 from ...results import files
+from ...results.locks import LOCK_FILE, owns_out
 from ..decoder.exit import AffineMap, Exit
 from ..decoder.ranks import Ranker
 from ..decoder.verify import verified
@@ -201,6 +202,7 @@ def text_settings(
     }
 
 
+@owns_out
 def train_exits(
     source: ModelSource,
     prompts: Sequence[Prompt],
@@ -233,7 +235,8 @@ def train_exits(
         on_progress: called as the work goes on.
 
     Raises:
-        InvalidInputError: an argument is outside its domain, or `out` holds something else.
+        InvalidInputError: an argument is outside its domain, `out` holds something else, or
+            another run is using it.
         RunFailedError: the model could not be loaded, or `out` cannot be written.
     """
     if len(prompts) < 8:
@@ -263,12 +266,10 @@ def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
     Raises:
         InvalidInputError: it holds something else.
     """
-    if out.exists() and not out.is_dir():
-        raise InvalidInputError(f"the out folder must be a folder; got the file {out}")
     for name in (WEIGHTS_FILE, ABOUT_FILE):
         for cut_short in out.glob(f".{name}.part-*"):  # left by a killed process
             cut_short.unlink()
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    found = {path.name for path in out.iterdir()} - {LOCK_FILE}
     if not found:
         return False
     if ABOUT_FILE in found:

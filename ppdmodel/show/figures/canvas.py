@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,12 @@ def save(figure: Figure, out: Path) -> None:
         raise InvalidInputError(
             f"a plot must end in one of .{', .'.join(FORMATS)}; got {out.name}; rename --out"
         )
-    with style(), atomic(out) as part:
+    drawn = BytesIO()
+    with style():
         dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(part, metadata=dated.get(ending, {}))
+        figure.savefig(drawn, format=ending, metadata=dated.get(ending, {}))
+    with atomic(out) as part:
+        part.write_bytes(drawn.getbuffer())
 
 
 def error_bars(
