@@ -25,6 +25,8 @@ def decode_command(
     exits: options.Exits = None,
     k: Annotated[int, whole_option("--k", "Guesses, hence sub-processes.", "K")] = 1,
     raw: options.Raw = False,
+    system: options.System = None,
+    template_arg: options.TemplateArgs = None,
     max_new_tokens: options.MaxNewTokens = 128,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -63,7 +65,7 @@ def decode_command(
     sampling = options.sampled(temperature, top_p, seed)
     if not prompt.strip():
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
-    from ..measure import load_model
+    from ..measure import PromptFormat, load_model
     from ..pipeline import PpdSetting, Workers, decode
     from ..pipeline.devices import machine
     from ..pipeline.timing import model_provenance
@@ -72,6 +74,9 @@ def decode_command(
     from ..results.files import check_writable
     from ..results.io import load_calibration, load_timing
 
+    text_format = PromptFormat(
+        raw=raw, system=system, template_args=options.template_args(template_arg)
+    )
     names = [place.device for place in placements(units, device=device)]
     rates = load_calibration(calibration) if calibration else None
     times = load_timing(timing) if timing else getattr(rates, "timing", None)
@@ -104,7 +109,7 @@ def decode_command(
         max_new_tokens=max_new_tokens,
         workers=Workers(units, device),
         exits=trained,
-        raw=raw,
+        prompt_format=text_format,
         sampling=sampling,
         calibration=rates,
         timing=times,

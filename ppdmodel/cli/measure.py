@@ -25,6 +25,8 @@ def measure_command(
     prompts: options.Prompts = None,
     limit: options.Limit = None,
     raw: options.Raw = False,
+    system: options.System = None,
+    template_arg: options.TemplateArgs = None,
     max_new_tokens: options.MaxNewTokens = 128,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -54,6 +56,14 @@ def measure_command(
     sampling = options.sampled(temperature, top_p, seed)
     from ..measure import GenerationOptions, HardwareOptions, Shard, default_prompts, measure
 
+    generation = GenerationOptions(
+        max_new_tokens,
+        batch_size,
+        sampling,
+        raw=raw,
+        system=system,
+        template_args=options.template_args(template_arg),
+    )
     part = Shard.parse(shard) if shard is not None else None
     chosen = options.chosen_prompts(prompts, limit, default_prompts)
     source, trained = options.model_with_exits(model, exits)
@@ -63,7 +73,7 @@ def measure_command(
             source,
             chosen,
             out,
-            GenerationOptions(max_new_tokens, batch_size, raw=raw, sampling=sampling),
+            generation,
             hardware,
             exits=trained,
             guesses=not no_guesses,

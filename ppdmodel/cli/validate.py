@@ -32,6 +32,8 @@ def validate_command(
     prompts: options.Prompts = None,
     limit: options.Limit = None,
     raw: options.Raw = False,
+    system: options.System = None,
+    template_arg: options.TemplateArgs = None,
     fit_prompts: Annotated[
         int, whole_option("--fit-prompts", "Prompts for fitting; the rest are held out.", "N", DATA)
     ] = 3,
@@ -77,7 +79,18 @@ def validate_command(
     running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
     for warning in check_runs(running, rates, times):
         note(warning)
-    chosen = options.chosen_prompts(prompts, limit, default_prompts)[: limit or FEW]
+    found = options.chosen_prompts(prompts, limit, default_prompts, all_turns=False)
+    chosen = found[: limit or FEW]
+    grid = ValidationGrid(
+        exit_layers=given or _from_the_middle(rates.layers),
+        ks=ks,
+        fit_prompts=fit_prompts,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        raw=raw,
+        system=system,
+        template_args=options.template_args(template_arg),
+    )
     with resumable("finished runs are", out):
         report = validate(
             load_model(source, dtype),
@@ -85,14 +98,7 @@ def validate_command(
             rates,
             times,
             out,
-            ValidationGrid(
-                exit_layers=given or _from_the_middle(rates.layers),
-                ks=ks,
-                fit_prompts=fit_prompts,
-                max_new_tokens=max_new_tokens,
-                raw=raw,
-                seed=seed,
-            ),
+            grid,
             exits=trained,
             workers=Workers(units, device),
             on_progress=lambda stage, share: note(f"{stage}: {share:.0%}"),

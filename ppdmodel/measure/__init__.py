@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .models.sources import locate as locate
     from .options import GenerationOptions as GenerationOptions
     from .options import HardwareOptions as HardwareOptions
+    from .options import PromptFormat as PromptFormat
     from .progress import Progress as Progress
     from .prompts import Prompt as Prompt
     from .prompts import default_prompts as default_prompts
@@ -39,7 +40,7 @@ else:
             "decoder.sampling": ("Sampling",),
             "models.loading": ("load_model",),
             "models.sources": ("ModelSource", "locate"),
-            "options": ("GenerationOptions", "HardwareOptions"),
+            "options": ("GenerationOptions", "HardwareOptions", "PromptFormat"),
             "progress": ("Progress",),
             "prompts": ("Prompt", "default_prompts", "read_prompts", "training_prompts"),
             "run": ("Shard", "measure"),

@@ -121,8 +121,9 @@ def measure_batch(
     for turn in range(turns):
         taking_part = [i for i, prompt in enumerate(prompts) if turn < len(prompt.turns)]
         contexts = []
-        for i in taking_part:
-            ids = loaded.encode(prompts[i].turns[: turn + 1], not generation.raw, answers[i])
+        asked = [prompts[i] for i in taking_part]
+        read = generation.encode(loaded, asked, [answers[i] for i in taking_part])
+        for i, ids in zip(taking_part, read, strict=True):
             # an answer may be tokenized into more tokens than it was generated as
             loaded.check_room(prompts[i].id, len(ids), generation.max_new_tokens)
             contexts.append(Context(prompts[i].id, turn, ids))

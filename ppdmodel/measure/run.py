@@ -11,6 +11,7 @@ import torch
 
 from ..errors import InvalidInputError
 from ..results import io
+from ..results.compatibility import TOKEN_IDS
 from ..results.files import provenance
 from ..results.measurement import Measurement
 from .batch import measure_batch
@@ -22,7 +23,7 @@ from .models.loading import PACKAGES, LoadedModel, load_model
 from .models.sources import ModelSource
 from .options import GENERATION, HARDWARE, GenerationOptions, HardwareOptions
 from .progress import OnProgress, Progress, no_report, part_of
-from .prompts import Prompt, prompts_sha256
+from .prompts import Prompt, prompts_sha256, token_ids_sha256
 from .store import Store
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def measure(
         "dtype": hardware.dtype,
         **_exit_settings(exits),
         **_decoding_settings(generation.sampling),
-        "prompt_format": generation.prompt_format,
+        **generation.provenance,
         "prompts_sha256": prompts_sha256(prompts),
         "n_prompts": len(prompts),
         "max_new_tokens": generation.max_new_tokens,
@@ -185,12 +186,15 @@ def _measure_batches(
     if exits is not None:
         decoder = replace(decoder, exit=exits.on(decoder.exit))
     chosen = [number for batch in batches for number in batch]
-    for number in chosen:  # before any is decoded: a conversation may exceed the context
-        turns = prompts[number].turns
-        ids = loaded.encode(turns, not generation.raw, [""] * (len(turns) - 1))
-        room = generation.max_new_tokens * len(turns)
-        loaded.check_room(prompts[number].id, len(ids), room)
+    # all prompts, whatever this run is to do, and before any is decoded
+    read = generation.encode(loaded, prompts, [[""] * len(p.later_turns) for p in prompts])
+    fingerprint = {TOKEN_IDS: token_ids_sha256(read)}
+    store.check_texts(fingerprint)
+    for number in chosen:  # a conversation may exceed the context
+        room = generation.max_new_tokens * len(prompts[number].turns)
+        loaded.check_room(prompts[number].id, len(read[number]), room)
     about = dict(store.settings) | {
+        **fingerprint,
         "k_max": decoder.exit.vocabulary,
         "device": str(loaded.model.device),
         "threads": torch.get_num_threads(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..results.compatibility import check_agree
+from ..results.compatibility import TOKEN_IDS, check_agree, check_texts
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, provenance
 from ..results.io import read_measurement
 from ..results.locks import LOCK_FILE, owns_out
@@ -66,16 +66,19 @@ def _is_free(out: Path) -> bool:
 def _checked(folders: Sequence[Path]) -> dict[str, Any]:
     """The provenance of the whole, after checking that the parts are compatible."""
     first: dict[str, Any] = {}
+    texts: dict[str, Any] = {}
     owner: dict[str, Path] = {}
     runs = []
     for folder in folders:
         with TableFile(folder / TOKENS_FILE, TOKENS) as file:
             found, prompts = file.about["provenance"], file.about["prompt_ids"]
         first = first or found
+        texts = texts if texts or TOKEN_IDS not in found else {TOKEN_IDS: found[TOKEN_IDS]}
+        check_texts(found, texts, str(folder))
         check_agree(
             found,
             first,
-            sorted((first.keys() | found.keys()) - set(RUN_KEYS)),
+            sorted((first.keys() | found.keys()) - {*RUN_KEYS, TOKEN_IDS}),
             rule="shards must be parts of one measurement",
             what=str(folder),
             fix=f"merge those with the settings of {folders[0]}",
@@ -100,7 +103,7 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
                 f"each shard must hold its {GUESSES_FILE}; got {folder} without it; copy it too"
             )
         runs.append({key: found.get(key) for key in RUN_KEYS})
-    shared = {key: value for key, value in first.items() if key not in RUN_KEYS}
+    shared = {key: value for key, value in first.items() if key not in RUN_KEYS} | texts
     mine = provenance(("numpy", "pyarrow"))
     kept: dict[str, Any] = {
         key: first[key] for key in ("device", "threads", "packages") if key in first

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..results.compatibility import check_agree
+from ..results.compatibility import check_agree, check_texts
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
 from ..results.locks import LOCK_FILE
 from ..results.measurement import Guesses, Measurement
@@ -36,9 +36,11 @@ class Store:
         self.out, self.settings = out, settings
         self.done: set[str] = set()
         self.n_tokens = 0
+        self._found: list[Mapping[str, Any]] = []
         for path in self._on_disk():
             with TableFile(path, TOKENS) as file:
                 check_same(out, file.about["provenance"], settings)
+                self._found.append(file.about["provenance"])
                 self._check_guesses(path)
                 if self.done.isdisjoint(file.about["prompt_ids"]):
                     self.done.update(file.about["prompt_ids"])
@@ -66,6 +68,11 @@ class Store:
                 f"the guesses of measured tokens must be beside them; got no {beside}; copy it "
                 f"back, or remove {tokens} to measure again"
             )
+
+    def check_texts(self, provenance: Mapping[str, Any]) -> None:
+        """Raise `InvalidInputError` where the finished batches are of other texts."""
+        for found in self._found:
+            check_texts(found, provenance, str(self.out))
 
     def pending(self, prompts: Sequence[Prompt], size: int) -> list[list[int]]:
         """Numbers of the remaining prompts, in batches of consecutive ones."""

@@ -13,6 +13,8 @@ from ..decide.prediction import predicted_latency_s, predicted_match_rate
 from ..errors import RunFailedError
 from ..measure.decoder.sampling import Sampling
 from ..measure.models.loading import LoadedModel
+from ..measure.options import PromptFormat
+from ..measure.prompts import Prompt
 from ..measure.training.train import TrainedExits
 from ..results.calibration import Calibration
 from ..results.timing import Timing
@@ -20,6 +22,8 @@ from .options import TWO_CPUS, WARM_UP_TOKENS, PpdSetting, RunOptions, Workers
 from .perfetto import write_trace
 from .pipeline import Pipeline
 from .worker_pool import Run
+
+CHAT = PromptFormat()
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def decode(
     setting: PpdSetting,
     *,
     max_new_tokens: int = 128,
-    raw: bool = False,
+    prompt_format: PromptFormat = CHAT,
     sampling: Sampling | None = None,
     exits: TrainedExits | None = None,
     workers: Workers = TWO_CPUS,
@@ -108,10 +112,10 @@ def decode(
 
     Args:
         loaded: a model of the Llama architecture, loaded on the CPU.
-        prompt: a user message, or plain text with `raw`.
+        prompt: a user message.
         setting: exit layer and guesses.
         max_new_tokens: most tokens; at least 1.
-        raw: whether to leave out the chat template.
+        prompt_format: how the prompt becomes the text that the model reads.
         sampling: how tokens are drawn; None is greedy.
         exits: trained exits; None reads the logit exits.
         workers: how many units, and their devices.
@@ -126,7 +130,7 @@ def decode(
     """
     setting.check(loaded.layers)
     rate, seconds = _prediction(setting, workers, calibration, timing)
-    ids = loaded.encode([prompt], not raw)
+    (ids,) = prompt_format.encode(loaded, [Prompt("", prompt)])
     with Pipeline(
         loaded,
         prompt_tokens=len(ids),

@@ -15,11 +15,12 @@ import numpy as np
 from ..decide.prediction import predicted_match_rate
 from ..errors import InvalidInputError, RunFailedError, excerpt
 from ..measure.models.loading import LoadedModel
-from ..measure.prompts import Prompt
+from ..measure.options import PromptFormat
+from ..measure.prompts import Prompt, token_ids_sha256
 from ..measure.training.train import TrainedExits
 from ..results import files
 from ..results.calibration import Calibration
-from ..results.compatibility import check_agree
+from ..results.compatibility import TOKEN_IDS, check_agree, check_texts
 from ..results.locks import owns_out
 from ..results.timing import Timing
 from .devices import CPU
@@ -50,15 +51,14 @@ SETTINGS_PER_BASELINE = 2
 
 
 @dataclass(frozen=True)
-class ValidationGrid:
-    """The settings of a validation, and how they are run.
+class ValidationGrid(PromptFormat):
+    """The settings of a validation, and how they are run, besides the format of the prompts.
 
     Attributes:
         exit_layers: where guesses are read.
         ks: numbers of guesses, which the timing must have.
         fit_prompts: prompts for the corrections; at least 1.
         max_new_tokens: most tokens of a text.
-        raw: whether to leave out the chat template.
         seed: of the order of the runs, and of the intervals.
     """
 
@@ -66,7 +66,6 @@ class ValidationGrid:
     ks: Sequence[int] = (1, 3, 5)
     fit_prompts: int = 3
     max_new_tokens: int = 64
-    raw: bool = False
     seed: int = 0
 
     @property
@@ -140,12 +139,14 @@ def validate(
             f"the formula is about 2 units; got {workers.units}; leave --units out"
         )
     others = excluding_prompts(calibration, [prompt.id for prompt in prompts])
+    read = grid.encode(loaded, prompts)
+    ids = {prompt.id: mine for prompt, mine in zip(prompts, read, strict=True)}
     header = _header(loaded, prompts, others, timing, grid, exits, workers)
+    header[TOKEN_IDS] = token_ids_sha256(read)
     for setting in settings:  # all must be timed and measured before anything is run
         rate = predicted_match_rate(others, setting.exit_layer, setting.k)
         predicted_ratio(timing, rate, setting, {})
     log = _RunLog(out, header)
-    ids = {prompt.id: loaded.encode(prompt.turns[:1], not grid.raw) for prompt in prompts}
     first, rest = prompts[: grid.fit_prompts], prompts[grid.fit_prompts :]
     with Pipeline(
         loaded,
@@ -205,6 +206,9 @@ def _header(
         "max_new_tokens": grid.max_new_tokens,
         "exits_sha256": exits.sha256 if exits else None,
         "raw": grid.raw,
+        **{
+            key: value for key, value in grid.provenance.items() if value and key != "prompt_format"
+        },
         "seed": grid.seed,
         "units": workers.units,
         **({} if workers.device == CPU else {"device": workers.device}),
@@ -260,11 +264,12 @@ class _RunLog:
         check_agree(
             theirs,
             self.header,
-            [*self.header, *(theirs.keys() - self.header.keys())],
+            sorted((self.header.keys() | theirs.keys()) - {TOKEN_IDS}),
             rule=f"{self.out} must hold this very validation",
             what=what,
             fix="choose another folder",
         )
+        check_texts(theirs, self.header, f"{what} in {self.out}")
 
     def _whole_lines(self) -> list[str]:
         """The lines on file; an incomplete last line is removed from it."""

@@ -17,6 +17,8 @@ MATCH_RATE_KEYS = (
     "weights_sha256", "dtype", "exit_kind", "exits_sha256", "decoding", "temperature", "top_p",
     "ranks",
 )  # fmt: skip
+#: provenance that only a run with the model can know: SHA-256 of the token ids of all prompts
+TOKEN_IDS = "token_ids_sha256"
 #: most characters of a value in a message
 MAX_SHOWN_CHARS = 200
 #: provenance that must agree between match rates, timings and a running model
@@ -51,6 +53,27 @@ def check_agree(
                 f"{rule}; got {what} with {name} {_shown(found, name)} instead of "
                 f"{_shown(expected, name)}; {fix}"
             )
+
+
+def check_texts(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Refuse results of one list of prompts whose model read other token ids.
+
+    A result that an earlier version made, without a fingerprint of them, passes.
+
+    Raises:
+        InvalidInputError: the fingerprints differ; the message names the likely causes.
+    """
+    if TOKEN_IDS in found and TOKEN_IDS in expected:
+        check_agree(
+            found,
+            expected,
+            [TOKEN_IDS],
+            rule="the texts that the model reads must be the same in all parts",
+            what=what,
+            fix="a chat template that states the date gives other texts on another day, as does "
+            "another tokenizer: measure all parts with one, on one day, or give the date by "
+            "--template-arg",
+        )
 
 
 def _shown(about: Mapping[str, Any], name: str) -> str:

@@ -52,7 +52,13 @@ def test_the_device_is_the_one_that_is_named_or_a_gpu_if_there_is_one() -> None:
 
 
 def test_what_provenance_says_of_them() -> None:
-    assert [GenerationOptions(raw=raw).prompt_format for raw in (False, True)] == ["chat", "raw"]
+    assert GenerationOptions(raw=True).provenance == {
+        "prompt_format": "raw", "system": None, "template_args": None,
+    }  # fmt: skip
+    told = GenerationOptions(system="Be brief.", template_args={"b": 1, "a": [False]})
+    assert told.provenance == {
+        "prompt_format": "chat", "system": "Be brief.", "template_args": {"a": [False], "b": 1},
+    }  # fmt: skip
     ridge, kl = TrainingOptions(), TrainingOptions("kl", [4, 2, 2], 90, 5)
     assert ridge.provenance == {
         "max_tokens": None, "objective": "ridge", "epochs": None, "exit_layers": None,

@@ -75,7 +75,7 @@ def test_bad_prompt_files_are_named(tmp_path: Path, content: bytes | None, words
 
 
 def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="must be readable UTF-8 text"):
+    with pytest.raises(InvalidInputError, match=r"must be in a regular file; got .*, a folder"):
         read_prompts(tmp_path)
 
 

@@ -15,6 +15,7 @@ from ppdmodel.cli.decode import decode_command
 from ppdmodel.decide.prediction import predicted_latency_s
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.measure.options import PromptFormat
 from ppdmodel.pipeline import PpdSetting, Workers, decode
 from ppdmodel.pipeline import pipeline as pipeline_module
 from ppdmodel.pipeline.decoding import _prediction, first_difference, match_rate, speed
@@ -102,7 +103,9 @@ def test_decode(deep: LoadedModel, tmp_path: Path) -> None:
 
 @TWO_CPUS
 def test_a_text_shorter_than_the_probe(deep: LoadedModel) -> None:
-    result = decode(deep, "a", PpdSetting(2), raw=True, max_new_tokens=2)
+    result = decode(
+        deep, "a", PpdSetting(2), prompt_format=PromptFormat(raw=True), max_new_tokens=2
+    )
     assert result.token_ids == generated(deep, deep.encode(["a"], False), 2)
     assert result.latency is None
 

@@ -11,16 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import transformers
-from jinja2 import TemplateError
 
 from ...errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError, excerpt
 from ...results.files import flush, parse_json
 from ...results.locks import only_one
 from .cache import cache_dir
+from .chat import Message, render
 from .gguf_header import read_header
 from .gguf_model import check_used, scale_positions
 from .sources import WEIGHTS_FILE, ModelSource, check_all_used, weight_files
@@ -80,55 +81,52 @@ class LoadedModel:
     def encode(
         self, turns: Sequence[str], chat: bool = True, answers: Sequence[str] = ()
     ) -> list[int]:
-        """Token ids of a conversation up to the last of `turns`, still unanswered.
+        """As `encode_all`, for user messages and the model's answers to all but the last."""
+        pairs = zip(turns[:-1], answers, strict=True)
+        said = [(("user", turn), ("assistant", answer)) for turn, answer in pairs]
+        messages = [message for pair in said for message in pair]
+        return self.encode_all([[*messages, ("user", turns[-1])]], chat)[0]
+
+    def encode_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        chat: bool = True,
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[list[int]]:
+        """Token ids of each conversation, up to where the model answers.
 
         Args:
-            turns: user messages, in order.
+            conversations: messages in order, as (role, text).
             chat: whether to use the model's chat template; otherwise texts are concatenated.
-            answers: the model's answers to all turns but the last.
+            template_args: further variables of the template.
 
         Raises:
-            InvalidInputError: the text has no tokens, or a chat template is wanted and missing.
+            InvalidInputError: a text has no tokens, or a chat template is wanted and missing,
+                fails, drops a message or exceeds its budget.
         """
-        if chat:
-            text = self._templated(turns, answers)
-        else:
-            text = "".join(
-                turn + answer for turn, answer in zip(turns, [*answers, ""], strict=True)
-            )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=not chat).input_ids
-        if not ids:
-            raise InvalidInputError(
-                f"each prompt must have tokens; got none for {text[:EXCERPT]!r}"
-            )
-        vocabulary = int(self.model.config.get_text_config().vocab_size)
-        if max(ids) >= vocabulary:
-            raise InvalidInputError(
-                f"the tokenizer must fit the model; got token {max(ids)} of a vocabulary of "
-                f"{vocabulary}; get both from one place"
-            )
-        return ids
-
-    def _templated(self, turns: Sequence[str], answers: Sequence[str]) -> str:
-        if not self.tokenizer.chat_template:
+        if not chat:
+            texts = ["".join(text for _, text in messages) for messages in conversations]
+        elif not self.tokenizer.chat_template:
             raise InvalidInputError(
                 "the model must have a chat template; got a tokenizer without one; use --raw"
             )
-        messages = []
-        for turn, answer in zip(turns, [*answers, None], strict=True):
-            messages.append({"role": "user", "content": turn})
-            if answer is not None:
-                messages.append({"role": "assistant", "content": answer})
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise InvalidInputError(
-                "the model's chat template must work; got "
-                f"{type(error).__name__}: {excerpt(error)}; use --raw"
-            ) from None
-        return text
+        else:
+            texts = render(self.tokenizer, conversations, template_args)
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        found = []
+        for text in texts:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=not chat).input_ids
+            if not ids:
+                raise InvalidInputError(
+                    f"each prompt must have tokens; got none for {text[:EXCERPT]!r}"
+                )
+            if max(ids) >= vocabulary:
+                raise InvalidInputError(
+                    f"the tokenizer must fit the model; got token {max(ids)} of a vocabulary of "
+                    f"{vocabulary}; get both from one place"
+                )
+            found.append(ids)
+        return found
 
     def check_room(self, prompt_id: str, n_ids: int, room: int) -> None:
         """Raise `InvalidInputError` where a prompt and its answers may exceed the context."""

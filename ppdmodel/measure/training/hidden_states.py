@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import InvalidInputError, RunFailedError, excerpt
+from ...results.compatibility import TOKEN_IDS, check_texts
 from ...results.files import atomic
 from ..decoder.generate import Context, generate
 from ..decoder.verify import Decoder
 from ..models.loading import LoadedModel
 from ..options import GenerationOptions
 from ..progress import OnProgress, Progress, no_report, part_of
-from ..prompts import Prompt
+from ..prompts import Prompt, token_ids_sha256
 from ..store import check_same
 
 
@@ -81,7 +82,9 @@ def collect(
     files: list[Path] = []
     tokens, size, most = 0, generation.batch_size, generation.max_new_tokens
     about = {key: str(value) for key, value in {**settings, "batch_size": size}.items()}
-    contexts = [Context(p.id, 0, loaded.encode([p.text], not generation.raw)) for p in prompts]
+    read = generation.encode(loaded, prompts)
+    contexts = [Context(p.id, 0, ids) for p, ids in zip(prompts, read, strict=True)]
+    fingerprint = {TOKEN_IDS: token_ids_sha256(read)}
     for context in contexts:
         loaded.check_room(context.prompt_id, len(context.ids), most)
     for start in range(0, len(prompts), size):
@@ -90,9 +93,12 @@ def collect(
         before, after = start / len(prompts), (start + len(batch)) / len(prompts)
         if not path.is_file():
             report = part_of(on_progress, before, after, tokens)
-            save(_answered(decoder, batch, start, most, loaded.end_ids, report), path, about)
+            states = _answered(decoder, batch, start, most, loaded.end_ids, report)
+            save(states, path, about | fingerprint)
         with opened(path) as file:
-            check_same(folder, file.metadata() or {}, about, "training")
+            found = file.metadata() or {}
+            check_same(folder, found, about, "training")
+            check_texts(found, fingerprint, str(folder))
             tokens += _tokens_in(file)
         files.append(path)
         on_progress(Progress("decoding", tokens, after))

@@ -90,8 +90,13 @@ class TrainedExits:
 
 
 def fingerprint(prompt: Prompt) -> str:
-    """A short hash of a prompt's first turn, which is what exits are trained on."""
-    return hashlib.sha256(prompt.text.strip().encode(errors="surrogatepass")).hexdigest()[:16]
+    """A short hash of a prompt's first turn, which is what exits are trained on.
+
+    Messages that are given before it count too.
+    """
+    given = json.dumps(prompt.context) if prompt.context else ""
+    text = given + prompt.text.strip()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
@@ -196,7 +201,7 @@ def text_settings(
     return {
         **source.provenance,
         "dtype": dtype,
-        "prompt_format": generation.prompt_format,
+        **generation.provenance,
         "prompts_sha256": prompts_sha256(prompts),
         "max_new_tokens": generation.max_new_tokens,
     }
