@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,14 @@ def scale_positions(config: Any, header: GgufHeader, path: Path) -> None:
         return
     kind, factor = _scaling(header)
     divisors = _divisors(header, path)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotated = int(width * rope.get("partial_rotary_factor", 1))
     if kind == "yarn" and divisors is None:
         stated = {name: _field(header, ROPE + field) for field, name in YARN.items()}
         rope |= {"rope_type": "yarn", "factor": factor}
         rope |= {name: value for name, value in stated.items() if value is not None}
         rope.setdefault("original_max_position_embeddings", config.max_position_embeddings)
-    elif divisors is not None and kind in ("none", "linear"):
+    elif divisors is not None and kind in ("none", "linear") and 2 * len(divisors) == rotated:
         factors = (factor * divisors).tolist()
         rope |= {
             "rope_type": "longrope",
@@ -91,12 +94,17 @@ def scale_positions(config: Any, header: GgufHeader, path: Path) -> None:
             "attention_factor": 1.0,
             "original_max_position_embeddings": config.max_position_embeddings,
         }
-    elif kind == "linear":
+    elif kind == "linear" and divisors is None:
         rope |= {"rope_type": "linear", "factor": factor}
 
 
 def check_used(model: Any, header: GgufHeader, path: Path) -> None:
-    """Raise where the model leaves out a tensor of the file, or has another value than a field.
+    """Raise where a model leaves out a tensor of the file, or has another value than a field.
+
+    Args:
+        model: of the file's configuration, with or without its weights.
+        header: of the file.
+        path: the file.
 
     Raises:
         InvalidInputError: the message names the tensor or the field.
@@ -134,7 +142,12 @@ def _unmapped(model: Any, header: GgufHeader) -> list[Tensor]:
     if header.architecture in GGUF_ARCHS:  # the loader itself reports what it leaves out
         return []
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
-    places = get_gguf_hf_weights_map(model, processor({}))
+    places: dict[str, str] = {}
+    for part in (model, model.base_model):  # names may start at either; further parts take minutes
+        alone = SimpleNamespace(
+            config=model.config, state_dict=part.state_dict, named_children=list
+        )
+        places |= get_gguf_hf_weights_map(alone, processor({}))
     head = {"output.weight"} if header.architecture == "gpt2" else set()
     return [
         tensor

@@ -224,6 +224,7 @@ def _read(
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **gguf
         )
+        tokenizer("a text")  # some faults show only where it is used
     with _explained(f"the weights of {source.name}", f"check {path or folder}"):
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -237,8 +238,6 @@ def _read(
             **gguf,
         )
     check_taken(source.name, model, loading, held)
-    if path:
-        check_used(model, read_header(path), path)
     return tokenizer, model
 
 
@@ -255,7 +254,10 @@ def _configured(
             config = transformers.AutoConfig.from_pretrained(
                 folder, trust_remote_code=False, **gguf
             )
-            scale_positions(config, read_header(path), path)
+            header = read_header(path)
+            scale_positions(config, header, path)
+            model = _empty(config)
+        check_used(model, header, path)
         return config, {}
     document = _json_of(folder / CONFIG)
     if not isinstance(document, dict):

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import InvalidInputError, excerpt
 
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+#: types of weights that need no scale, and their fewest bytes
+FLOATS, SMALLEST = frozenset({"F64", "F32", "F16", "BF16"}), 2
 #: an index in a weight's name, such as its layer
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 #: tensors that no class reads: layers that predict further tokens, and tables that a model computes
@@ -78,10 +79,17 @@ def check_tensors(name: str, model: Any, held: Mapping[str, Held]) -> None:
     """
     places = model.state_dict()
     buffers = {buffer for buffer, _ in model.named_buffers()}
+    taken: dict[str, str] = {}
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     left_out = re.compile("|".join(f"({pattern})" for pattern in [IGNORED.pattern, *patterns]))
     for key, tensor in held.items():
-        place = places.get(_place(model, key, places))
+        name_in_model = _place(model, key, places)
+        place = places.get(name_in_model)
+        if place is not None and taken.setdefault(name_in_model, key) != key:
+            raise InvalidInputError(
+                f"the tensors of {name} must have one place each; got {taken[name_in_model]} and "
+                f"{key} for the same; get the file again"
+            )
         if place is not None and place.numel() != math.prod(tensor.shape):
             raise InvalidInputError(
                 f"the weights of {name} must be whole and of the stated sizes; got {key} of "
@@ -119,6 +127,16 @@ def check_taken(
             f"the weights of {name} must be whole and of the stated sizes; got none such for "
             f"{missing[0]} and {len(missing) - 1} more; get the file again"
         )
+    packed = [
+        key
+        for key, weight in model.named_parameters()
+        if weight.is_floating_point() and weight.element_size() < SMALLEST
+    ]
+    if packed and not getattr(model.config, "quantization_config", None):
+        raise InvalidInputError(
+            f"the weights of {name} must have their scales; got none for {packed[0]} and "
+            f"{len(packed) - 1} more; get the file again"
+        )
     unused = _unused(model, loading["unexpected_keys"], held)
     beyond = layers_beyond(model, unused)
     if beyond:
@@ -142,12 +160,13 @@ def is_quantized(name: str, config: Any) -> bool:
     """
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    parts = (config, config.get_text_config())
-    found = next((q for part in parts if (q := getattr(part, "quantization_config", None))), None)
-    if not found:
+    places = (vars(config), vars(config.get_text_config()))
+    stated = [place["quantization_config"] for place in places if "quantization_config" in place]
+    found = next((one for one in stated if one is not None), None)
+    if found is None:
         return False
-    if not isinstance(found, dict) or not AutoHfQuantizer.supports_quant_method(found):
-        method = found.get("quant_method") if isinstance(found, dict) else found
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if not method or not AutoHfQuantizer.supports_quant_method(found):
         raise InvalidInputError(
             f"the weights of {name} must be quantized by a method that Transformers reads; got "
             f"quant_method {method!r} of the quantization_config in config.json; get the model "
