@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import os
 import signal
 import sys
 import threading
@@ -17,7 +17,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 #: the signals that interrupt a run, by their names in its message
 SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
-_got: list[str] = []  #: those that came
+_got: list[int] = []  #: those that came
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,14 +43,14 @@ def _on_signals(answer: Any) -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    _got.append(SIGNALS[signal.Signals(number).name])
+    _got.append(number)
     raise KeyboardInterrupt
 
 
 def _unraisable(about: sys.UnraisableHookArgs) -> None:
     """An interrupt inside a destructor or the like, which Python drops: it comes again."""
-    if about.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, _thread.interrupt_main).start()
+    if about.exc_type is KeyboardInterrupt and _got:
+        threading.Timer(0.01, os.kill, (os.getpid(), _got[-1])).start()
     else:
         sys.__unraisablehook__(about)
 
@@ -71,7 +71,8 @@ def run(argv: Sequence[str]) -> int:
             return _report(*_explained(error))
         code = INTERRUPTED  # which a library has made another error of
     if code == INTERRUPTED:
-        return _report(f"the run was interrupted; got {[*_got, 'Ctrl-C'][0]}", INTERRUPTED)
+        name = signal.Signals([*_got, signal.SIGINT][0]).name
+        return _report(f"the run was interrupted; got {SIGNALS[name]}", INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -13,27 +13,33 @@ import pytest
 from ppdmodel.results.files import GUESSES_FILE, TOKENS_FILE
 from ppdmodel.results.locks import LOCK_FILE
 from tests.support.commands import DATA, a_measurement
-from tests.support.runs import command, die_at, ended, snapshot, start
+from tests.support.runs import command, snapshot
 
 CALIBRATION = DATA / "smollm2-135m-trained.calibration.json"
 
 
-def kill_each(cases: list[tuple[list[str], Path, int]], told: Path) -> None:
-    """Kill commands, each in a fork of this process, before a change of a file below its folder."""
-    import ppdmodel.cli.explore
-    import ppdmodel.cli.fit
-    import ppdmodel.cli.plot
-    import ppdmodel.show.plots  # noqa: F401
+KILLED_EACH = """
+import json, os, signal, sys
+from ppdmodel import cli
+import ppdmodel.cli.explore, ppdmodel.cli.fit, ppdmodel.cli.plot, ppdmodel.show.plots
 
-    for words, folder, moment in cases:
-        child = os.fork()
-        if child == 0:
-            die_at(folder, moment)
-            command(*words)
-            os._exit(0)
-        how = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with told.open("a") as file:
-            file.write(f"{how}\n")
+def die_at(nth, folder):
+    count = 0
+    def watch(event, about):
+        nonlocal count
+        change = event in ("os.rename", "os.remove") and str(about[0]).startswith(folder)
+        count += change and os.path.exists(about[0])
+        if change and count == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+
+for words, folder, nth in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        die_at(nth, folder)
+        cli.main(words)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +57,13 @@ def test_a_killed_command_leaves_nothing_that_blocks_or_stays(
     files = [(words, tmp_path / f"{n}" / names[n]) for n, words in enumerate(single)]
     merges = [(["merge", str(measured), "--out"], tmp_path / f"merged-{n}") for n in range(1, 5)]
     cases = [([*words, str(out)], out.parent, 1) for words, out in files]
-    cases += [([*words, str(out)], out, n) for n, (words, out) in enumerate(merges, 2)]
-    told = tmp_path / "told"
-    assert ended(start(kill_each, cases, told)) == 0
-    assert told.read_text().split() == ["-9"] * len(cases)
+    cases += [([*words, str(out)], out, n) for n, (words, out) in enumerate(merges, 1)]
+    told = [(words, str(folder), moment) for words, folder, moment in cases]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_EACH, json.dumps(told)],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["-9"] * len(cases)
     for words, out in files:
         (left,) = out.parent.iterdir()
         assert ".part-" in left.name

@@ -324,7 +324,8 @@ def test_the_out_folder_must_be_empty(shards: list[Path], tmp_path: Path) -> Non
         before = snapshot(shards[2])
         outcome = merged(shards, out)
         assert outcome.code == 2
-        assert "the out folder must be new or empty; got" in outcome.error
+        what = "a folder; got the file" if out.is_file() else "new or empty; got"
+        assert f"the out folder must be {what}" in outcome.error
         assert (tmp_path / "notes.txt").read_text() == "mine"
         assert snapshot(shards[2]) == before
 
