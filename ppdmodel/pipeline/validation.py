@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from .prediction_error import (
     predicted_ratio,
 )
 from .timing import timing_provenance
-from .worker_pool import Run
+from .worker_pool import Run, placements
 
 RUNS_FILE, PREDICTIONS_FILE = "runs.jsonl", "predictions.json"
 #: fields of a calibration that predictions of fixed settings do not use
@@ -113,7 +115,8 @@ def validate(
     Every second setting of the grid is run on the first `fit_prompts` prompts, and the timing is
     corrected to fit. The predictions for the other prompts are then written to `predictions.json`
     and never changed, and all settings are run on those prompts. Errors are reported for the
-    settings that were not fitted. An interrupted validation resumes from its finished runs.
+    settings that were not fitted. An interrupted validation resumes from its finished runs; where
+    all are finished no unit is started.
 
     Args:
         loaded: a model of the Llama architecture, loaded on the CPU.
@@ -148,16 +151,21 @@ def validate(
         predicted_ratio(timing, rate, setting, {})
     log = _RunLog(out, header)
     first, rest = prompts[: grid.fit_prompts], prompts[grid.fit_prompts :]
-    with Pipeline(
-        loaded,
-        prompt_tokens=max(map(len, ids.values())),
-        tokens=grid.max_new_tokens,
-        k=max(grid.ks),
-        workers=workers,
-        exits=exits,
-    ) as pipeline:
-        runner = _Runner(pipeline, ids, grid, log)
-        runner.warm_up()
+    devices = tuple(place.device for place in placements(workers.units, device=workers.device))
+    with ExitStack() as running:
+
+        def start() -> Pipeline:
+            pipeline = Pipeline(
+                loaded,
+                prompt_tokens=max(map(len, ids.values())),
+                tokens=grid.max_new_tokens,
+                k=max(grid.ks),
+                workers=workers,
+                exits=exits,
+            )
+            return running.enter_context(pipeline)
+
+        runner = _Runner(start, ids, grid, log)
         fitted = grid.fitted
         runner.run(FIT, first, fitted, lambda share: on_progress("correcting the times", share))
         found = fit_corrections(timing, log.runs_of(FIT, first, fitted))
@@ -182,7 +190,7 @@ def validate(
         "plain_latency_s": float(
             np.median([row["plain_per_token_s"] for row in log.rows if row["n_tokens"]])
         ),
-        "provenance": timing_provenance(loaded, exits, pipeline.devices),
+        "provenance": timing_provenance(loaded, exits, devices),
     }
     files.write_json(out / files.VALIDATION_FILE, report)
     return report
@@ -352,16 +360,19 @@ class _RunLog:
 class _Runner:
     """Runs settings on prompts in random order, with plain decoding before and after every two."""
 
-    pipeline: Pipeline
+    start: Callable[[], Pipeline]
     ids: Mapping[str, Sequence[int]]
     grid: ValidationGrid
     log: _RunLog
 
-    def warm_up(self) -> None:
-        """Decode once, so that every unit's memory is resident."""
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The units, which are started for the first run; all of their memory is resident."""
         ids, few = next(iter(self.ids.values())), min(WARM_UP_TOKENS, self.grid.max_new_tokens)
-        self.pipeline.greedy(ids, few)
-        self.pipeline.ppd(ids, few, PpdSetting(min(self.grid.exit_layers)))
+        pipeline = self.start()
+        pipeline.greedy(ids, few)
+        pipeline.ppd(ids, few, PpdSetting(min(self.grid.exit_layers)))
+        return pipeline
 
     def run(
         self,

@@ -85,6 +85,10 @@ def test_a_stopped_validation_goes_on(
     assert report["n_runs"] == 2 + 4 * 3
     with pytest.raises(InvalidInputError, match="must hold this very validation"):
         run(max_new_tokens=11)
+    monkeypatch.delattr(validating, "Pipeline")
+    again = run()  # all is done: no unit is started
+    assert again.pop("provenance").keys() == report.pop("provenance").keys()
+    assert again == report
 
 
 def test_every_second_setting_corrects(
