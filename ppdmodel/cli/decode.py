@@ -130,9 +130,14 @@ def overview(result: Decoded) -> dict[str, Any]:
         "token_ids": list(result.token_ids),
         "text": result.text,
         "match_rate": result.match_rate,
+        "right_rate": result.right_rate,
         "n_trials": result.n_trials,
+        "n_matched": result.n_matched,
+        "n_late": result.n_late,
+        "n_wrong": result.n_wrong,
         "latency_per_token_s": mean(result.latency),
         "predicted_match_rate": result.predicted_match_rate,
+        "predicted_right_rate": result.predicted_right_rate,
         "predicted_latency_per_token_s": result.predicted_latency_per_token_s,
         "greedy_latency_per_token_s": mean(result.greedy),
         "greedy_same_units_latency_per_token_s": mean(result.greedy_same_units),
@@ -158,10 +163,17 @@ def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
         predicted_ms = f"{1e3 * result.predicted_latency_per_token_s:.1f}"
         rows.append(("PPD, as predicted", predicted_ms, "", ""))
     print_table(("ms per token", "mean", "median", "95th"), rows, left=(0,))
-    if result.match_rate is not None:
-        predicted = result.predicted_match_rate
-        beside = "" if predicted is None else f"; predicted {predicted:.3f}"
-        say(f"match rate {result.match_rate:.3f} of {result.n_trials} tokens{beside}")
+    if result.n_trials:
+        say(
+            f"guesses of {result.n_trials} tokens: {result.n_matched} right and in time, "
+            f"{result.n_late} right but late, {result.n_wrong} wrong"
+        )
+        for label, rate, predicted in (
+            ("match rate (right and in time)", result.match_rate, result.predicted_match_rate),
+            ("right guesses, late ones too", result.right_rate, result.predicted_right_rate),
+        ):
+            beside = "" if predicted is None else f"; predicted {predicted:.3f}"
+            say(f"{label} {rate:.3f}{beside}")
     if result.difference is None:
         say(f"{len(result.token_ids)} tokens, the same as plain decoding's")
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +79,12 @@ def validate_command(
     running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
     for warning in check_runs(running, rates, times):
         note(warning)
+    measured = rates.measured.get("max_new_tokens", max_new_tokens)
+    if measured != max_new_tokens:
+        note(
+            f"the match rates are of texts of up to {measured} tokens, these of up to "
+            f"{max_new_tokens}: rates may change along a text"
+        )
     found = options.chosen_prompts(prompts, limit, default_prompts, all_turns=False)
     chosen = found[: limit or FEW]
     grid = ValidationGrid(
@@ -104,6 +110,30 @@ def validate_command(
             on_progress=lambda stage, share: note(f"{stage}: {share:.0%}"),
         )
     answer(as_json, report, render, report, out)
+
+
+def _render_guesses(cells: Sequence[Mapping[str, Any]]) -> None:
+    """Print what became of the guesses, where late ones were counted."""
+    counted = [row for row in cells if row.get("late_rate") is not None]
+    if counted:
+        say("\nShare of the tokens with a right guess: in time (a match), late, and both")
+        print_table(
+            ("exit", "k", "match", "predicted", "late", "right", "predicted"),
+            [
+                (
+                    row["exit_layer"],
+                    row["k"],
+                    *(
+                        f"{row[name]:.3f}"
+                        for name in (
+                            "match_rate", "predicted_match_rate", "late_rate", "right_rate",
+                            "predicted_right_rate",
+                        )
+                    ),
+                )
+                for row in counted
+            ],
+        )  # fmt: skip
 
 
 def _from_the_middle(layers: int) -> list[int]:
@@ -134,6 +164,7 @@ def render(report: Mapping[str, Any], out: Path) -> None:
             for row in report["cells"]
         ],
     )
+    _render_guesses(report["cells"])
     held = report["held_out"]
     if held["n_cells"]:
         say(

@@ -20,7 +20,7 @@ SCHEDULE = (
 
 
 def predicted_match_rate(calibration: Calibration, exit_layer: int, k: int) -> float:
-    """The measured match rate of one exit layer and k.
+    """The measured match rate of one exit layer and k: the share of right guesses, late ones too.
 
     Raises:
         InvalidInputError: the calibration has no such layer or k.
@@ -81,6 +81,14 @@ def predicted_latency_s(
     return formulas.calibrated_early_latency(
         p_correct, timing.layers, exit_layer, **times, unfinished=unfinished
     )
+
+
+def guesses_in_time(timing: Timing, exit_layer: int, k: int) -> bool:
+    """Whether guesses come before the verdict that they are for, equation (10.10)."""
+    times = schedule_times(timing, exit_layer, k)
+    for name in ("layer_time", "token_time", "promotion_delay"):
+        del times[name]
+    return float(formulas.calibrated_head_start(timing.layers, exit_layer, **times)) > 0
 
 
 def predicted_plain_latency_s(timing: Timing) -> float:

@@ -32,6 +32,7 @@ def new_board(tokens: int, units: int, k: int, width: int, dtype: torch.dtype) -
     return SharedTensors(
         {
             "stop": ((1,), whole),
+            "abandoned": ((1,), whole),
             "progress": ((tokens,), whole),
             "verdict": ((tokens,), whole),
             "verdict_ns": ((tokens,), whole),
@@ -50,17 +51,20 @@ class Board:
 
     Attributes:
         stop: [1], not 0 when the text has ended.
+        abandoned: [1], not 0 when nobody waits for the text any more.
         progress: [tokens], layers that the verified process of a token has run.
         verdict: [tokens], the token's id plus 1; 0 while it is unknown.
         verdict_ns: [tokens], when it became known, on the monotonic clock.
         owner: [tokens + 1], the unit of a token's verified process; valid with the verdict before.
         row: likewise, which of that unit's guesses it was, or `NO_MATCH`.
         guessed: [units], the last token whose guesses a unit has published, -1 for none.
-        guesses: [units, tokens, k], of which `n_guesses` [units, tokens] are valid.
+        guesses: [units, tokens, k], of which `n_guesses` [units, tokens] are valid; those that came
+            after the verdict too.
         exit_state: [tokens, width], the input of the exit; valid once progress has reached it.
     """
 
     stop: np.ndarray
+    abandoned: np.ndarray
     progress: np.ndarray
     verdict: np.ndarray
     verdict_ns: np.ndarray
@@ -79,8 +83,8 @@ class Board:
 
     def clear(self) -> None:
         """Reset for another text; all units must be idle."""
-        for array in (self.stop, self.progress, self.verdict, self.owner, self.row):
-            array.fill(0)
+        for name in ("stop", "abandoned", "progress", "verdict", "owner", "row", "n_guesses"):
+            getattr(self, name).fill(0)
         self.guessed.fill(-1)
         self.fence()
 
@@ -110,6 +114,14 @@ class Board:
             if true_id in published:
                 return unit, published.index(true_id)
         return verifier, NO_MATCH
+
+    def guessed_right(self, tokens: int) -> np.ndarray:
+        """Whether a guess of each of the first tokens is its id, in time or not, [tokens]."""
+        places = np.arange(self.guesses.shape[2])
+        valid = places < self.n_guesses[:, :tokens, None]
+        right = valid & (self.guesses[:, :tokens] == self.verdict[:tokens, None] - 1)
+        found: np.ndarray = right.any((0, 2))
+        return found
 
     def publish_verdict(self, token: int, true_id: int, owner: int, row: int, now_ns: int) -> None:
         """Publish a token's id, and which process goes on as the verified one."""

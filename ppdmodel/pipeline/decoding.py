@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..decide.prediction import predicted_latency_s, predicted_match_rate
+from ..decide.prediction import guesses_in_time, predicted_latency_s, predicted_match_rate
 from ..errors import RunFailedError
 from ..measure.decoder.sampling import Sampling
 from ..measure.models.loading import LoadedModel
@@ -52,32 +52,50 @@ class Speed:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The text that `decode` made, its match rate and its latencies.
+    """The text that `decode` made, its matches and its latencies.
 
     Attributes:
         token_ids: the text, end token included.
         text: without special tokens.
-        match_rate: share of tokens whose verified process began as a guess; None for a text of
-            fewer than three tokens.
         n_trials: tokens that could match.
+        n_matched: those with a right guess in time, so that their verified process began as it.
+        n_late: those with a right guess that came after the verdict, which saves nothing.
         latency: of PPD; None for a text of fewer than three tokens.
         greedy, greedy_same_units: of plain decoding on one unit, and by tensor parallelism on all.
-        predicted_match_rate: from the calibration; None without.
-        predicted_latency_per_token_s: from calibration and timing; None without, and where the
-            formula does not apply: more than two units, or guesses one at a time.
+        predicted_right_rate: of right guesses, late ones too, from the calibration; None without.
+        predicted_match_rate, predicted_latency_per_token_s: of right guesses in time, and seconds,
+            from calibration and timing; None without, and where the formula does not apply: more
+            than two units, or guesses one at a time.
         difference: from the greedy text; None where all tokens are equal.
     """
 
     token_ids: tuple[int, ...]
     text: str
-    match_rate: float | None
     n_trials: int
+    n_matched: int
+    n_late: int
     latency: Speed | None
     greedy: Speed | None
     greedy_same_units: Speed | None
+    predicted_right_rate: float | None
     predicted_match_rate: float | None
     predicted_latency_per_token_s: float | None
     difference: Difference | None
+
+    @property
+    def n_wrong(self) -> int:
+        """Tokens of which no guess was right."""
+        return self.n_trials - self.n_matched - self.n_late
+
+    @property
+    def match_rate(self) -> float | None:
+        """Share of the trials that matched; None for a text of fewer than three tokens."""
+        return self.n_matched / self.n_trials if self.n_trials else None
+
+    @property
+    def right_rate(self) -> float | None:
+        """Share of the trials with a right guess, late ones too, as a calibration counts them."""
+        return (self.n_matched + self.n_late) / self.n_trials if self.n_trials else None
 
 
 def speed(run: Run) -> Speed | None:
@@ -86,11 +104,6 @@ def speed(run: Run) -> Speed | None:
     if not len(times):
         return None
     return Speed(float(times.mean()), float(np.median(times)), float(np.percentile(times, 95)))
-
-
-def match_rate(run: Run) -> float | None:
-    """Share of the same tokens whose verified process began as a guess."""
-    return float(run.matches.mean()) if len(run.matches) else None
 
 
 def decode(
@@ -129,7 +142,7 @@ def decode(
         RunFailedError: a unit failed, or the texts end at different positions.
     """
     setting.check(loaded.layers)
-    rate, seconds = _prediction(setting, workers, calibration, timing)
+    right_rate, rate, seconds = _prediction(setting, workers, calibration, timing)
     (ids,) = prompt_format.encode(loaded, [Prompt("", prompt)])
     with Pipeline(
         loaded,
@@ -150,11 +163,13 @@ def decode(
     return Decoded(
         token_ids=run.token_ids,
         text=loaded.decode(run.token_ids),
-        match_rate=match_rate(run),
         n_trials=len(run.matches),
+        n_matched=int(run.matches.sum()),
+        n_late=int(run.late_guesses.sum()),
         latency=speed(run),
         greedy=speed(plain),
         greedy_same_units=speed(together),
+        predicted_right_rate=right_rate,
         predicted_match_rate=rate,
         predicted_latency_per_token_s=seconds,
         difference=first_difference(loaded, ids, run.token_ids, plain.token_ids),
@@ -163,14 +178,18 @@ def decode(
 
 def _prediction(
     setting: PpdSetting, workers: Workers, calibration: Calibration | None, timing: Timing | None
-) -> tuple[float | None, float | None]:
-    """The predicted match rate, and seconds per token; None where there is no prediction."""
+) -> tuple[float | None, float | None, float | None]:
+    """Predicted rates of right guesses and of those in time, and seconds; None without prediction.
+
+    The guesses are in time all or never, as in equation (10.1).
+    """
     if calibration is None:
-        return None, None
-    rate = predicted_match_rate(calibration, setting.exit_layer, setting.k)
+        return None, None, None
+    right = predicted_match_rate(calibration, setting.exit_layer, setting.k)
     if timing is None or workers.units != 2 or setting.row_by_row:
-        return rate, None
-    return rate, predicted_latency_s(timing, rate, setting.exit_layer, setting.k)
+        return right, None, None
+    rate = right * guesses_in_time(timing, setting.exit_layer, setting.k)
+    return right, rate, predicted_latency_s(timing, rate, setting.exit_layer, setting.k)
 
 
 @torch.inference_mode()

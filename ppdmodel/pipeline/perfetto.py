@@ -49,7 +49,6 @@ def trace_events(run: Run, text_of: Callable[[int], str] = str) -> list[dict[str
                 }
             )
     for token, now in enumerate(run.verdict_ns.tolist()):
-        next_matched = token + 1 < len(run.matched) and bool(run.matched[token + 1])
         found.append(
             {
                 "ph": "i",
@@ -57,7 +56,7 @@ def trace_events(run: Run, text_of: Callable[[int], str] = str) -> list[dict[str
                 "pid": 0,
                 "tid": 0,
                 "ts": (now - start) / 1e3,
-                "name": "match" if next_matched else "no match",
+                "name": _verdict(run, token),
                 "cat": "verdict",
                 "args": {"token": token, "text": text_of(run.token_ids[token])},
             }
@@ -70,6 +69,13 @@ def write_trace(path: Path, run: Run, text_of: Callable[[int], str] = str) -> No
     document = {"traceEvents": trace_events(run, text_of), "displayTimeUnit": "ms"}
     with atomic(path) as part:
         part.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _verdict(run: Run, token: int) -> str:
+    """What the guesses of a token were worth."""
+    if run.matched[token + 1 : token + 2].any():
+        return "match"
+    return "late guess" if run.late[token + 1 : token + 2].any() else "no match"
 
 
 def _category(kind: EventKind, rows: int) -> str:

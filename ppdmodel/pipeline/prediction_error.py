@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,9 @@ class SettingRuns:
         ppd_s: seconds of all timed tokens, [prompts].
         plain_s: seconds of as many tokens of plain decoding, just before and after, [prompts].
         n_tokens: timed tokens, [prompts].
-        n_matched: those whose verified process began as a guess, [prompts].
+        n_matched: those with a right guess in time, [prompts].
+        n_late: those with a right guess that came too late, [prompts]; None where that was not
+            counted, in runs of an earlier version.
     """
 
     setting: PpdSetting
@@ -48,15 +50,19 @@ class SettingRuns:
     plain_s: np.ndarray
     n_tokens: np.ndarray
     n_matched: np.ndarray
+    n_late: np.ndarray | None = None
 
     @classmethod
     def of_rows(cls, setting: PpdSetting, rows: Sequence[Mapping[str, Any]]) -> SettingRuns:
         """From lines of `runs.jsonl`, one per prompt; those without timed tokens are left out."""
+        rows = [row for row in rows if row["n_tokens"]]
         ppd_s, plain_s, n_tokens, n_matched = (
-            np.array([row[name] for row in rows if row["n_tokens"]])
+            np.array([row[name] for row in rows])
             for name in ("ppd_s", "plain_per_token_s", "n_tokens", "n_matched")
         )
-        return cls(setting, ppd_s, plain_s * n_tokens, n_tokens, n_matched)
+        counted = all("n_late" in row for row in rows)
+        n_late = np.array([row["n_late"] for row in rows]) if counted else None
+        return cls(setting, ppd_s, plain_s * n_tokens, n_tokens, n_matched, n_late)
 
     @property
     def ratio(self) -> float:
@@ -65,14 +71,20 @@ class SettingRuns:
 
     @property
     def match_rate(self) -> float:
-        """The realized match rate."""
+        """The realized match rate: the share of right guesses in time."""
         return float(self.n_matched.sum() / self.n_tokens.sum())
+
+    @property
+    def late_rate(self) -> float | None:
+        """The share of right guesses that came too late; None where that was not counted."""
+        return None if self.n_late is None else float(self.n_late.sum() / self.n_tokens.sum())
 
     def select(self, prompts: Sequence[int]) -> SettingRuns:
         """Only some prompts, by index."""
         rows = np.asarray(prompts)
         names = ("ppd_s", "plain_s", "n_tokens", "n_matched")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        late = None if self.n_late is None else self.n_late[rows]
+        return replace(self, n_late=late, **{name: getattr(self, name)[rows] for name in names})
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ class Corrections:
         n_texts: texts that the factors were fitted to; 0 takes them to be exact.
         text_scatter: standard deviation between texts, of the mean of all settings.
         run_scatter: standard deviation between texts, of single runs of a setting.
+        in_time: share of the right guesses that came in time, by exit layer as a text; none takes
+            all of them to be in time.
     """
 
     factors: Mapping[str, float]
@@ -93,6 +107,13 @@ class Corrections:
     n_texts: int = 0
     text_scatter: float = 0.0
     run_scatter: float = 0.0
+    in_time: Mapping[str, float] = field(default_factory=dict)
+
+    def share_in_time(self, exit_layer: int) -> float:
+        """Share of the right guesses in time, interpolated between the exit layers."""
+        layers = sorted(map(int, self.in_time))
+        shares = [self.in_time[str(layer)] for layer in layers]
+        return float(np.interp(exit_layer, layers, shares)) if layers else 1.0
 
     def noise(self, rng: np.random.Generator, n_texts: int, size: int) -> np.ndarray:
         """Random factors between a measured and a predicted ratio over `n_texts` new texts, [size].
@@ -113,13 +134,18 @@ class Corrections:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted ratio of one setting to plain decoding, with its 95% prediction interval."""
+    """The predicted ratio of one setting to plain decoding, with its 95% prediction interval.
+
+    It rests on `match_rate`, the share of tokens with a right guess in time; `p_correct` is that
+    with a right guess, late ones too.
+    """
 
     setting: PpdSetting
     p_correct: float
     ratio: float
     ci_low: float
     ci_high: float
+    match_rate: float
 
 
 def excluding_prompts(calibration: Calibration, prompt_ids: Sequence[str]) -> Calibration:
@@ -157,6 +183,7 @@ def predicted_ratio(
 def fit_corrections(timing: Timing, runs: Sequence[SettingRuns]) -> Corrections:
     """Fit the factors to runs of some settings, at their realized match rates.
 
+    The shares of right guesses in time are counted, one guess in time added at each exit layer.
     The estimate is the maximum a posteriori: Gaussian log ratios, and the prior N(1, PRIOR_SD²) on
     each factor, so that without runs all factors are 1.
     """
@@ -174,7 +201,18 @@ def fit_corrections(timing: Timing, runs: Sequence[SettingRuns]) -> Corrections:
     prior, freedom = len(CORRECTED), max(len(runs) - len(CORRECTED), 0)
     deviation = float(np.sqrt(((left**2).sum() + prior * RESIDUAL_SD**2) / (freedom + prior)))
     factors = dict(zip(CORRECTED, found.x.tolist(), strict=True))
-    return Corrections(factors, deviation, *_scatter_of_texts(timing, runs, factors))
+    scatter = _scatter_of_texts(timing, runs, factors)
+    return Corrections(factors, deviation, *scatter, in_time=_shares_in_time(runs))
+
+
+def _shares_in_time(runs: Sequence[SettingRuns]) -> dict[str, float]:
+    counts: dict[str, list[int]] = {}
+    for run in runs:
+        if run.n_late is not None:
+            known = counts.setdefault(str(run.setting.exit_layer), [1, 1])
+            known[0] += int(run.n_matched.sum())
+            known[1] += int(run.n_matched.sum() + run.n_late.sum())
+    return {layer: matched / right for layer, (matched, right) in counts.items()}
 
 
 def _scatter_of_texts(
@@ -226,16 +264,17 @@ def predict(
         place = (slice(None), setting.exit_layer - 1, setting.k - 1)
         hits = calibration.hits[place]
         p = float(calibration.p_correct[place[1:]])
+        share = corrections.share_in_time(setting.exit_layer)
         spread = resampled_rates(hits, calibration.tokens, own) - p
         spread += resampled_rates(hits, calibration.tokens, new) - p
-        rates = np.clip(p + spread, 0, 1)
+        rates = share * np.clip(p + spread, 0, 1)
         ratios = np.empty(resamples)
         for n, drawn in enumerate(draws):
             mine = slice(n, None, len(draws))
             ratios[mine] = predicted_ratio(drawn, rates[mine], setting, corrections.factors)
         low, high = percentiles(ratios * noise)
-        ratio = float(predicted_ratio(timing, p, setting, corrections.factors))
-        found.append(Prediction(setting, p, ratio, float(low), float(high)))
+        ratio = float(predicted_ratio(timing, share * p, setting, corrections.factors))
+        found.append(Prediction(setting, p, ratio, float(low), float(high), share * p))
     return found
 
 
@@ -245,8 +284,8 @@ def error_row(
     """One setting's prediction and its runs; errors are predicted / measured - 1.
 
     `latency_part` is the error at the realized match rate, `match_part` the further error from
-    predicting the match rate; their factors multiply to the error. The realized rate counts guesses
-    that were right and in time, the calibration's all right ones.
+    predicting the match rate; their factors multiply to the error. Match rates count guesses that
+    were right and in time, right rates late ones too, predicted and realized alike.
     """
     realized = predicted_ratio(timing, runs.match_rate, runs.setting, corrections.factors)
     p, setting = prediction.p_correct, prediction.setting
@@ -262,8 +301,11 @@ def error_row(
         "match_part": prediction.ratio / realized - 1,
         "latency_part": realized / runs.ratio - 1,
         "error_uncalibrated": ideal / runs.ratio - 1,
-        "predicted_match_rate": p,
+        "predicted_match_rate": prediction.match_rate,
         "match_rate": runs.match_rate,
+        "late_rate": runs.late_rate,
+        "predicted_right_rate": p,
+        "right_rate": None if runs.late_rate is None else runs.match_rate + runs.late_rate,
         "n_tokens": int(runs.n_tokens.sum()),
         "n_prompts": len(runs.n_tokens),
         "within": bool(prediction.ci_low <= runs.ratio <= prediction.ci_high),

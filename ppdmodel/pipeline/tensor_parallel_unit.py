@@ -27,9 +27,8 @@ class TensorParallelUnit(Unit):
     def _continues(self, token: int) -> bool:
         progress = self.board.progress
         if self.number == 0:
-            self._check_parent()
             self._publish_step(token, END if self.board.stop else CONTINUE)
-        for _ in self._polls(lambda: progress[token]):
+        while not progress[token]:
             yield_cpu()
         self.board.fence()
         return bool(progress[token] == CONTINUE)

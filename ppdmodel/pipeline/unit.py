@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum, unique
-from itertools import count
 
 import numpy as np
 import torch
@@ -26,8 +25,6 @@ from .engine import Engine
 from .kv_cache import KVCache
 from .options import PpdSetting
 
-#: polls of the board between two checks that the parent process is alive
-POLLS_PER_PARENT_CHECK = 4096
 #: sleep between two polls, in seconds, while the exit is more than `NEAR_LAYERS` layers away
 POLL_SLEEP_S, NEAR_LAYERS = 1e-4, 2
 
@@ -100,8 +97,8 @@ class Unit:
         self.units, _, k = board.guesses.shape
         own = engine.shape.guesses(k)
         self.own = torch.zeros(own, dtype=engine.dtype, device=engine.device)
-        self.parent = os.getppid()
         self.events: list[tuple[int, int, int, int, int, int]] = []
+        self.unread: list[int] = []
 
     @property
     def _setting(self) -> PpdSetting:
@@ -112,9 +109,10 @@ class Unit:
     @torch.inference_mode()
     def run(self, task: Task) -> np.ndarray:
         """Run a task; returns its trace, [events, len(EVENT)]."""
-        self.events = []
+        self.events, self.unread = [], []
         with suppress(TextEndedError):
             self._text(task)
+        self._read_late()
         return np.array(self.events, dtype=np.int64).reshape(-1, len(EVENT))
 
     def _text(self, task: Task) -> None:
@@ -130,7 +128,6 @@ class Unit:
         for token in range(1, task.max_new_tokens):
             if self.board.stop:
                 return
-            self._check_parent()
             if self.board.owner[token] == self.number:
                 self._verified(token, started)
                 started = None
@@ -207,7 +204,9 @@ class Unit:
                 token,
                 soon=lambda: progress[token] >= exit_layer - NEAR_LAYERS,
             )
-            if not decided[token]:
+            if decided[token]:
+                self.unread.append(token)
+            else:
                 begin = time.monotonic_ns()
                 guesses = self._read_exit(token)
                 self._record(begin, EventKind.EXIT, token, exit_layer, 1)
@@ -232,6 +231,13 @@ class Unit:
         others = [unit for unit in range(self.units) if unit != owner]
         share: np.ndarray = guesses[others.index(self.number) :: len(others)]
         return share
+
+    def _read_late(self) -> None:
+        """Read the exits that nobody waited for, after the text: which guesses were only late?"""
+        for token in self.unread:
+            if self.board.abandoned:
+                return
+            self.board.publish_guesses(self.number, token, self._read_exit(token))
 
     def _forced_guesses(self, token: int, forced: ForcedMatches, k: int) -> np.ndarray:
         true_id = forced.token_ids[token]
@@ -311,7 +317,7 @@ class Unit:
             self.board.fence()
             return
         begin = time.monotonic_ns()
-        for _ in self._polls(ready):
+        while not ready():
             if self.board.stop and not ready():
                 raise TextEndedError
             if soon():
@@ -320,19 +326,6 @@ class Unit:
                 time.sleep(POLL_SLEEP_S)
         self.board.fence()
         self._record(begin, waiting, token, 0, 0)
-
-    def _polls(self, ready: Callable[[], object]) -> Iterator[None]:
-        """Go on until `ready`, or without the parent process to the end of this one."""
-        for poll in count():
-            if ready():
-                return
-            if not poll % POLLS_PER_PARENT_CHECK:
-                self._check_parent()
-            yield
-
-    def _check_parent(self) -> None:
-        if os.getppid() != self.parent:
-            raise SystemExit
 
     def _record(self, begin: int, kind: EventKind, token: int, layer: int, rows: int) -> None:
         self.events.append((begin, time.monotonic_ns(), int(kind), token, layer, rows))

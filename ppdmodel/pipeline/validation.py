@@ -259,9 +259,10 @@ class _RunLog:
         for number, row in enumerate(self.rows, start=2):
             where = f"line {number} of {self.path}"
             files.check_part(row, files.VALIDATION, where, "run")
-            if row["n_matched"] > row["n_tokens"]:
+            right = row["n_matched"] + row.get("n_late", 0)
+            if right > row["n_tokens"]:
                 raise InvalidInputError(
-                    f"{where} must have no more matches than tokens; got {row['n_matched']} of "
+                    f"{where} must have no more right guesses than tokens; got {right} of "
                     f"{row['n_tokens']}; choose another folder"
                 )
 
@@ -351,7 +352,7 @@ class _RunLog:
             files.write_json(path, self.document(corrections) | {"predictions": rows})
         found = files.read_json(path, files.VALIDATION)
         self._check_same(found, "predictions")
-        rows = found["predictions"]
+        rows = [{"match_rate": row["p_correct"]} | row for row in found["predictions"]]
         predictions = [Prediction(PpdSetting(**row.pop("cell")), **row) for row in rows]
         return predictions, Corrections(**found["corrections"])
 
@@ -422,6 +423,7 @@ def _run_row(
         "cell": setting.name,
         "n_tokens": len(times),
         "n_matched": int(run.matches[: len(times)].sum()),
+        "n_late": int(run.late_guesses[: len(times)].sum()),
         "ppd_s": float(times.sum()),
         "plain_per_token_s": float(np.concatenate(plain).mean()) if len(times) else None,
         "plain_before_s": float(plain[0].mean()) if len(times) else None,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import distributed
 
 from ..errors import InvalidInputError, RunFailedError, excerpt
 from .board import Board, new_board
+from .child_process import signals_held, start_process
 from .devices import CPU, devices
 from .engine import SharedEngine
 from .kv_cache import KVCache
@@ -78,14 +77,16 @@ class Run:
     Attributes:
         token_ids: the tokens, end token included.
         verdict_ns: when each became known, on the monotonic clock.
-        matched: per token, whether a guess of it went on as its verified process; False for the
+        matched: per token, whether it matched: its verified process began as a guess. False for the
             first `FIRST_TIMED`.
+        late: likewise, whether it did not although a guess was right, which came after the verdict.
         events: each unit's trace, [events, len(unit.EVENT)].
     """
 
     token_ids: tuple[int, ...]
     verdict_ns: np.ndarray
     matched: np.ndarray
+    late: np.ndarray
     events: tuple[np.ndarray, ...]
 
     @property
@@ -97,6 +98,11 @@ class Run:
     def matches(self) -> np.ndarray:
         """`matched` of the same tokens."""
         return self.matched[FIRST_TIMED:]
+
+    @property
+    def late_guesses(self) -> np.ndarray:
+        """`late` of the same tokens."""
+        return self.late[FIRST_TIMED:]
 
 
 class WorkerPool:
@@ -126,30 +132,27 @@ class WorkerPool:
         self.board = Board(self.memory)
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
+        self._ready: set[int] = set()
         self._due: set[int] = set()  # units whose answer to a task has not come
         self._store: Any = None  # of the process group
 
     def start(self) -> None:
         """Start the processes, which load their libraries at the same time."""
-        context: Any = multiprocessing.get_context(START_METHOD)
         rendezvous = self._new_rendezvous() if self.tensor_parallel else None
         for number, place in enumerate(self.where):
-            ours, theirs = context.Pipe()
-            self._pipes.append(ours)
             spec = _UnitSpec(number, place, self.engine, self.memory, self.cache, rendezvous)
-            process = context.Process(target=_serve, args=(spec, theirs), daemon=True)
-            try:
-                with _thread_settings(place.threads), _sigint_blocked():
-                    process.start()
-            finally:
-                theirs.close()
-            self._processes.append(process)
+            with signals_held(), _thread_settings(place.threads):
+                ours, theirs = Pipe()
+                self._pipes.append(ours)
+                try:
+                    self._processes.append(start_process(START_METHOD, _serve, spec, theirs))
+                finally:
+                    theirs.close()
 
     def wait(self) -> None:
         """Wait until every unit is ready; one that fails is reported while others still load."""
-        here = set[int]()
-        while len(here) < len(self.where):
-            here |= set(self._arrived(None, here))
+        while len(self._ready) < len(self.where):
+            self._ready |= set(self._arrived(None, self._ready))
 
     def _new_rendezvous(self) -> Rendezvous:
         self._store = distributed.TCPStore(  # type: ignore[attr-defined]
@@ -159,18 +162,20 @@ class WorkerPool:
         return Rendezvous(self._store.port, len(names), backend_for(names))
 
     def close(self) -> None:
-        """End all units; those that do not end in time are killed."""
-        for pipe in self._pipes:
-            pipe.close()
-        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
-        for process in self._processes:
-            process.join(deadline - time.monotonic())
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._processes, self._pipes, self._store = [], [], None
-        self.memory.close()
-        self.cache.close()
+        """End all units; those that still load, or do not end in time, are killed."""
+        with signals_held():
+            for pipe in self._pipes:
+                pipe.close()
+            deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
+            for number, process in enumerate(self._processes):
+                process.join(deadline - time.monotonic() if number in self._ready else 0)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+            self._processes, self._pipes, self._store = [], [], None
+            self._ready.clear()
+            self.memory.close()
+            self.cache.close()
 
     def run(self, task: Task, on_token: Callable[[int], None] | None = None) -> Run:
         """Make one text.
@@ -222,6 +227,7 @@ class WorkerPool:
 
     def _settle(self) -> None:
         """Stop the text, and discard every answer that is still due."""
+        self.board.abandoned.fill(True)
         self.board.stop.fill(True)
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for number in tuple(self._due):
@@ -262,26 +268,16 @@ class WorkerPool:
     def _result(self, events: Sequence[np.ndarray]) -> Run:
         made = int(np.count_nonzero(self.board.verdict))
         matched = self.board.row[:made] >= 0
-        matched[:FIRST_TIMED] = False
+        right = np.roll(self.board.guessed_right(made), 1)  # a process begins as a right guess
+        late = right & ~matched
+        matched[:FIRST_TIMED] = late[:FIRST_TIMED] = False
         return Run(
             token_ids=tuple((self.board.verdict[:made] - 1).tolist()),
             verdict_ns=self.board.verdict_ns[:made].copy(),
             matched=matched,
+            late=late,
             events=tuple(events),
         )
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Processes that are started here ignore Ctrl-C from their start."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -325,7 +321,6 @@ class _UnitSpec:
 
 def _serve(spec: _UnitSpec, pipe: Connection) -> None:
     """The main function of a worker process: one task after another, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     if spec.place.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, spec.place.cpus)
     torch.set_num_threads(spec.place.threads)

@@ -15,12 +15,14 @@ FAST, SLOW, PLAIN = (Speed(t, t, t) for t in (0.009, 0.0125, 0.010))
 DECODED = Decoded(
     token_ids=(5, 6, 7, 8),
     text="word",
-    match_rate=0.5,
-    n_trials=2,
+    n_trials=8,
+    n_matched=4,
+    n_late=1,
     latency=FAST,
     greedy=PLAIN,
     greedy_same_units=SLOW,
-    predicted_match_rate=0.625,
+    predicted_right_rate=0.625,
+    predicted_match_rate=0.75,
     predicted_latency_per_token_s=0.008,
     difference=None,
 )
@@ -32,7 +34,9 @@ def test_what_was_run_and_what_was_predicted(capsys: pytest.CaptureFixture[str])
     for line in (
         "PPD 9.0 9.0 9.0",
         "PPD, as predicted 8.0",
-        "match rate 0.500 of 2 tokens; predicted 0.625",
+        "guesses of 8 tokens: 4 right and in time, 1 right but late, 3 wrong",
+        "match rate (right and in time) 0.500; predicted 0.750",
+        "right guesses, late ones too 0.625; predicted 0.625",
         "4 tokens, the same as plain decoding's",
         "trace, for ui.perfetto.dev: trace.json",
         "PPD takes 10% off the latency of one unit here; splitting every product over the",
@@ -58,10 +62,12 @@ def test_a_text_too_short_to_time_has_no_verdict(capsys: pytest.CaptureFixture[s
         DECODED,
         token_ids=(5, 6),
         n_trials=0,
-        match_rate=None,
+        n_matched=0,
+        n_late=0,
         latency=None,
         greedy=None,
         greedy_same_units=None,
+        predicted_right_rate=None,
         predicted_match_rate=None,
         predicted_latency_per_token_s=None,
     )
@@ -69,6 +75,7 @@ def test_a_text_too_short_to_time_has_no_verdict(capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert "2 tokens, the same as plain decoding's" in shown
     assert "match rate" not in shown
+    assert "guesses" not in shown
     assert "the latency of one unit" not in shown
 
 

@@ -24,6 +24,23 @@ def test_every_cell_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "Every run: out"
 
 
+def test_what_became_of_the_guesses_is_printed_where_it_was_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = DATA / "smollm2-135m-validation" / "validation.json"
+    report = json.loads(path.read_text("utf-8"))
+    render(report, Path("out"))
+    assert "right guess" not in capsys.readouterr().out, "an earlier version did not count them"
+    rates = {"match_rate": 0.375, "predicted_match_rate": 0.4, "late_rate": 0.125}
+    rates |= {"right_rate": 0.5, "predicted_right_rate": 0.625}
+    cells = [row | rates for row in report["cells"]]
+    render({**report, "cells": cells}, Path("out"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in cells:
+        shown = [str(row["exit_layer"]), str(row["k"]), "0.375", "0.400", "0.125", "0.500", "0.625"]
+        assert shown in lines
+
+
 @pytest.mark.parametrize(
     ("layers", "chosen"),
     [(30, [15, 17, 20, 22, 25, 27]), (6, [3, 4, 5]), (3, [2]), (80, [40, 46, 52, 58, 64, 70])],

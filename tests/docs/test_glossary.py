@@ -100,7 +100,8 @@ def test_commands_that_run_a_model_have_their_heads_there() -> None:
     assert set(PPD_TERMS.values()) <= terms()
     for name in ("validate", "train_exits"):
         source = Path(run.__code__.co_filename).with_name(f"{name}.py").read_text("utf-8")
-        (heads,) = re.findall(r"print_table\(\n +\((\"[^)]*k[^)]*)\),\n", source)
-        for head in re.findall(r"\"([^\"]+)\"", heads):
+        tables = re.findall(r"print_table\(\n +\((\"[^)]*k[^)]*)\),\n", source)
+        assert len(tables) == source.count("print_table(")
+        for head in re.findall(r"\"([^\"]+)\"", " ".join(tables)):
             bare = re.sub(r"^k = \d$", "k", head)
             assert bare in terms() | {"95%"}, head

@@ -52,6 +52,25 @@ def test_fewer_guesses_hide_older_ones(boards: tuple[Board, Board]) -> None:
     assert reader.find_match(2, 4, 0) == (1, 0)
 
 
+def test_right_guesses_are_counted_of_all_units_in_time_or_not(boards: tuple[Board, Board]) -> None:
+    writer, reader = boards
+    writer.publish_guesses(1, 0, np.array([7, 8]))
+    writer.publish_guesses(2, 0, np.array([9]))
+    writer.publish_guesses(1, 1, np.array([4, 5, 6]))
+    writer.publish_verdict(0, 9, owner=2, row=0, now_ns=1)
+    writer.publish_verdict(1, 6, owner=2, row=NO_MATCH, now_ns=2)
+    writer.publish_verdict(2, 0, owner=2, row=NO_MATCH, now_ns=3)
+    writer.publish_verdict(3, 3, owner=2, row=NO_MATCH, now_ns=4)
+    writer.publish_guesses(1, 3, np.array([1, 3]))
+    assert reader.guessed_right(4).tolist() == [True, True, False, True]
+    assert reader.guessed_right(1).tolist() == [True]
+    writer.publish_guesses(1, 1, np.array([4]))
+    assert not reader.guessed_right(2)[1], "what is behind the guesses is none of them"
+    writer.clear()
+    writer.publish_verdict(0, 9, owner=2, row=NO_MATCH, now_ns=1)
+    assert not reader.guessed_right(1).any(), "guesses of an earlier text"
+
+
 def test_a_verdict_names_the_next_process(boards: tuple[Board, Board]) -> None:
     writer, reader = boards
     writer.publish_verdict(3, 0, owner=2, row=1, now_ns=123)
@@ -65,9 +84,10 @@ def test_a_cleared_board_is_as_new(boards: tuple[Board, Board]) -> None:
     writer, reader = boards
     writer.publish_guesses(1, 0, np.array([7]))
     writer.publish_verdict(0, 5, owner=1, row=0, now_ns=1)
-    writer.stop[0], writer.progress[2] = 1, 9
+    writer.stop[0], writer.abandoned[0], writer.progress[2] = 1, 1, 9
     writer.clear()
-    for array in (reader.stop, reader.progress, reader.verdict, reader.owner, reader.row):
+    for name in ("stop", "abandoned", "progress", "verdict", "owner", "row", "n_guesses"):
+        array = getattr(reader, name)
         assert not array.any()
     assert reader.find_match(0, 7, 0) == (0, NO_MATCH)
 

@@ -18,7 +18,7 @@ from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.measure.options import PromptFormat
 from ppdmodel.pipeline import PpdSetting, Workers, decode
 from ppdmodel.pipeline import pipeline as pipeline_module
-from ppdmodel.pipeline.decoding import _prediction, first_difference, match_rate, speed
+from ppdmodel.pipeline.decoding import _prediction, first_difference, speed
 from ppdmodel.pipeline.worker_pool import Run
 from tests.conftest import TEXT
 from tests.pipeline.conftest import FAR, TOKENS, TWO_CPUS
@@ -38,18 +38,16 @@ def generated(loaded: LoadedModel, ids: list[int], tokens: int) -> tuple[int, ..
     return tuple(made[0, len(ids) :].tolist())
 
 
-def test_speeds_and_rates_of_a_run() -> None:
+def test_speeds_of_a_run() -> None:
     times = np.cumsum([9, 9, 1, 2, 3, 10]) * 10**9
-    matched = np.array([False, False, True, True, False, True])
-    run = Run((1, 2, 3, 4, 5, 6), times, matched, ())
+    none = np.zeros(6, dtype=bool)
+    run = Run((1, 2, 3, 4, 5, 6), times, none, none, ())
     found = speed(run)
     assert found is not None
     assert (found.mean_s, found.median_s) == (4.0, 2.5)
     assert found.p95_s == pytest.approx(8.95)  # 0.85 of the way from 3 to 10
-    assert match_rate(run) == 0.75
-    short = Run((1, 2), times[:2], matched[:2], ())
+    short = Run((1, 2), times[:2], none[:2], none[:2], ())
     assert speed(short) is None
-    assert match_rate(short) is None
 
 
 def test_what_is_predicted() -> None:
@@ -57,12 +55,23 @@ def test_what_is_predicted() -> None:
     setting, two = PpdSetting(20, 3), Workers()
     rate = float(calibration.p_correct[19, 2])
     seconds = predicted_latency_s(timing, rate, 20, 3)
-    assert _prediction(setting, two, calibration, timing) == (rate, seconds)
-    assert _prediction(setting, two, None, timing) == (None, None)
-    assert _prediction(setting, two, calibration, None) == (rate, None)
-    assert _prediction(setting, Workers(3), calibration, timing) == (rate, None)
+    assert _prediction(setting, two, calibration, timing) == (rate, rate, seconds)
+    assert _prediction(setting, two, None, timing) == (None, None, None)
+    assert _prediction(setting, two, calibration, None) == (rate, None, None)
+    assert _prediction(setting, Workers(3), calibration, timing) == (rate, None, None)
     one_by_one = replace(setting, row_by_row=True)
-    assert _prediction(one_by_one, two, calibration, timing) == (rate, None)
+    assert _prediction(one_by_one, two, calibration, timing) == (rate, None, None)
+
+
+def test_guesses_that_come_too_late_are_predicted_to_match_nothing() -> None:
+    """Reading the exit takes 8.5 ms; from layer 29 on 8.1 ms of the head and 1.35 are left."""
+    calibration, timing = a_calibration(4), a_timing()
+    for exit_layer, share in ((29, 1), (30, 0)):
+        right = float(calibration.p_correct[exit_layer - 1, 0])
+        found = _prediction(PpdSetting(exit_layer, 1), Workers(), calibration, timing)
+        assert found == (right, right * share, predicted_latency_s(timing, right, exit_layer, 1))
+    (without, with_matches) = (predicted_latency_s(timing, p, 30, 1) for p in (0, 1))
+    assert without == with_matches, "and so to save nothing"
 
 
 def test_a_difference_is_named_with_its_margin(deep: LoadedModel) -> None:
@@ -97,7 +106,9 @@ def test_decode(deep: LoadedModel, tmp_path: Path) -> None:
     assert result.difference is None
     assert result.text == deep.decode(plain)
     assert result.predicted_match_rate is None
-    assert result.n_trials == 14
+    assert result.n_trials == 14 == result.n_matched + result.n_late + result.n_wrong
+    assert result.match_rate == result.n_matched / 14
+    assert result.right_rate == (result.n_matched + result.n_late) / 14
     assert json.loads(trace.read_text())["traceEvents"]
 
 
@@ -108,6 +119,7 @@ def test_a_text_shorter_than_the_probe(deep: LoadedModel) -> None:
     )
     assert result.token_ids == generated(deep, deep.encode(["a"], False), 2)
     assert result.latency is None
+    assert (result.n_trials, result.match_rate, result.right_rate) == (0, None, None)
 
 
 def test_what_is_not_given_is_what_the_command_takes() -> None:

@@ -37,7 +37,8 @@ def test_the_events_of_a_run_by_hand(tmp_path: Path) -> None:
             ]
         ),
     )
-    run = Run((7, 8), np.array([9500, 12000]), np.array([False, True]), events)
+    matched, late = np.array([False, True, False]), np.array([False, False, True])
+    run = Run((7, 8, 9), np.array([9500, 12000, 13000]), matched, late, events)
     path = tmp_path / "trace.json"
     write_trace(path, run, lambda token_id: f"<{token_id}>")
     document = json.loads(path.read_text())
@@ -64,7 +65,8 @@ def test_the_events_of_a_run_by_hand(tmp_path: Path) -> None:
     verdicts = [(e["tid"], e["ts"], e["name"], e["args"]) for e in found if e["ph"] == "i"]
     assert verdicts == [
         (0, 4.5, "match", {"token": 0, "text": "<7>"}),
-        (0, 7.0, "no match", {"token": 1, "text": "<8>"}),
+        (0, 7.0, "late guess", {"token": 1, "text": "<8>"}),
+        (0, 8.0, "no match", {"token": 2, "text": "<9>"}),
     ]
 
 
@@ -81,6 +83,7 @@ def test_a_trace_says_what_happened(deep: LoadedModel, pipeline: Pipeline) -> No
     verdicts = [e["name"] for e in events if e.get("cat") == "verdict"]
     assert len(verdicts) == TOKENS
     assert verdicts.count("match") == run.matched.sum()
+    assert verdicts.count("late guess") == run.late.sum()
     promoted = [e for e in events if e["name"] == "promote"]
     assert len(promoted) == run.matched.sum()
     done = np.concatenate(run.events)

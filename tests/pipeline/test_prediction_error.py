@@ -159,7 +159,7 @@ def runs_of(
         for m, t in zip(matched, calibration.tokens, strict=True)
     ]
     ppd_s = plain * np.array(ratios) * np.exp(rng.normal(0, noise, n) + texts)
-    return SettingRuns(cell, ppd_s, plain, calibration.tokens, matched)
+    return SettingRuns(cell, ppd_s, plain, calibration.tokens, matched, 0 * matched)
 
 
 def test_the_terms_of_a_prediction() -> None:
@@ -298,6 +298,10 @@ def test_an_error_is_split_into_its_parts() -> None:
     product = (1 + row["match_part"]) * (1 + row["latency_part"])
     assert product == pytest.approx(1 + row["error"], rel=1e-12)
     assert row["latency_part"] < -0.005, "the exit took longer than was thought"
+    assert row["match_rate"] == row["right_rate"] == runs.match_rate
+    assert row["predicted_match_rate"] == row["predicted_right_rate"] == prediction.p_correct
+    unknown = error_row(prediction, replace(runs, n_late=None), timing, NO_CORRECTIONS)
+    assert (unknown["late_rate"], unknown["right_rate"]) == (None, None)
     ideal = 1 - prediction.p_correct * (1 - cell.exit_layer / 30)
     assert row["error_uncalibrated"] == pytest.approx(ideal / runs.ratio - 1)
     for low, high, within in ((0.0, 0.0, True), (1e-9, 1.0, False), (-1.0, -1e-9, False)):
@@ -480,6 +484,10 @@ def test_rows_without_tokens_do_not_count() -> None:
     assert runs.ratio == 8 / 4
     assert runs.match_rate == 2 / 8
     assert runs.select([1]).ratio == 5 / 2
+    assert runs.late_rate is runs.select([1]).late_rate is None, "nobody counted"
+    counted = SettingRuns.of_rows(PpdSetting(3, 2), [r | {"n_late": n} for n, r in enumerate(rows)])
+    assert counted.late_rate == 2 / 8
+    assert counted.select([1]).late_rate == 2 / 4
 
 
 @pytest.mark.parametrize(("share", "limit"), [(0.1, 0.0), (0.9, 1.0)])
@@ -515,3 +523,65 @@ def test_a_prediction_is_of_the_rate_and_the_times() -> None:
     wide = predict(calibration, timing, CELLS[:1], 1, Corrections(factors, 0.0), resamples=400)[0]
     narrow = predict(calibration, timing, CELLS[:1], 500, Corrections(factors, 0.0), resamples=400)
     assert wide.ci_high - wide.ci_low > 1.2 * (narrow[0].ci_high - narrow[0].ci_low)
+
+
+# ---------------------------------------------------------------- late guesses
+
+
+def late_runs(exit_layer: int, k: int, matched: list[int], late: list[int]) -> SettingRuns:
+    n, one = np.full(len(matched), 20), np.ones(len(matched))
+    return SettingRuns(PpdSetting(exit_layer, k), one, one, n, np.array(matched), np.array(late))
+
+
+def test_the_shares_in_time_are_those_of_the_right_guesses() -> None:
+    """Of all runs of an exit layer, with one more in time; between the layers interpolated."""
+    runs = [
+        late_runs(16, 1, [3, 1], [0, 0]),
+        late_runs(26, 1, [4, 2], [3, 1]),
+        late_runs(26, 3, [9, 8], [2, 3]),
+    ]
+    found = fit_corrections(a_timing(), runs)
+    assert found.in_time == {"16": 1.0, "26": (23 + 1) / (23 + 9 + 1)}
+    for exit_layer, share in (
+        (10, 1),
+        (16, 1),
+        (21, (1 + 24 / 33) / 2),
+        (26, 24 / 33),
+        (29, 24 / 33),
+    ):
+        assert found.share_in_time(exit_layer) == pytest.approx(share)
+    assert NO_CORRECTIONS.share_in_time(20) == 1
+    uncounted = [replace(run, n_late=None) for run in runs]
+    assert fit_corrections(a_timing(), uncounted).in_time == {}
+    assert fit_corrections(a_timing(), [late_runs(20, 1, [0], [0])]).in_time == {"20": 1.0}
+
+
+def test_what_is_predicted_is_what_is_realized() -> None:
+    """Matches in time with matches in time, all right guesses with all right guesses."""
+    timing, calibration = a_timing(), a_calibration(20)
+    setting, corrections = PpdSetting(25, 1), replace(NO_CORRECTIONS, in_time={"25": 0.75})
+    (asked,) = predict(calibration, timing, [setting], 20, corrections)
+    p = calibration.p_correct[24, 0]
+    assert (asked.p_correct, asked.match_rate) == (p, 0.75 * p)
+    assert asked.ratio == predicted_ratio(timing, 0.75 * p, setting, NO_CORRECTIONS.factors)
+    assert asked.ci_low < asked.ratio < asked.ci_high
+    runs = late_runs(25, 1, [8, 7], [2, 3])
+    row = error_row(asked, runs, timing, corrections)
+    assert (row["match_rate"], row["predicted_match_rate"]) == (15 / 40, 0.75 * p)
+    assert (row["right_rate"], row["predicted_right_rate"]) == (20 / 40, p)
+    assert row["late_rate"] == 5 / 40
+    realized = predicted_ratio(timing, 15 / 40, setting, NO_CORRECTIONS.factors)
+    assert row["match_part"] == asked.ratio / realized - 1
+
+
+def test_intervals_do_not_reach_beyond_the_share_that_is_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prediction_error, "resampled_timing", lambda timing, rng: timing)
+    timing, corrections = a_timing(), replace(NO_CORRECTIONS, in_time={"16": 0.5})
+    calibration = a_calibration(10)
+    hits = np.zeros_like(calibration.hits) + 60
+    always = replace(calibration, hits=hits, p_correct=np.ones_like(calibration.p_correct))
+    (asked,) = predict(always, timing, CELLS[:1], 10, corrections, resamples=100)
+    half = predicted_ratio(timing, 0.5, CELLS[0], NO_CORRECTIONS.factors)
+    assert (asked.ci_low, asked.ci_high) == pytest.approx((half, half))

@@ -44,7 +44,7 @@ def a_run(units: list[list[Any]], verdicts: list[int], matched: list[bool]) -> R
         for unit in units
     )
     times = np.array(verdicts) * 10**9
-    return Run((7,) * len(verdicts), times, np.array(matched), events)
+    return Run((7,) * len(verdicts), times, np.array(matched), np.zeros(len(matched), bool), events)
 
 
 def test_the_times_of_a_run() -> None:

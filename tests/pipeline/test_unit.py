@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,27 +147,6 @@ def test_a_stopped_text_ends_a_wait(engine: SharedEngine, texts: Texts) -> None:
         unit._until(lambda: False, EventKind.AWAIT_EXIT, 1)
     unit._until(lambda: True, EventKind.AWAIT_EXIT, 1)  # what is there needs no wait
     assert not unit.events
-
-
-def test_a_unit_without_its_parent_ends(
-    engine: SharedEngine, texts: Texts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before a token, and while it waits."""
-    unit = a_unit(engine)
-    unit.task = Task(texts[0], 3)
-    polls, every = count(), unit_module.POLLS_PER_PARENT_CHECK
-
-    def orphan() -> None:
-        poll = next(polls)
-        assert poll < 4 * every, "it should have ended"
-        if poll == 2 * every + 9:
-            unit.parent = -1
-
-    monkeypatch.setattr(unit_module, "yield_cpu", orphan)
-    with pytest.raises(SystemExit):
-        unit._until(lambda: False, EventKind.AWAIT_VERDICT, 0)
-    with pytest.raises(SystemExit):
-        unit.run(unit.task)
 
 
 def test_a_poll_lets_others_compute_where_the_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +315,43 @@ def test_wrong_guesses_are_dropped(
     assert torch.equal(made.unit.cache.tensor, made.kept)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_guesses_that_come_after_the_verdict_are_known_in_the_end(
+    engine: SharedEngine, texts: Texts, plain: Texts, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verdict falls while the exit of token 1 is read, or before; that of token 2 before."""
+    forced = ForcedMatches(plain[1], (False, True, False, True))
+    task = Task(texts[1], 4, setting=PpdSetting(2, 2), forced=forced)
+    made = Guessing(engine, plain[1], task, units=2)
+    unit, read = made.unit, made.unit._read_exit
+
+    def slowly(token: int) -> np.ndarray:
+        if not unit.board.verdict[token]:
+            made.verdict(token)
+        return read(token)
+
+    monkeypatch.setattr(unit, "_read_exit", slowly)
+    first = (lambda: made.progress(1, 2)) if reads else (lambda: made.verdict(1))
+    trace = made.run(
+        [lambda: made.verdict(0), first, lambda: made.verdict(2), lambda: made.verdict(3)],
+        monkeypatch,
+    )
+    kinds = [kind for kind, *_ in trace]
+    assert EventKind.PROMOTE not in kinds
+    assert kinds.count(EventKind.EXIT) == reads, "what is read in the end took no time of the text"
+    assert unit.unread == ([2] if reads else [1, 2])
+    assert (unit.board.row[1:4] == NO_MATCH).all()
+    assert unit.board.guessed_right(4).tolist() == [False, True, False, False]
+
+
+def test_an_abandoned_text_is_not_read_to_its_end(engine: SharedEngine, texts: Texts) -> None:
+    unit = a_unit(engine, 1, units=2)
+    unit.task = Task(texts[0], 4, setting=PpdSetting(2))
+    unit.unread, unit.board.abandoned[0] = [1, 2], 1
+    unit._read_late()
+    assert not unit.board.n_guesses.any()
+
+
 # ---------------------------------------------------------------- several of them
 
 
@@ -350,6 +366,7 @@ def assert_every_setting(made: WorkerPool, texts: Texts, plain: Texts) -> None:
                 assert made.run(task).token_ids == wanted, task.setting
                 run = made.run(replace(task, forced=forced))
                 assert run.token_ids == wanted, task.setting
+                assert (run.matches ^ run.late_guesses).all(), "all are right, in time or late"
                 matches += int(run.matched.sum())
     assert matches > 3, "some guesses must have been right, or nothing was handed over"
 

@@ -173,7 +173,8 @@ def test_a_line_of_the_runs_by_hand() -> None:
     def run(*times: int, ids: tuple[int, ...] = ()) -> Run:
         known = np.cumsum((0, 5, *times)) * 10**9
         matched = np.arange(len(known)) % 2 == 1
-        return Run(ids or tuple(range(len(known))), known, matched, ())
+        late = np.arange(len(known)) % 4 == 2
+        return Run(ids or tuple(range(len(known))), known, matched, late, ())
 
     prompt, setting = Prompt("a", "text"), PpdSetting(3, 2)
     row = _run_row("fit", prompt, setting, run(1, 2, 3), run(4, 4, 7), run(5, 5, 5))
@@ -183,6 +184,7 @@ def test_a_line_of_the_runs_by_hand() -> None:
         "cell": "e3-k2",
         "n_tokens": 3,
         "n_matched": 1,  # tokens 2, 3 and 4
+        "n_late": 1,
         "ppd_s": 6.0,
         "plain_per_token_s": 5.0,
         "plain_before_s": 5.0,
@@ -231,7 +233,9 @@ RUN |= {"ppd_s": 6.0, "plain_per_token_s": 5.0}
 BAD_RUNS: list[tuple[dict[str, Any], str]] = [
     ({"n_tokens": -1}, "n_tokens: -1 is less than the minimum"),
     ({"n_tokens": 3.0}, "n_tokens: 3.0 is not of type 'integer'"),
-    ({"n_matched": 4}, "no more matches than tokens; got 4 of 3"),
+    ({"n_matched": 4}, "no more right guesses than tokens; got 4 of 3"),
+    ({"n_late": 3}, "no more right guesses than tokens; got 4 of 3"),
+    ({"n_late": -1}, "n_late: -1 is less than the minimum"),
     ({"ppd_s": -6.0}, "ppd_s: -6.0 is less than the minimum"),
     ({"ppd_s": "6"}, "ppd_s: '6' is not of type 'number'"),
     ({"plain_per_token_s": -1}, "plain_per_token_s: -1 is less than"),

@@ -23,6 +23,7 @@ from ppdmodel.pipeline.options import Capacity, PpdSetting
 from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
 from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts, pool_of
+from tests.pipeline.test_child_process import left_of
 from tests.support.far_device import FarPlacement
 
 
@@ -37,10 +38,15 @@ def test_units_on_cpus_compute_in_the_one_cache_that_they_share(engine: SharedEn
 
 def test_a_run_is_timed_from_its_third_token() -> None:
     run = Run(
-        (5, 6, 7, 8), np.array([1, 2, 4, 9]) * 10**9, np.array([False, False, True, False]), ()
+        (5, 6, 7, 8),
+        np.array([1, 2, 4, 9]) * 10**9,
+        np.array([False, False, True, False]),
+        np.array([False, False, False, True]),
+        (),
     )
     assert run.times_s.tolist() == [2.0, 5.0]
     assert run.matches.tolist() == [True, False]
+    assert run.late_guesses.tolist() == [False, True]
 
 
 def test_placements(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +82,10 @@ def test_matched_are_the_tokens_whose_guess_went_on(
     promoted = events[events[:, 2] == EventKind.PROMOTE][:, 3]
     assert np.flatnonzero(run.matched).tolist() == sorted(promoted.tolist())
     assert len(promoted), "some guess must have come in time, or nothing was tried"
+    right = np.arange(TOKENS) % 2 == 1  # a process begins as the guess of the token before
+    right[:2] = False
+    assert (run.matched | run.late).tolist() == right.tolist()
+    assert not (run.matched & run.late).any()
 
 
 def test_a_plain_text_by_shards(engine: SharedEngine, texts: Texts, plain: Texts) -> None:
@@ -168,41 +178,39 @@ def test_a_unit_that_does_not_end_is_killed(
 def test_nothing_is_left_of_a_stopped_program(
     deep: LoadedModel, how: signal.Signals, tmp_path: Path
 ) -> None:
-    """A program of its own, whose units are spawned."""
+    """A program of its own, whose units are spawned; Ctrl-C reaches all of them."""
     script = tmp_path / "endless.py"
     script.write_text(
         "from ppdmodel.measure import load_model, locate\n"
         "from ppdmodel.pipeline import Pipeline, PpdSetting\n"
         "from ppdmodel.pipeline.options import RunOptions\n"
-        "if __name__ == '__main__':\n"
-        f"    loaded = load_model(locate({str(deep.source.folder)!r}))\n"
+        f"loaded = load_model(locate({str(deep.source.folder)!r}))\n"
+        "try:\n"
         "    with Pipeline(loaded, prompt_tokens=8, tokens=64, k=2) as pipeline:\n"
-        "        units = pipeline.pool._processes + pipeline.tensor_parallel._processes\n"
-        "        print(*[unit.pid for unit in units], flush=True)\n"
+        "        print('ready', flush=True)\n"
         "        while True:\n"
         "            pipeline.ppd([1, 2, 3], 64, PpdSetting(2, 2), RunOptions(stops=False))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
     )
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
-    units = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(units) == 3
+    assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
-    process.send_signal(how)
-    process.communicate(timeout=30)
-    deadline = time.monotonic() + 20
-    while any(_alive(pid) for pid in units) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in units if _alive(pid)], "no unit outlives the program"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+    if how == signal.SIGKILL:
+        process.kill()
+        assert left_of(process.pid) == []
+    else:
+        os.killpg(process.pid, how)
+    out, err = process.communicate(timeout=30)
+    assert left_of(process.pid) == []
+    assert (out, err) == ("" if how == signal.SIGKILL else "interrupted\n", "")
 
 
 def test_without_affinities_units_are_counted_by_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,12 +231,6 @@ def test_thread_settings_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("2", "2")
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
-
-
-def test_without_signal_masks_processes_start_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(signal, "pthread_sigmask")
-    with worker_pool._sigint_blocked():
-        pass
 
 
 def test_a_unit_that_still_owes_an_answer_gets_no_task(engine: SharedEngine) -> None:
