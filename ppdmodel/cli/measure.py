@@ -15,6 +15,8 @@ from .progress import is_first_process, progress_bar, resumable
 
 #: values of k in the table that is printed
 SHOWN_K = (1, 3, 5, 10)
+#: counts of a text that was compared with Transformers' `generate`
+REPEATED = ("n_tokens", "n_near_ties")
 
 
 def measure_command(
@@ -99,7 +101,14 @@ def overview(result: Measurement, out: Path) -> dict[str, Any]:
         "n_near_ties": len(result.near_ties),
         "n_ties": len(result.ties),
         "largest_tie_margin": max((tie["margin"] for tie in result.ties), default=None),
+        "repeated": repeated(result),
     }
+
+
+def repeated(result: Measurement) -> dict[str, int]:
+    """What was compared with Transformers' `generate`, each text alone: all differ at near ties."""
+    counts = {name: sum(text[name] for text in result.repeated) for name in REPEATED}
+    return {"n_texts": len(result.repeated), **counts}
 
 
 def render(result: Measurement, out: Path) -> None:
@@ -134,5 +143,12 @@ def render(result: Measurement, out: Path) -> None:
         say(
             f"{count} near-tie{'s' if count > 1 else ''} (smallest logit margin {closest:.1g}): "
             "another batch size or machine may pick the other token"
+        )
+    if result.repeated:
+        again = repeated(result)
+        say(
+            f"{again['n_tokens']} tokens of {again['n_texts']} texts made again by Transformers' "
+            f"generate, each text alone: {again['n_near_ties'] or 'none'} differ"
+            + (", all at near ties" if again["n_near_ties"] else "")
         )
     typer.echo(f"Every layer, with intervals: {out}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ import torch
 from ..errors import RunFailedError
 from ..results.measurement import Guesses, Measurement
 from .decoder.exit import Exit
-from .decoder.generate import Chunk, Context, generate
+from .decoder.generate import Chunk, Context, generate, outgrows
+from .decoder.lengths import alone_beyond
 from .decoder.ranks import Ranked, Ranker, rank_and_margin
 from .decoder.sampling import Sampling
-from .decoder.verify import Decoder
+from .decoder.verify import Decoder, repeated
 from .models.loading import LoadedModel
 from .options import GenerationOptions
 from .progress import OnProgress, Progress, no_report, part_of
@@ -26,6 +29,8 @@ TIE_MARGIN = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
 #: margin in logits that defines a near-tie: with another batch size or machine, rounding may
 #: make the runner-up the chosen token
 NEAR_MARGIN = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
+#: tokens of a batch that are compared with Transformers' `generate`: their share, and at least
+REPEATED_SHARE, MIN_REPEATED = 0.01, 8
 
 
 class BatchResult:
@@ -35,6 +40,7 @@ class BatchResult:
         self.exit, self.prompts = exit_, prompts
         self.ties: list[dict[str, Any]] = []
         self.near_ties: list[dict[str, Any]] = []
+        self.repeated: list[dict[str, Any]] = []
         self._chunks: list[dict[str, np.ndarray]] = []
 
     def add(self, chunk: Chunk, ranked: Sequence[Ranked], owners: np.ndarray, turn: int) -> None:
@@ -83,6 +89,7 @@ class BatchResult:
             complete=False,
             ties=tuple(self.ties),
             near_ties=tuple(self.near_ties),
+            repeated=tuple(self.repeated),
         )
 
     def guesses(self) -> Guesses:
@@ -112,9 +119,11 @@ def measure_batch(
 
     Raises:
         InvalidInputError: a conversation outgrows the model.
-        RunFailedError: the last exit does not rank the model's own first token first.
+        RunFailedError: the last exit does not rank the model's own first token first, or a text is
+            not what `generate` makes of it alone.
     """
     result = BatchResult(decoder.exit, prompts)
+    made: list[tuple[Context, list[int]]] = []
     tokens = 0
     turns = max(len(prompt.turns) for prompt in prompts)
     answers: list[list[str]] = [[] for _ in prompts]
@@ -144,10 +153,40 @@ def measure_batch(
             for owner, token in zip(owners, chunk.token_id.tolist(), strict=True):
                 texts[owner].append(token)
         tokens += sum(map(len, texts.values()))
+        made += [(context, texts[i]) for i, context in zip(taking_part, contexts, strict=True)]
         for i in taking_part:
             answers[i].append(loaded.decode(texts[i]))
+    result.repeated = repeat(decoder.model, made, generation)
     on_progress(Progress("ranked", tokens, 1.0))
     return result
+
+
+def repeat(
+    model: Any, made: Sequence[tuple[Context, list[int]]], generation: GenerationOptions
+) -> list[dict[str, Any]]:
+    """Compare some texts of a batch with what Transformers' `generate` makes of each alone.
+
+    The longest comes first, then others as the seed says, until enough tokens are compared: the
+    last ones of a text, but all of one that outgrows what texts of a batch share.
+
+    Raises:
+        RunFailedError: a token differs by more than rounding explains.
+    """
+    limit, sampling = alone_beyond(model.config), generation.sampling
+    left = max(MIN_REPEATED, int(REPEATED_SHARE * sum(len(text) for _, text in made)))
+    order = sorted(made, key=lambda one: len(one[0].ids) + len(one[1]), reverse=True)
+    others = order[1:]
+    random.Random(f"{sampling.seed if sampling else 0} {made[0][0].prompt_id}").shuffle(others)
+    found = []
+    for context, text in [order[0], *others]:
+        whole = outgrows(len(context.ids), len(text), limit)
+        first = 0 if whole else max(0, len(text) - left)
+        same = repeated(model, context, text, first, sampling, TIE_MARGIN[model.dtype])
+        found.append({"prompt_id": context.prompt_id, "turn": context.turn, **asdict(same)})
+        left -= same.n_tokens
+        if left <= 0:
+            break
+    return found
 
 
 def rank_chunk(ranker: Ranker, chunk: Chunk, sampling: Sampling | None) -> list[Ranked]:

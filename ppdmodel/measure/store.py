@@ -158,5 +158,7 @@ def join_batches(
         about = file.about
     write_json(
         out / SUMMARY_FILE,
-        tally.summary(provenance, about["complete"], about["ties"], about["near_ties"]),
+        tally.summary(
+            provenance, about["complete"], about["ties"], about["near_ties"], about["repeated"]
+        ),
     )

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..errors import InvalidInputError, RunFailedError, excerpt
 from ..measure.decoder.exit import TOLERANCE, AffineMap, Exit
 from ..measure.decoder.kernels import by_columns
+from ..measure.decoder.lengths import changes
 from .devices import CPU
 from .engine_shape import EngineShape
 from .shared_memory import SharedTensors, shared_copy
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 #: the text on which the logits of an engine and its model are compared, modulo the vocabulary
 PROBE_IDS = tuple(7 * n + 31 for n in range(12))
 PROBE = len(PROBE_IDS)
+#: how many times the rounding of a model in a short number format an engine may deviate
+ROUNDINGS = 4
 
 
 class Engine:
@@ -184,11 +187,13 @@ class SharedEngine:
         weights: its weights, by name.
         probed: its logits on the CPU in `probe`, to compare those of another device with; shared
             too, since a new process is given its arguments through a pipe of 64 KiB.
+        tolerance: how far such logits may be from these, relative to the largest.
     """
 
     shape: EngineShape
     weights: SharedTensors
     probed: SharedTensors
+    tolerance: float
 
     def open(self, device: str = CPU, communicator: Communicator | None = None) -> Engine:
         """The engine, or one shard of it, in this process.
@@ -210,7 +215,7 @@ class SharedEngine:
         engine = Engine(shape, weights, communicator)
         if device != CPU or communicator is not None:
             error = _relative_error(self.probed.tensor("logits"), probe(engine))
-            if not error <= TOLERANCE[engine.dtype]:
+            if not error <= self.tolerance:
                 raise RunFailedError(
                     f"{device} must give the CPU's logits; got {error:.2g} of the largest one away"
                     "; use cpu"
@@ -233,6 +238,10 @@ def _placed(name: str, weight: Tensor, device: str) -> Tensor:
 def shared_engine(loaded: LoadedModel, exit_: Exit, text_tokens: int) -> SharedEngine:
     """Copy a model's weights, and its trained exits, to shared memory for an engine.
 
+    The engine and the model compute in float32 to be compared, whatever the number format, so that
+    another architecture is told from rounding. In a shorter format the engine may then deviate from
+    these logits a few times as much as the model does.
+
     Args:
         loaded: a model, loaded on the CPU.
         exit_: from `logit_exit` or with trained maps.
@@ -241,16 +250,38 @@ def shared_engine(loaded: LoadedModel, exit_: Exit, text_tokens: int) -> SharedE
     Raises:
         InvalidInputError: the engine does not give the model's logits: another architecture.
     """
+    model = loaded.model
     try:
-        shape, tensors = _extract(loaded.model, exit_, text_tokens)
+        shape, tensors = _extract(model, exit_, text_tokens)
+        weights = shared_copy(tensors)
+        made, own = probe(Engine(shape, weights.tensors())), _reference_logits(model, shape)
+        found, exact = (made, own) if model.dtype == torch.float32 else _exactly(model, exit_)
     except (AttributeError, KeyError, TypeError, RuntimeError) as failure:
         raise _unsupported(loaded, excerpt(failure)) from None
-    weights = shared_copy(tensors)
-    made, own = probe(Engine(shape, weights.tensors())), _reference_logits(loaded.model, shape)
-    error = _relative_error(own, made)
-    if not error <= TOLERANCE[loaded.model.dtype]:
+    error = _relative_error(exact, found)
+    if not error <= TOLERANCE[torch.float32]:
         raise _unsupported(loaded, f"its logits were {error:.2g} of the largest one away")
-    return SharedEngine(shape, weights, shared_copy({"logits": made}))
+    tolerance = max(TOLERANCE[model.dtype], ROUNDINGS * _relative_error(exact, own))
+    error = _relative_error(exact, made)
+    if not error <= tolerance:
+        raise _unsupported(loaded, f"rounded, its logits were {error:.2g} of the largest one away")
+    return SharedEngine(shape, weights, shared_copy({"logits": made}), tolerance)
+
+
+def _exactly(model: Any, exit_: Exit) -> tuple[Tensor, Tensor]:
+    """The logits of an engine and those of its model, both in float32.
+
+    The model's weights are in float32 for as long, which holds shorter formats exactly.
+    """
+    before = [(parameter, parameter.dtype) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.data = parameter.data.float()
+        shape, tensors = _extract(model, exit_, PROBE)
+        return probe(Engine(shape, tensors)), _reference_logits(model, shape)
+    finally:
+        for parameter, dtype in before:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _unsupported(loaded: LoadedModel, why: str) -> InvalidInputError:
@@ -277,9 +308,9 @@ def _extract(model: Any, exit_: Exit, text_tokens: int) -> tuple[EngineShape, di
         epsilon=float(config.rms_norm_eps),
         scaling=float(attention.scaling),
     )
-    window = getattr(config, "sliding_window", None)
-    if window and text_tokens > window and getattr(config, "use_sliding_window", True):
-        raise AttributeError(f"a sliding window of {window} tokens, shorter than the text")
+    for change in changes(config):
+        if text_tokens > change.beyond:
+            raise AttributeError(f"{change.what}, shorter than the text")
     positions = torch.arange(max(text_tokens, PROBE))[None]
     cos, sin = base.rotary_emb(base.embed_tokens.weight, positions)
     half = size // 2

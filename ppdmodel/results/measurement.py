@@ -32,6 +32,8 @@ class Measurement:
             exit's logits; None for greedy text.
         ties: tokens that the last exit does not rank first though the model did, with the margin.
         near_ties: greedy tokens with a margin that rounding elsewhere may reverse.
+        repeated: texts of which Transformers' `generate` made tokens again, the text by itself:
+            how many were compared, and how many differ at near ties.
         prompt_numbers: place of each prompt in the whole list, also in a shard.
     """
 
@@ -47,6 +49,7 @@ class Measurement:
     complete: bool
     ties: tuple[Mapping[str, Any], ...] = ()
     near_ties: tuple[Mapping[str, Any], ...] = ()
+    repeated: tuple[Mapping[str, Any], ...] = ()
     coupled_rank: Ints | None = None
     prompt_numbers: tuple[int, ...] | None = None
 

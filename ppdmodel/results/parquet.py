@@ -26,8 +26,8 @@ TOKENS, GUESSES = "tokens", "guesses"
 TELLING = {TOKENS: "prompt_ids", GUESSES: "vocabulary"}
 FILES = {TOKENS: files.TOKENS_FILE, GUESSES: files.GUESSES_FILE}
 _UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
-#: lists of single tokens in a table's metadata
-TIES = ("ties", "near_ties")
+#: lists of single tokens or texts in a table's metadata
+SINGLES = ("ties", "near_ties", "repeated")
 #: largest vocabulary whose token ids fit the two bytes of a guess
 SHORT_IDS = 2**16 - 1
 
@@ -102,7 +102,7 @@ def _array(values: Any, dtype: Any) -> Any:
 
 
 def _about(result: Measurement) -> dict[str, Any]:
-    kept = ("complete", "provenance", "prompt_ids", "prompt_numbers", "categories", *TIES)
+    kept = ("complete", "provenance", "prompt_ids", "prompt_numbers", "categories", *SINGLES)
     about = {"layers": result.layers, "coupled": result.coupled_rank is not None}
     return about | {name: getattr(result, name) for name in kept}
 
@@ -228,6 +228,7 @@ class TableFile:
                     "column prompt_id; measure again"
                 )
             numbers = about.get("prompt_numbers")
+            lists: dict[str, Any] = {name: singles(about, name, mine) for name in SINGLES}
             result = Measurement(
                 **keys,
                 provenance=about["provenance"],
@@ -240,8 +241,7 @@ class TableFile:
                     self._stacked(table, "coupled", np.int32) if about.get("coupled") else None
                 ),
                 complete=about["complete"],
-                ties=singles(about, "ties", mine),
-                near_ties=singles(about, "near_ties", mine),
+                **lists,
             )
         except KeyError as error:
             raise InvalidInputError(
@@ -310,7 +310,7 @@ class TableFile:
 
 
 def singles(about: Mapping[str, Any], name: str, prompts: set[str]) -> tuple[Any, ...]:
-    """The tokens of these prompts in a list of a table's metadata."""
+    """Those of these prompts in a list of a table's metadata."""
     return tuple(tie for tie in about.get(name, ()) if tie["prompt_id"] in prompts)
 
 

@@ -39,7 +39,8 @@ def merge_tables(
         for group in index.groups:
             part = group.tokens()
             yield part
-            whole = replace(part, ties=(), near_ties=(), complete=about["complete"])
+            none: dict[str, Any] = dict.fromkeys(parquet.SINGLES, ())
+            whole = replace(part, **none, complete=about["complete"])
             tables = [parquet.token_table(whole)]
             if index.with_guesses:
                 tables.append(parquet.guess_table(group.guesses_of(part)))
@@ -104,10 +105,12 @@ class _Index:
         first = next(iter(self.abouts.values()))
         ids = [name for group in self.groups for name in group.prompt_ids]
         labels = [label for group in self.groups for label in group.labels]
-        ties: dict[str, list[Any]] = {name: [] for name in parquet.TIES}
+        singles: dict[str, list[Any]] = {name: [] for name in parquet.SINGLES}
         for group in self.groups:
-            for name in parquet.TIES:
-                ties[name] += parquet.singles(self.abouts[group.path], name, set(group.prompt_ids))
+            for name in parquet.SINGLES:
+                singles[name] += parquet.singles(
+                    self.abouts[group.path], name, set(group.prompt_ids)
+                )
         return {
             "layers": first["layers"],
             "coupled": first.get("coupled", False),
@@ -116,7 +119,7 @@ class _Index:
             "prompt_ids": ids,
             "prompt_numbers": [number for number, _ in labels],
             "categories": [category for _, category in labels],
-            **ties,
+            **singles,
         }
 
 

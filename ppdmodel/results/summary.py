@@ -34,7 +34,9 @@ def summarize(result: Measurement) -> dict[str, Any]:
     """
     tally = Tally()
     tally.add(result)
-    return tally.summary(result.provenance, result.complete, result.ties, result.near_ties)
+    return tally.summary(
+        result.provenance, result.complete, result.ties, result.near_ties, result.repeated
+    )
 
 
 class Tally:
@@ -65,6 +67,7 @@ class Tally:
         complete: bool,
         ties: Sequence[Mapping[str, Any]],
         near_ties: Sequence[Mapping[str, Any]],
+        repeated: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """The summary document of all counts so far."""
         tokens, hits, matches = self._all("tokens"), self._all("hits"), self._all("matches")
@@ -80,6 +83,7 @@ class Tally:
             "provenance": dict(provenance),
             "ties": [dict(tie) for tie in ties],
             "near_ties": [dict(tie) for tie in near_ties],
+            "repeated": [dict(text) for text in repeated],
             "prompts": [
                 {"id": name, "category": category, "n_tokens": int(n)}
                 for name, category, n in zip(self.ids, self.categories, tokens, strict=True)

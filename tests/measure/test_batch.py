@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure import batch
 from ppdmodel.measure.batch import (
+    MIN_REPEATED,
     NEAR_MARGIN,
     TIE_MARGIN,
     BatchResult,
@@ -22,10 +26,10 @@ from ppdmodel.measure.batch import (
     rank_chunk,
 )
 from ppdmodel.measure.decoder.exit import AffineMap, Exit
-from ppdmodel.measure.decoder.generate import Chunk
+from ppdmodel.measure.decoder.generate import Chunk, Context
 from ppdmodel.measure.decoder.ranks import Ranker
 from ppdmodel.measure.decoder.sampling import Sampling
-from ppdmodel.measure.decoder.verify import Decoder, verified
+from ppdmodel.measure.decoder.verify import Decoder, repeated, verified
 from ppdmodel.measure.models.loading import LoadedModel, load_model, threads
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.options import GenerationOptions
@@ -357,3 +361,88 @@ def test_chunks_are_put_in_the_order_of_prompts_turns_and_positions() -> None:
     expected = sorted(range(len(keys)), key=keys.__getitem__)
     assert result.measurement({}, [0, 1]).token_id.tolist() == expected
     assert result.guesses().ids[:, -1, 0].tolist() == expected
+
+
+# ---------------------------------------------------------------- compared with generate
+
+
+class ReadsItsNeighbours(LlamaForCausalLM):  # type: ignore[misc]
+    """Turns positions otherwise in a batch that is longer than any probe, and says so nowhere."""
+
+    longest = 60
+
+    @functools.wraps(LlamaForCausalLM.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(kwargs["input_ids"]) > 1 and kwargs["attention_mask"].shape[1] > self.longest:
+            kwargs["position_ids"] = kwargs["position_ids"] // 2
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=3), Sampling(top_p=0.7)])
+def test_some_tokens_are_made_again_by_generate(
+    loaded: LoadedModel, decoder: Decoder, sampling: Sampling | None
+) -> None:
+    found = batch_of(loaded, decoder, sampling=sampling).measurement({}, [0, 1, 2])
+    assert found.repeated[0]["prompt_id"] == "two", "the longest text, with its second turn"
+    assert sum(text["n_tokens"] for text in found.repeated) == MIN_REPEATED
+    assert all(text["n_near_ties"] == 0 for text in found.repeated)
+
+
+def test_every_token_of_every_text_and_turn_may_be_made_again(
+    loaded: LoadedModel, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "REPEATED_SHARE", 1.0)
+    for sampling in (None, Sampling(temperature=0.5, top_p=0.9)):
+        found = batch_of(loaded, decoder, sampling=sampling).measurement({}, [0, 1, 2])
+        told = {(text["prompt_id"], text["turn"]): text["n_tokens"] for text in found.repeated}
+        assert sum(told.values()) == found.n_tokens
+        assert told.keys() == {("one", 0), ("two", 0), ("two", 1), ("three", 0)}
+
+
+def test_a_text_that_is_another_one_in_its_batch_fails_the_run(tiny_model: Path) -> None:
+    model = ReadsItsNeighbours.from_pretrained(tiny_model).eval()
+    loaded = replace(load_model(locate(str(tiny_model))), model=model)
+    decoder = verified(model)
+    batch_of(loaded, decoder, PROMPTS[:1])
+    with pytest.raises(RunFailedError) as caught:
+        batch_of(loaded, decoder)
+    assert re.fullmatch(
+        r"each text must be what Transformers' generate makes of it alone, near ties apart; got "
+        r"token \d+ for \d+, [\d.]+ in logits away, for prompt 'three' at position [1-5] of turn 0, "
+        r"after \d+ tokens; use shorter texts or --batch-size 1",
+        str(caught.value),
+    )
+
+
+def test_a_difference_that_rounding_explains_is_a_near_tie(
+    loaded: LoadedModel, decoder: Decoder
+) -> None:
+    """The runner-up in place of the first token, with a margin that would or would not do."""
+    ids = loaded.encode(["the fox"])
+    (logits,) = loaded.model(torch.tensor([ids])).logits[:, -1]
+    (largest, second), (first, other) = logits.topk(2)
+    gap, tolerance = float(largest - second), 1e-4 * float(logits.abs().max())
+    context = Context("p", 0, ids)
+    assert gap > tolerance
+    same = repeated(loaded.model, context, [int(first)], 0, None, gap / 2)
+    assert (same.n_tokens, same.n_near_ties) == (1, 0)
+    turned = repeated(loaded.model, context, [int(other)], 0, None, gap * 1.01)
+    assert (turned.n_tokens, turned.n_near_ties) == (1, 1)
+    wrong = (
+        rf"got token {other} for {first}, {gap:.3g} in logits away, for prompt 'p' at position 0"
+    )
+    with pytest.raises(RunFailedError, match=wrong):
+        repeated(loaded.model, context, [int(other)], 0, None, gap * 0.99)
+
+
+def test_the_models_generation_config_is_left_as_it_was(
+    loaded: LoadedModel, decoder: Decoder
+) -> None:
+    own = loaded.model.generation_config
+    own.repetition_penalty = 5.0
+    try:
+        found = batch_of(loaded, decoder).measurement({}, [0, 1, 2])
+        assert loaded.model.generation_config is own
+    finally:
+        own.repetition_penalty = None
+    assert found.repeated

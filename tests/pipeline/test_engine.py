@@ -13,6 +13,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
@@ -122,6 +123,65 @@ def test_a_window_that_the_engine_does_not_know(loaded: LoadedModel) -> None:
     shared_engine(replace(loaded, model=model), logit_exit(model), 16)
     with pytest.raises(InvalidInputError, match="a sliding window of 16 tokens"):
         shared_engine(replace(loaded, model=model), logit_exit(model), 17)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "what"),
+    [
+        (
+            LlamaConfig,
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+             "max_position_embeddings": 16},
+            "dynamic scaling beyond 16 tokens",
+        ),
+        (
+            LlamaConfig,
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,
+                                 "short_factor": [1.0] * 4, "long_factor": [9.0] * 4,
+                                 "original_max_position_embeddings": 16}},
+            "longrope scaling beyond 16 tokens",
+        ),
+        (
+            Ministral3Config,
+            {"head_dim": 8,
+             "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0,
+                                 "original_max_position_embeddings": 16,
+                                 "llama_4_scaling_beta": 0.5}},
+            "an attention temperature beyond 16 tokens",
+        ),
+    ],
+)  # fmt: skip
+def test_what_begins_at_a_length_is_refused_from_there(
+    loaded: LoadedModel, config: Callable[..., Any], changes: dict[str, Any], what: str
+) -> None:
+    model = model_of(config, **changes)
+    shared_engine(replace(loaded, model=model), logit_exit(model), 16)
+    with pytest.raises(InvalidInputError, match=f"{what}, shorter than the text"):
+        shared_engine(replace(loaded, model=model), logit_exit(model), 17)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layers", [3, 12])
+def test_rounding_is_told_from_another_build(
+    loaded: LoadedModel, dtype: torch.dtype, layers: int
+) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_hidden_layers": layers, "initializer_range": 0.3}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval().to(dtype)
+    for name, buffer in model.named_buffers():  # as they are in a model that is loaded
+        model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = (
+            buffer.float()
+        )
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    mine = replace(loaded, model=model)
+    shared = shared_engine(mine, logit_exit(model), 16)
+    assert shared.open().dtype == dtype
+    for name, weight in model.named_parameters():
+        assert weight.dtype == dtype
+        assert torch.equal(weight, before[name])
+    model.model.layers[1].self_attn.scaling *= 1.1
+    with pytest.raises(InvalidInputError, match=r"its logits were .* of the largest one away"):
+        shared_engine(mine, logit_exit(model), 16)
 
 
 def test_an_engine_on_a_device_has_its_weights_there(engine: SharedEngine) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ..progress import OnProgress, Progress, no_report
+from ..progress import OnProgress, Progress, no_report, part_of
 from .attention import without_padding
 from .exit import Exit, on_layers
 from .kernels import drop_pages, fast_linears, give_back_memory, lazy_zeros
+from .lengths import alone_beyond
 from .sampling import Sampling, TokenPosition, choose
 
 #: share of a batch that must have finished before the batch is compacted
@@ -236,6 +237,73 @@ class Batch:
                 layer.batch_select_indices(index)
 
 
+class Alone(Batch):
+    """One text by itself, with the inputs that Transformers' `generate` would give its model.
+
+    Some models begin a new cache at a length that their `prepare_inputs_for_generation` knows.
+    """
+
+    def __init__(self, model: Any, exit_: Exit, given: Sequence[Sequence[int]], room: int) -> None:
+        """Begin with the token ids of one text, and room for as many more."""
+        super().__init__(model, exit_, given, room)
+        self.text, self.most = self.ids, self.width + room
+
+    def step(self) -> tuple[Tensor, list[Tensor]]:
+        """Logits [1, vocabulary] of the next token, and each layer's states [1, width]."""
+        prepared = self.model.prepare_inputs_for_generation(
+            self.text,
+            past_key_values=self.cache,
+            attention_mask=self.mask,
+            next_sequence_length=self.ids.shape[1],
+            use_cache=True,
+        )
+        if prepared.get("past_key_values") is not self.cache:
+            self.cache = growing_cache(self.model.config, self.most)
+            self.ids, self.positions = self.text, self.mask.cumsum(1) - 1
+        return self._run(self.ids, self.positions, self.mask, self.cache)
+
+    def append(self, chosen: Tensor) -> None:
+        """Append the next token."""
+        super().append(chosen)
+        self.text = torch.cat([self.text, self.ids], dim=1)
+
+
+@torch.inference_mode()
+def forget_lengths(model: Any) -> None:
+    """Let a model forget the lengths that it has read, by reading one token.
+
+    Dynamically scaled rotary embeddings keep the scale of the longest text until a short one comes.
+    """
+    if alone_beyond(model.config) is not None:
+        device = model.get_input_embeddings().weight.device
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+
+
+def companies(lengths: Sequence[int], room: int, limit: int | None) -> list[list[int]]:
+    """Rows that are decoded together: all, but those by themselves that may outgrow the limit.
+
+    Args:
+        lengths: tokens of each text so far.
+        room: most tokens to come.
+        limit: from `alone_beyond`.
+
+    >>> companies([5, 30, 7, 28], room=4, limit=31)
+    [[0, 2, 3], [1]]
+    """
+    alone = [row for row, length in enumerate(lengths) if outgrows(length, room, limit)]
+    together = [row for row in range(len(lengths)) if row not in alone]
+    return [rows for rows in (together, *([row] for row in alone)) if rows]
+
+
+def outgrows(length: int, room: int, limit: int | None) -> bool:
+    """Whether a text may outgrow a limit on the tokens that are read: the last one is not.
+
+    >>> outgrows(28, room=4, limit=31)
+    False
+    """
+    return limit is not None and length + room - 1 > limit
+
+
 def shared_prefix(texts: Sequence[Sequence[int]]) -> int:
     """Length of the common prefix, shorter than every text; 0 where it saves little.
 
@@ -321,6 +389,9 @@ def generate(
 ) -> Iterator[Chunk]:
     """Decode a batch of tokenized contexts, padded on the left, end tokens included.
 
+    Texts that may reach a length from which on a batch would be another text than each by itself
+    (`alone_beyond`) are decoded alone, after the others.
+
     A chunk must be consumed before the next is requested: the memory of its states is reused.
 
     Args:
@@ -334,7 +405,35 @@ def generate(
         chunk_tokens: tokens per chunk, except the last; at least those of one step.
         on_progress: called after each step with the tokens so far and the share of the steps.
     """
-    batch = Batch(model, exit_, [context.ids for context in contexts], max_new_tokens)
+    limit = alone_beyond(model.config)
+    lengths = [len(context.ids) for context in contexts]
+    done = tokens = 0
+    for rows in companies(lengths, max_new_tokens, limit):
+        kind = Alone if outgrows(lengths[rows[0]], max_new_tokens, limit) else Batch
+        given = [contexts[row] for row in rows]
+        forget_lengths(model)
+        batch = kind(model, exit_, [context.ids for context in given], max_new_tokens)
+        before, done = done / len(contexts), done + len(rows)
+        report = part_of(on_progress, before, done / len(contexts), tokens)
+        for chunk in _decoded(
+            batch, given, max_new_tokens, end_ids, sampling, drops_rows, chunk_tokens, report
+        ):
+            tokens += len(chunk.row)
+            yield replace(chunk, row=[rows[row] for row in chunk.row])
+
+
+def _decoded(
+    batch: Batch,
+    contexts: Sequence[Context],
+    max_new_tokens: int,
+    end_ids: frozenset[int],
+    sampling: Sampling | None,
+    drops_rows: bool,
+    chunk_tokens: int,
+    on_progress: OnProgress,
+) -> Iterator[Chunk]:
+    """Decode the contexts of one batch."""
+    model, exit_ = batch.model, batch.exit
     buffer = _Buffer(len(exit_.decoder_layers), max(chunk_tokens, len(contexts)))
     tokens = 0
     active = list(range(len(contexts)))  # places in the batch whose text has not ended

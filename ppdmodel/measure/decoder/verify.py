@@ -1,22 +1,31 @@
-"""Check on a short probe that padded, cached, batched decoding equals decoding each text alone."""
+"""Checks that padded, cached, batched decoding equals decoding each text alone.
+
+A model is checked on a short probe before a run, and some texts of the run by `generate`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ...errors import InvalidInputError, excerpt
+from ...errors import InvalidInputError, RunFailedError, excerpt
 from .exit import TOLERANCE, Exit, logit_exit
-from .generate import Batch
+from .generate import Batch, Context, forget_lengths
 from .kernels import prepack_head, prepack_layers
+from .lengths import alone_beyond, changes
 from .ranks import BLOCK
+from .sampling import Sampling, TokenPosition, choose, scaled, within_top_p
 
 #: lengths of the probe's texts, one of which is mostly padding, and the length of their common
 #: prefix
 LENGTHS, PREFIX_LENGTH = (13, 5, 9), 4
+#: largest window of attention, in tokens, that the probe's texts outgrow
+MOST_WINDOW = 64
 #: ids of a text are so far apart, and those of other lengths so far away: few are special tokens
 STRIDE, SHIFT = 7, 31
 #: places of the rows that are kept before each step of the probe; None keeps all
@@ -73,7 +82,7 @@ def verified(model: Any) -> Decoder:
 @torch.inference_mode()
 def _fault(model: Any, exit_: Exit, drop: bool) -> str | None:
     """How batched decoding differs from decoding each text alone; None if it agrees."""
-    texts = probe_texts(int(model.config.get_text_config().vocab_size))
+    texts = probe_texts(int(model.config.get_text_config().vocab_size), probe_lengths(model.config))
     try:
         batch = Batch(model, exit_, texts, room=len(KEPT))
         for number, kept in enumerate(KEPT, start=1):
@@ -94,11 +103,20 @@ def _fault(model: Any, exit_: Exit, drop: bool) -> str | None:
     return None
 
 
-def probe_texts(vocabulary: int) -> list[list[int]]:
-    """Token ids of `LENGTHS` texts that begin alike and go on differently."""
+def probe_lengths(config: Any) -> list[int]:
+    """Lengths of the probe's texts: two outgrow the windows, none what texts of a batch share."""
+    beyond = (change.beyond for change in changes(config) if not change.by_place)
+    window = max((tokens for tokens in beyond if tokens <= MOST_WINDOW), default=0)
+    limit = alone_beyond(config) or window + max(LENGTHS) + len(KEPT)
+    most = max(1, limit + 1 - len(KEPT))
+    return [min(length + window * (length > min(LENGTHS)), most) for length in LENGTHS]
+
+
+def probe_texts(vocabulary: int, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
+    """Token ids of texts that begin alike and go on differently."""
     return [
         [(STRIDE * n + SHIFT * length * (n >= PREFIX_LENGTH)) % vocabulary for n in range(length)]
-        for length in LENGTHS
+        for length in lengths
     ]
 
 
@@ -109,3 +127,110 @@ def _alone(model: Any, ids: list[int]) -> Tensor:
         input_ids=given, attention_mask=torch.ones_like(given), use_cache=False
     ).logits
     return logits[0, -1].float()
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """How many of a text's tokens Transformers' `generate` was asked for again, one by one.
+
+    `n_near_ties` are those that it would not have chosen, by a margin that rounding explains.
+    """
+
+    n_tokens: int
+    n_near_ties: int
+
+
+@torch.inference_mode()
+def repeated(
+    model: Any,
+    context: Context,
+    made: Sequence[int],
+    first: int,
+    sampling: Sampling | None,
+    margin: float,
+) -> Repeated:
+    """Compare the tokens of a text with those that `generate` chooses, the text by itself.
+
+    Each token is compared after the same tokens before it, so one near tie does not hide the rest.
+
+    Args:
+        model: that made the text.
+        context: what the text follows, and where it stands in the run.
+        made: its tokens.
+        first: the first of them to compare; those before it are given to `generate`.
+        sampling: how they were sampled; None is greedy.
+        margin: in logits, that rounding explains at least.
+
+    Raises:
+        RunFailedError: a token differs by more than rounding explains.
+    """
+    device = model.get_input_embeddings().weight.device
+    given = torch.tensor([[*context.ids, *made[:first]]], device=device)
+    forced = _Forced(model, context, made, first, sampling, margin)
+    own, model.generation_config = model.generation_config, GenerationConfig(pad_token_id=0)
+    forget_lengths(model)
+    try:
+        model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=len(made) - first,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([forced]),
+        )
+    finally:
+        model.generation_config = own
+    return Repeated(len(made) - first, forced.near_ties)
+
+
+class _Forced(LogitsProcessor):  # type: ignore[misc]
+    """Makes `generate` take given tokens, and compares them with those that it would take."""
+
+    def __init__(
+        self,
+        model: Any,
+        context: Context,
+        made: Sequence[int],
+        first: int,
+        sampling: Sampling | None,
+        margin: float,
+    ) -> None:
+        self.context, self.made, self.position = context, made, first
+        self.sampling, self.margin = sampling, margin
+        self.tolerance = TOLERANCE[model.dtype]
+        self.near_ties = 0
+
+    def __call__(self, _input_ids: Tensor, logits: Tensor) -> Tensor:
+        """Logits [1, vocabulary] of which only the given token's is finite."""
+        token = self.made[self.position]
+        best, gap = self._preferred(logits, token)
+        if best != token:
+            if not gap <= max(self.margin, self.tolerance * float(logits.abs().max())):
+                raise RunFailedError(
+                    "each text must be what Transformers' generate makes of it alone, near ties "
+                    f"apart; got token {token} for {best}, {gap:.3g} in logits away, for prompt "
+                    f"{self.context.prompt_id!r} at position {self.position} of turn "
+                    f"{self.context.turn}, after {len(self.context.ids) + self.position} tokens; "
+                    "use shorter texts or --batch-size 1"
+                )
+            self.near_ties += 1
+        self.position += 1
+        only = torch.full_like(logits, -torch.inf)
+        only[:, token] = 0
+        return only
+
+    def _preferred(self, logits: Tensor, token: int) -> tuple[int, float]:
+        """The token that is chosen from logits, and how far in logits another one is behind it."""
+        if self.sampling is None:
+            best = int(logits.argmax())
+            return best, float(logits[0, best] - logits[0, token])
+        place = TokenPosition(self.context.prompt_id, self.context.turn, self.position)
+        chosen, noise = choose(logits, [place], self.sampling)
+        assert noise is not None
+        if int(chosen) == token:
+            return token, 0.0
+        scores = scaled(logits, self.sampling.temperature)
+        # rounding may move the edge of the smallest set of probability top_p
+        top_p = self.sampling.top_p * (1 - self.tolerance) if self.sampling.top_p < 1 else 1.0
+        best = int((within_top_p(scores, top_p) + noise).argmax())
+        gap = float((scores + noise)[0, best] - (scores + noise)[0, token])
+        return int(chosen), gap * self.sampling.temperature

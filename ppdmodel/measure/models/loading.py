@@ -20,6 +20,7 @@ import transformers
 from ...errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError, excerpt
 from ...results.files import flush, parse_json
 from ...results.locks import only_one
+from ..decoder.lengths import context
 from .cache import cache_dir
 from .chat import Message, render
 from .gguf_header import read_header
@@ -66,9 +67,7 @@ class LoadedModel:
     @property
     def context(self) -> int | None:
         """The model's maximum context in tokens, if it states one."""
-        config = self.model.config.get_text_config()
-        found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-        return next((int(limit) for limit in found if limit), None)
+        return context(self.model.config)
 
     @property
     def end_ids(self) -> frozenset[int]:
