@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +15,22 @@ from typing import Any
 import torch
 import transformers
 
-from ...errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError, excerpt
-from ...results.files import flush, parse_json
+from ...errors import EXCERPT, InvalidInputError, RunFailedError, excerpt
+from ...results.files import flush
 from ...results.locks import only_one
 from ..decoder.lengths import context
 from .cache import cache_dir
 from .chat import Message, render
+from .faults import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    explained,
+    fault_of_config,
+    fault_of_tokenizer,
+    json_of,
+    model_without_weights,
+    read_tokenizer,
+)
 from .gguf_header import read_header
 from .gguf_model import check_used, scale_positions
 from .sources import WEIGHTS_FILE, ModelSource, check_all_used, weight_files
@@ -43,10 +51,6 @@ _GENERATION_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("repetition_penalty", "length_penalty"), (int, float)),
     **dict.fromkeys(("do_sample", "use_cache"), (bool,)),
 }
-#: more layers than any decoder has
-MOST_LAYERS = 1000
-#: the configuration; also in every complete conversion: folders are renamed into place when whole
-CONFIG = "config.json"
 #: which rules made a conversion: one by older rules is not read
 CONVERSION = "2"
 
@@ -215,16 +219,15 @@ def _read(
     """Read the source's own folder, or that of its conversion."""
     generation = folder / "generation_config.json"
     if generation.is_file():
-        _check_generation(source, _json_of(generation))
+        _check_generation(source, json_of(generation))
+    if (folder / TOKENIZER_CONFIG).is_file():
+        json_of(folder / TOKENIZER_CONFIG)
     path = source.gguf if source.gguf and folder == source.folder else None
     gguf = {"gguf_file": str(path.resolve())} if path else {}
     config, held = _configured(source, folder, path, gguf)
-    with _explained(f"the tokenizer of {source.name}", f"check {path or _tokenizer_files(folder)}"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, **gguf
-        )
-        tokenizer("a text")  # some faults show only where it is used
-    with _explained(f"the weights of {source.name}", f"check {path or folder}"):
+    with explained(f"the tokenizer of {source.name}", lambda: path or fault_of_tokenizer(folder)):
+        tokenizer = read_tokenizer(folder, **gguf)
+    with explained(f"the weights of {source.name}", lambda: path or folder):
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -249,16 +252,16 @@ def _configured(
         InvalidInputError: no model can be made of it, or one with weights of other sizes.
     """
     if path:
-        with _explained(f"the header of {source.name}", f"check {path}"):
+        with explained(f"the header of {source.name}", lambda: path):
             config = transformers.AutoConfig.from_pretrained(
                 folder, trust_remote_code=False, **gguf
             )
             header = read_header(path)
             scale_positions(config, header, path)
-            model = _empty(config)
+            model = model_without_weights(config)
         check_used(model, header, path)
         return config, {}
-    document = _json_of(folder / CONFIG)
+    document = json_of(folder / CONFIG)
     if not isinstance(document, dict):
         raise InvalidInputError(
             f"{folder / CONFIG} must be a JSON object; got {type(document).__name__}; get it again"
@@ -270,76 +273,12 @@ def _configured(
         )
     check_all_used(folder)
     held = tensors_in(weight_files(folder))
-    with _explained(f"the configuration of {source.name}", "", document):
+    with explained(f"the configuration of {source.name}", lambda: fault_of_config(document)):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model, quantized = _empty(config), is_quantized(source.name, config)
+        model, quantized = model_without_weights(config), is_quantized(source.name, config)
     if not quantized:
         check_tensors(source.name, model, held)
     return config, held
-
-
-def _empty(config: Any) -> Any:
-    """The model of a configuration, without numbers."""
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers is {layers}, which is more than {MOST_LAYERS}")
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
-def _field_at_fault(document: Mapping[str, Any]) -> str:
-    """The field of a configuration without which a model can be made, for a message."""
-    for name in document:
-        rest = {key: value for key, value in document.items() if key != name}
-        with suppress(Exception):
-            _empty(transformers.AutoConfig.for_model(**rest))
-            return f"{name} = {str(document[name])[:80]!r} in {CONFIG}"
-    return CONFIG
-
-
-@contextmanager
-def _explained(what: str, fix: str, document: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Raise the library's error as one of ours: bad input, unless the machine is at fault.
-
-    Args:
-        what: must load.
-        fix: what to do; with `document`, to correct its field at fault.
-        document: the configuration.
-    """
-    try:
-        yield
-    except PpdModelError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise RunFailedError(
-            f"{what} must fit the memory; got {excerpt(error) or 'too little of it'}; "
-            "use a smaller model, or a machine with more"
-        ) from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {excerpt(error)}"
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-            raise RunFailedError(f"{what} must be readable; got {reason}; {fix}") from error
-        if "Unrecognized configuration class" in str(error):
-            raise InvalidInputError(
-                f"the model must be a decoder with a language-model head; got {what}, "
-                "which Transformers has no such class for; choose another"
-            ) from None
-        if document is not None:
-            fix = f"correct {_field_at_fault(document)}"
-        raise InvalidInputError(f"{what} must load; got {reason}; {fix}") from error
-
-
-def _tokenizer_files(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*token*"))
-    return " and ".join(names) + f" in {folder}" if names else f"that {folder} has tokenizer.json"
-
-
-def _json_of(path: Path) -> Any:
-    """The document in a file; a configuration may have infinite limits."""
-    try:
-        return parse_json(re.sub(r"\bInfinity\b", "0", path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} must be JSON; got {error}; get the file again") from None
 
 
 def _check_finite(source: ModelSource, model: Any) -> None:
@@ -386,7 +325,7 @@ def _converted(source: ModelSource) -> Path | None:
     folder = (
         home / f"{source.weights_sha256[0]}-transformers-{transformers.__version__}-{CONVERSION}"
     )
-    if (folder / CONFIG).is_file():
+    if (folder / CONFIG).is_file():  # folders are renamed into place when whole
         return folder
     prefix = f".part-{folder.name}-"
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,8 @@ def check_tensors(name: str, model: Any, held: Mapping[str, Held]) -> None:
         InvalidInputError: the message names the tensor.
     """
     places = model.state_dict()
-    buffers = {buffer for buffer, _ in model.named_buffers()}
     taken: dict[str, str] = {}
-    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    left_out = re.compile("|".join(f"({pattern})" for pattern in [IGNORED.pattern, *patterns]))
+    is_table = _tables(model, held)
     for key, tensor in held.items():
         name_in_model = _place(model, key, places)
         place = places.get(name_in_model)
@@ -97,8 +95,7 @@ def check_tensors(name: str, model: Any, held: Mapping[str, Held]) -> None:
                 "one place"
             )
         is_number = place is None or place.is_floating_point()
-        is_table = _place(model, key, buffers) in buffers or left_out.search(key)
-        if tensor.dtype not in FLOATS and is_number and not is_table:
+        if tensor.dtype not in FLOATS and is_number and not is_table(key):
             raise InvalidInputError(
                 f"the weights of {name} must be floating-point numbers of 16 bits or more, or "
                 f"have a quantization_config in config.json; got {key} of type {tensor.dtype}; "
@@ -190,15 +187,28 @@ def layers_beyond(model: Any, unexpected: Iterable[str]) -> list[str]:
 def _unused(model: Any, unexpected: Iterable[Any], held: Mapping[str, Held]) -> list[str]:
     """Tensors without a place in the model that would change what it predicts."""
     extra = _extra_layers(model, held)
-    buffers = {name for name, _ in model.named_buffers()}  # computed, not loaded
+    is_table = _tables(model, held)
     unused = []
     for key in sorted(map(str, unexpected)):
         number = NUMBER.search(key)
         is_extra = number is not None and key[: number.end()] in extra
-        is_table = IGNORED.search(key) or _place(model, key, buffers) in buffers
-        if not (is_extra or is_table or _is_zero_bias(key, held)):
+        if not (is_extra or is_table(key) or _is_zero_bias(key, held)):
             unused.append(key)
     return unused
+
+
+def _tables(model: Any, held: Mapping[str, Held]) -> Callable[[str], bool]:
+    """Whether a tensor's name is that of numbers that a model computes, or that no class reads."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    left_out = re.compile("|".join(f"({pattern})" for pattern in [IGNORED.pattern, *patterns]))
+    buffers = {buffer for buffer, _ in model.named_buffers()}
+
+    def is_table(key: str) -> bool:
+        shape = held[key].shape if key in held else ()
+        is_mask = key.endswith(".bias") and len(shape) == 4 and shape[0] == shape[1] == 1
+        return bool(is_mask or left_out.search(key) or _place(model, key, buffers) in buffers)
+
+    return is_table
 
 
 def _is_zero_bias(key: str, held: Mapping[str, Held]) -> bool:

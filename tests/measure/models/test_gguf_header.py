@@ -385,3 +385,31 @@ def refusal(path: Path) -> str | None:
     except InvalidInputError as error:
         return str(error)
     return None
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_a_part_of_a_split_file_is_named_with_the_way_to_join(tmp_path: Path, small: bool) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=1, small_first_shard=small)
+    writer.add_block_count(1)
+    for name in ("token_embd.weight", "blk.0.attn_norm.weight"):
+        writer.add_tensor(name, np.ones((8, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == 2 + small
+    for number, path in enumerate(parts):
+        with pytest.raises(InvalidInputError) as caught:
+            read_header(path)
+        assert str(caught.value) == (
+            f"a GGUF file must hold a whole model; got {path}, which is part {number + 1} of "
+            f"{len(parts)}; join them with llama-gguf-split --merge FIRST-PART WHOLE.gguf, from "
+            "llama.cpp"
+        )
+
+
+def test_values_are_kept_by_key(tmp_path: Path) -> None:
+    more = pair("a", STRING, text(b"x\xff")), pair("b", ARRAY, array(UINT32, 1, u32(1)))
+    fields = read_header(written(tmp_path / "m.gguf", gguf(*more))).fields
+    assert (fields["a"], fields["b"], fields["llama.block_count"]) == ("x\ufffd", None, 1)

@@ -18,7 +18,6 @@ from tokenizers.processors import TemplateProcessing
 from ppdmodel.errors import InvalidInputError, PpdModelError
 from ppdmodel.measure.decoder.verify import verified
 from ppdmodel.measure.models import loading as models
-from ppdmodel.measure.models import weights
 from ppdmodel.measure.models.loading import check_hardware, load_model
 from ppdmodel.measure.models.sources import ModelSource, locate
 
@@ -85,16 +84,6 @@ def test_weights_of_further_layers_are_named_and_others_left_alone(folder: Path)
     words = r"must name all layers of its weights; got none for model\.layers\.3\..* and 17 more;"
     with pytest.raises(InvalidInputError, match=words):
         load_model(locate(str(folder)))
-
-
-def test_a_further_layer_is_like_the_first_whatever_is_numbered_in_it() -> None:
-    """Experts have numbers too: those of the first layer, and of one in it, say what is known."""
-    layer = torch.nn.ModuleList([torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2)])
-    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([layer])})
-    known = sorted(model.state_dict())
-    assert known == ["layers.0.0.weight", "layers.0.1.bias", "layers.0.1.weight"]
-    further = [name.replace("layers.0.", "layers.1.") for name in known]
-    assert weights.layers_beyond(model, [*further, "layers.1.scale", "layers.0.0.bias"]) == further
 
 
 def test_a_loaded_model_only_predicts_from_aligned_weights(tiny_model: Path) -> None:

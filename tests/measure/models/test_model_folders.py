@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 
 from ppdmodel import load
@@ -24,6 +23,7 @@ from ppdmodel.measure.decoder.exit import Exit
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.results.measurement import Measurement
+from tests.support.gguf_files import write_gguf
 from tests.support.runs import (
     Outcome,
     alone,
@@ -442,49 +442,7 @@ def test_a_device_map_gives_the_same_measurement(
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole GGUF file of a tiny random Llama, with a tokenizer of bytes."""
-    from tokenizers import pre_tokenizers
-
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    width, inner, layers, rng = 32, 64, 2, np.random.default_rng(0)
-    tokens = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(layers)
-    writer.add_context_length(256)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(8)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] + [1] * (len(tokens) - 1))
-    writer.add_token_merges(["t h"])
-    writer.add_eos_token_id(0)
-    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-
-    def add(name: str, *shape: int) -> None:
-        values = np.ones(shape) if len(shape) == 1 else rng.normal(0, 0.3, shape)
-        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
-
-    add("token_embd", len(tokens), width)
-    add("output_norm", width)
-    add("output", len(tokens), width)
-    for n in range(layers):
-        for name, rows in (("q", width), ("k", 16), ("v", 16), ("output", width)):
-            add(f"blk.{n}.attn_{name}", rows, width)
-        for name, rows, columns in (("gate", inner, 32), ("up", inner, 32), ("down", 32, inner)):
-            add(f"blk.{n}.ffn_{name}", rows, columns)
-        add(f"blk.{n}.attn_norm", width)
-        add(f"blk.{n}.ffn_norm", width)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture

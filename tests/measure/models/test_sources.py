@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from gguf import GGUFWriter
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
+from ppdmodel.measure.models import sources
 from ppdmodel.measure.models.gguf_header import read_header
 from ppdmodel.measure.models.packaged import (
     DEFAULT_MODEL,
@@ -156,3 +159,45 @@ def test_an_index_names_weights_of_its_own_folder(
     path.write_text(index)
     with pytest.raises(InvalidInputError, match=re.escape(words)):
         locate(str(folder))
+
+
+def test_paths_that_no_model_can_have_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some look like the id of a model on the hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    loop, nowhere, pipe = tmp_path / "d" / "loop", tmp_path / "d" / "gone", tmp_path / "d" / "pipe"
+    loop.symlink_to(loop)
+    nowhere.symlink_to(tmp_path / "not-there")
+    os.mkfifo(pipe)
+    for name, reason in {
+        "d/loop": "Too many levels of symbolic links",
+        "d/loop/model": "Too many levels of symbolic links",
+        "d/gone": "a link to nothing",
+        "d/pipe": "a pipe or a device",
+        "/dev/zero": "a pipe or a device",
+        "a" * 300: "File name too long",
+        "d/" + "a" * 300 + ".gguf": "File name too long",
+        "d/" * 3000: "File name too long",
+        "a\0b": "embedded null byte",
+    }.items():
+        with pytest.raises(InvalidInputError) as caught:
+            locate(name)
+        message = str(caught.value)
+        assert message.startswith(
+            f"model must be a file, a folder or a name; got {name[:40]!r}"[:-1]
+        )
+        assert message.endswith(f" ({reason}); check the path")
+        assert len(message) < 400
+
+
+def test_a_model_that_cannot_be_read_is_no_bad_input(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(paths[0]))
+
+    monkeypatch.setattr(sources, "sha256", refuse)
+    with pytest.raises(RunFailedError, match=r"got Permission denied at .*model\.safetensors;"):
+        locate(str(tiny_model))

@@ -160,3 +160,25 @@ def test_a_file_that_is_cut_off_is_never_read_as_states(
     with pytest.raises((InvalidInputError, SafetensorError)):
         collected(model, tmp_path)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "a tensor less", "other shapes"])
+def test_a_damaged_file_is_named_and_made_again_once_removed(
+    model: tuple[LoadedModel, Decoder], states: States, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / states.files[0].name
+    whole = states.files[0].read_bytes()
+    with safe_open(states.files[0], "pt") as file:
+        tensors, about = load_file(states.files[0]), file.metadata()
+    if damage in ("cut short", "empty"):
+        path.write_bytes(whole[:-9] if damage == "cut short" else b"")
+    elif damage == "a tensor less":
+        save({name: tensors[name] for name in ("hidden", "token_id")}, path, about)
+    else:
+        save(tensors | {"prompt": tensors["prompt"][:-1]}, path, about)
+    with pytest.raises(InvalidInputError, match=f"must be whole; got {path} .*remove it, and it"):
+        collected(model, tmp_path, max_tokens=1)
+    path.unlink()
+    collected(model, tmp_path, max_tokens=1)
+    again = load_file(path)
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
