@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .errors import InvalidInputError
 
+#: layers of a model that is measured: Llama 3.1 405B has 126
+MOST_LAYERS = 1000
+#: guesses per exit: beyond a hundred, an exit's next guess is nearly never right
+MOST_K = 1000
+#: resamples of a bootstrap: 1000 are usual
+MOST_RESAMPLES = 10_000
+#: numbers that a bootstrap may hold at once, of 8 bytes: 1 GiB
+MOST_DRAWS = 2**27
+#: the largest of the whole numbers that a command or a file names; of others, `MOST`
+LIMITS: Mapping[str, int] = MappingProxyType(
+    {
+        "layers": MOST_LAYERS,
+        "exit_layer": MOST_LAYERS,
+        "exit_layers": MOST_LAYERS,
+        "k": MOST_K,
+        "k_max": MOST_K,
+        "depth": MOST_LAYERS,
+        "max_depth": MOST_LAYERS,
+        "resamples": MOST_RESAMPLES,
+        "max_new_tokens": 10**8,
+        "threads": 4096,
+        "rounds": 10_000,
+        "epochs": 1000,
+        "units_per_process": 1024,
+    }
+)
+MOST = 10**15
 
-def positive_integer(name: str, value: Any, fix: str = "give 1 or more") -> int:
+
+def positive_integer(name: str, value: Any, fix: str = "", most: float = math.inf) -> int:
     """Return `value` as an `int`, or raise `InvalidInputError` with one line.
 
     >>> positive_integer("layers", 40)
@@ -19,8 +49,28 @@ def positive_integer(name: str, value: Any, fix: str = "give 1 or more") -> int:
     except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole or value < 1:
-        raise InvalidInputError(f"{name} must be a positive integer; got {value}; {fix}")
+        raise InvalidInputError(
+            f"{name} must be a positive integer; got {value}; {fix or 'give 1 or more'}"
+        )
+    if value > most:
+        raise InvalidInputError(f"{name} must be at most {most}; got {value}; {fix or 'give less'}")
     return int(value)
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed of 0 to 2^63 - 1, which every generator and every file takes, or raise."""
+    if not 0 <= seed < 2**63:
+        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give one below 2^63")
+    return seed
+
+
+def check_draws(resamples: int, each: int, what: str) -> None:
+    """Raise `InvalidInputError` where a bootstrap of `each` numbers would not fit in memory."""
+    if resamples * each > MOST_DRAWS:
+        raise InvalidInputError(
+            f"{what} times the resamples must be at most {MOST_DRAWS}; got {each} and {resamples}; "
+            "lower one of them"
+        )
 
 
 def real_number(name: str, value: Any, least: float, fix: str) -> Any:

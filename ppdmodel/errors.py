@@ -6,11 +6,16 @@ Each message is one line: the invariant, the value received, and the fix or the 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 #: characters of another library's message that an error cites
 EXCERPT = 200
+#: controls, line separators, marks that reverse the direction of text, and halves of characters
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class PpdModelError(Exception):
@@ -34,6 +39,15 @@ class MissingExtraError(PpdModelError, RuntimeError):
 
 class RunFailedError(PpdModelError, RuntimeError):
     """The input was fine and the run did not succeed; exit code 1."""
+
+
+def visible(text: str) -> str:
+    r"""Text with what a terminal or a browser would obey, or hide, as the escapes of JSON.
+
+    >>> visible("red: \x1b[31m")
+    'red: \\u001b[31m'
+    """
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def excerpt(error: BaseException) -> str:

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import InvalidInputError, MissingExtraError, PpdModelError
+from ..errors import InvalidInputError, MissingExtraError, PpdModelError, visible
 
+#: characters of an error that are shown: a path has at most 4096
+LONGEST = 6000
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -60,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         from .app import app_for
 
+        _check_words(argv)
         code = app_for(argv)(list(argv), prog_name="ppdmodel", standalone_mode=False)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         sys.stderr.close()
@@ -76,6 +79,15 @@ def run(argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else DONE
 
 
+def _check_words(argv: Sequence[str]) -> None:
+    """Refuse names in another encoding than UTF-8, which no result could record."""
+    for word in argv:
+        if "\0" in word or word.encode(errors="replace").decode() != word:
+            raise InvalidInputError(
+                f"the words of a command must be UTF-8; got {word!r}; rename the file"
+            )
+
+
 def _explained(error: Exception) -> tuple[str, int]:
     """An error's message and exit code."""
     if isinstance(error, PpdModelError):
@@ -83,6 +95,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT if is_input else FAILED
     if isinstance(error, ModuleNotFoundError):
         return str(MissingExtraError("measure", error.name or "torch")), BAD_INPUT
+    if isinstance(error, OSError) and error.filename is None:  # no file or folder: the output
+        return f"the output must be writable; got {error.strerror or error}", FAILED
     usage = getattr(error, "format_message", None)  # the parser's message on wrong options
     if usage is not None:
         message = usage().rstrip(".")
@@ -93,5 +107,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _report(message: str, code: int) -> int:
     if not message:  # a group of commands without a command: its help is on the screen
         return code
-    print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
+    line = visible(" ".join(message.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    print(f"error: {line}", file=sys.stderr)  # noqa: T201
     return code

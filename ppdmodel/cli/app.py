@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -38,8 +40,24 @@ def app_of(names: Iterable[str] = COMMANDS) -> typer.Typer:
             app.add_typer(module.models_app, name=name, rich_help_panel=COMMANDS[name])
         else:
             command = getattr(module, f"{word}_command")
-            app.command(name, rich_help_panel=COMMANDS[name])(command)
+            app.command(name, rich_help_panel=COMMANDS[name])(_paths_checked(command))
     return app
+
+
+def _paths_checked(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that refuses paths at which nothing can be before it begins."""
+
+    @wraps(command)
+    def checked(**options: Any) -> None:
+        for value in options.values():
+            for path in value if isinstance(value, list) else (value,):
+                if isinstance(path, Path):
+                    from ..results.files import check_path
+
+                    check_path(path)
+        command(**options)
+
+    return checked
 
 
 def app_for(argv: Sequence[str]) -> typer.Typer:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..decide.outcomes import Comparison, Method
-from .format import interval, number, print_table, say
+from .format import interval, number, print_json, print_table, say
 from .options import Json, TimingFile, guesses_beside, option, rates_in, refuse, whole_option
 
 
@@ -50,9 +50,10 @@ def compare_command(
     from ..decide.compare import compare
     from ..results.io import load_timing
 
+    rates = rates_in(source)
     result = compare(
-        rates_in(source),
-        guesses=guesses_beside(source),
+        rates,
+        guesses=guesses_beside(source, rates),
         timing=load_timing(timing) if timing else None,
         max_compute=max_compute,
         max_units=max_units,
@@ -62,7 +63,7 @@ def compare_command(
         link_time=link_time,
     )
     if as_json:
-        typer.echo(result.to_json())
+        print_json(result.to_json())
     else:
         render(result)
 

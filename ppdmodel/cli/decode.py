@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, visible
 from . import options
 from .format import answer, note, print_table, say
 from .options import DECODING, MACHINE, option, whole_option
@@ -98,7 +98,7 @@ def decode_command(
         said.append(token_id)
         text = loaded.decode(said)
         if not text.endswith("\ufffd"):
-            sys.stdout.write(text[printed:])
+            sys.stdout.write("\n".join(map(visible, text[printed:].split("\n"))))
             sys.stdout.flush()
             printed = len(text)
 

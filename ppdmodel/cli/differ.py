@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .format import interval, number, print_table, say
+from .format import interval, number, print_json, print_table, say
 from .options import Json, checked_seed, measurement_in, option, whole_list
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def differ_command(
         names=None if by_category else [folder.name or str(folder) for folder in measurements],
         seed=seed,
     )
-    typer.echo(result.to_json()) if as_json else render(result)
+    print_json(result.to_json()) if as_json else render(result)
 
 
 def render(result: Differences) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .format import answer
+from .format import answer, echo
 from .options import Json, rates_in
 
 
@@ -44,4 +44,4 @@ def explore_command(
     with atomic(out) as part:
         part.write_text(page, encoding="utf-8")
     document = {"out": str(out), "bytes": len(page.encode()), "results": len(sources)}
-    answer(as_json, document, typer.echo, str(out))
+    answer(as_json, document, echo, str(out))

@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import Interval
 from . import options
-from .format import answer, number, print_table, say
+from .format import answer, echo, number, print_table, say
 from .options import option, whole_option
 
 
@@ -36,7 +36,9 @@ def fit_command(
     resamples: Annotated[
         int, whole_option("--resamples", "Bootstrap resamples of the prompts.", "N")
     ] = 1000,
-    seed: Annotated[int, option("--seed", "Seed of the bootstrap.")] = 0,
+    seed: Annotated[
+        int, option("--seed", "Seed of the bootstrap.", callback=options.checked_seed)
+    ] = 0,
     timing: options.TimingFile = None,
     family: Annotated[
         str | None, option("--family", "Curve family; default: best of three.", "NAME")
@@ -70,10 +72,10 @@ def fit_command(
                 f"layers must be left out for a measurement; got {layers}; it has its own"
             )
         found = [options.measurement_in(folder, "fit") for folder in folders]
+        # noise that is coupled to the text changes which guesses are made
+        guesses = None if coupled else list(map(options.guesses_beside, folders, found))
         if coupled:
             found = [measurement.coupled() for measurement in found]
-        # noise that is coupled to the text changes which guesses are made
-        guesses = None if coupled else [options.guesses_beside(folder) for folder in folders]
         result = fit(found, guesses=guesses, k_max=k_max or 32, **common)
     else:
         options.refuse("a measurement folder", k_max=k_max, coupled=coupled or None)
@@ -126,7 +128,7 @@ def render(result: Calibration, out: Path) -> None:
             f"{raw:.1f}%, calibrated by up to {held_out:.1f}% (held-out prompts); each exit's "
             "scale and shift are in the file."
         )
-    typer.echo(f"Written: {out}")
+    echo(f"Written: {out}")
 
 
 def _parameter(name: str, value: Interval, error: float | None) -> tuple[str, str, str, str]:

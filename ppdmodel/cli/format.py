@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..errors import visible
+
 if TYPE_CHECKING:
     from ..results.intervals import IntervalEstimate
 
@@ -53,10 +55,15 @@ def width() -> int:
     return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
 
 
+def echo(text: str, **look: Any) -> None:
+    """Print text as it is, but for controls in names, which a terminal would obey."""
+    typer.secho("\n".join(map(visible, text.split("\n"))), **look)
+
+
 def say(text: str = "", *, bold: bool = False) -> None:
     """Print text, each of its lines wrapped between words; bold where it is a terminal."""
     for line in text.split("\n"):
-        parts = wrap(line, width(), break_long_words=False, break_on_hyphens=False)
+        parts = wrap(visible(line), width(), break_long_words=False, break_on_hyphens=False)
         for part in parts or [""]:
             typer.secho(part, bold=bold or None)
 
@@ -78,7 +85,7 @@ def print_table(
         left: columns that are aligned on their left; the others are on their right.
         below: for each row a remark to print under it, or an empty text.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[visible(str(cell)) for cell in row] for row in rows]
     upwards = (reversed(head.split("\n")) for head in heads)
     top = list(zip_longest(*upwards, fillvalue=""))[::-1]
     widths = [max(map(len, column)) for column in zip(*top, *cells, strict=True)]
@@ -96,14 +103,17 @@ def print_table(
     for n, row in enumerate(cells):
         typer.echo(line(row))
         if below and below[n]:
-            typer.secho(f"  {below[n]}", dim=True)
+            echo(f"  {below[n]}", dim=True)
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document on standard output."""
+    """Print one JSON document on standard output; a text is one already."""
     import json
 
-    typer.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+    is_text = isinstance(document, str)
+    echo(
+        document if is_text else json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    )
 
 
 def answer(as_json: bool, document: Any, render: Callable[..., None], *about: Any) -> None:
@@ -116,4 +126,4 @@ def answer(as_json: bool, document: Any, render: Callable[..., None], *about: An
 
 def note(text: str) -> None:
     """Print a remark beside the result, on standard error."""
-    typer.echo(text, err=True)
+    echo(text, err=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..results.measurement import Measurement
 from . import options
-from .format import answer, number, print_table, say
+from .format import answer, echo, number, print_table, say
 from .options import DECODING, MACHINE, option
 from .progress import is_first_process, progress_bar, resumable
 
@@ -151,4 +149,4 @@ def render(result: Measurement, out: Path) -> None:
             f"generate, each text alone: {again['n_near_ties'] or 'none'} differ"
             + (", all at near ties" if again["n_near_ties"] else "")
         )
-    typer.echo(f"Every layer, with intervals: {out}")
+    echo(f"Every layer, with intervals: {out}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .format import answer, note, print_json
+from .format import answer, echo, note, print_json
 from .options import Json, option
 
 models_app = typer.Typer(help="Models in pip packages: list, install, path.", no_args_is_help=True)
@@ -39,7 +39,7 @@ def list_command(as_json: Json = False) -> None:
         asks = " (must be accepted)" if model.needs_acceptance else ""
         typer.echo(f"{model.name}  {model.about}")
         typer.echo(f"  {model.license}{asks}, {model.requirements[0]}")
-        typer.echo(f"  {path or 'not installed: ppdmodel models install ' + model.name}")
+        echo(f"  {path or 'not installed: ppdmodel models install ' + model.name}")
 
 
 @models_app.command("install")
@@ -65,7 +65,7 @@ def install_command(
         print_json({"name": name, "path": str(path), "installed_now": was_installed})
         return
     note(f"{name}: {'installed' if was_installed else 'already there'}, sha256 as pinned")
-    typer.echo(str(path))
+    echo(str(path))
 
 
 @models_app.command("path")
@@ -77,4 +77,4 @@ def path_command(name: Name, as_json: Json = False) -> None:
     from ..measure.models.packaged import installed_path, packaged
 
     path = installed_path(packaged(name))
-    answer(as_json, {"name": name, "path": str(path)}, typer.echo, str(path))
+    answer(as_json, {"name": name, "path": str(path)}, echo, str(path))

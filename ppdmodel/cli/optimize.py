@@ -11,7 +11,7 @@ from ..decide.outcomes import Choice, Decision
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import Interval
-from .format import ABSENT, interval, number, print_table, say
+from .format import ABSENT, interval, number, print_json, print_table, say
 from .options import Json, option, rates_in, refuse, whole_option
 
 #: a break-even match rate below this is not shown
@@ -107,7 +107,7 @@ def optimize_command(
         ideal=ideal,
     )
     if as_json:
-        typer.echo(decision.to_json())
+        print_json(decision.to_json())
     else:
         render(decision, source.title)
 

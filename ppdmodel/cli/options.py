@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..checks import positive_integer
+from ..checks import LIMITS, MOST, check_seed, positive_integer
 from ..errors import InvalidInputError
 from .format import note
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..results.calibration import Calibration
     from ..results.measurement import Guesses, Measurement
 
+#: most numbers with commas between them
+MOST_LISTED = 1000
 #: panels of the help
 MODEL, DATA, DECODING, MACHINE = "The model", "The prompts", "Text and guesses", "The machine"
 
@@ -39,6 +41,11 @@ def whole_option(flag: str, text: str, *shown: str) -> Any:
 
 def _read_whole(param: typer.CallbackParam, value: str | None) -> int | None:
     return None if value is None else whole(str(param.name), value)
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """A seed that every generator takes, or an `InvalidInputError`."""
+    return None if seed is None else check_seed(seed)
 
 
 Json = Annotated[bool, option("--json", "Print one JSON document, nothing else.")]
@@ -89,7 +96,10 @@ TopP = Annotated[
     float | None,
     option("--top-p", "Nucleus sampling: the probability mass to keep.", "P", DECODING),
 ]
-SampleSeed = Annotated[int | None, option("--seed", "Seed of the samples.", "S", DECODING)]
+SampleSeed = Annotated[
+    int | None,
+    option("--seed", "Seed of the samples.", "S", DECODING, callback=checked_seed),
+]
 
 # ---------------------------------------------------------------- the machine, and times
 
@@ -113,30 +123,29 @@ TimingFile = Annotated[
 
 
 def whole(name: str, text: str) -> int:
-    """Read a positive integer from the command line."""
+    """Read a positive integer from the command line, within the limit that its name has."""
     try:
-        return positive_integer(name, int(text))
-    except ValueError:
-        raise InvalidInputError(
-            f"{name} must be a positive integer; got {text}; give 1 or more"
-        ) from None
+        value = int(text)
+    except ValueError:  # of thousands of digits, too
+        value = 0
+    if value < 1:
+        raise InvalidInputError(f"{name} must be a positive integer; got {text}; give 1 or more")
+    return positive_integer(name, value, most=LIMITS.get(name, MOST))
 
 
 def whole_list(name: str, text: str) -> tuple[int, ...]:
     """Read positive integers that are separated by commas."""
-    return tuple(whole(name, part.strip()) for part in text.split(","))
+    parts = text.split(",")
+    if len(parts) > MOST_LISTED:
+        raise InvalidInputError(
+            f"{name} must be at most {MOST_LISTED} numbers; got {len(parts)}; give fewer"
+        )
+    return tuple(whole(name, part.strip()) for part in parts)
 
 
 def depth_value(text: str) -> int | None:
     """Read a depth: a positive integer, or `inf` for unlimited (None)."""
     return None if text.strip().lower() in ("inf", "unlimited") else whole("depth", text)
-
-
-def checked_seed(seed: int) -> int:
-    """A seed that is not negative, or an `InvalidInputError`."""
-    if seed < 0:
-        raise InvalidInputError(f"seed must be 0 or more; got {seed}; give another")
-    return seed
 
 
 def refuse(wanted: str, **options: Any) -> None:
@@ -221,12 +230,20 @@ def measurement_in(folder: Path, command: str) -> Measurement:
     return source
 
 
-def guesses_beside(folder: Path) -> Guesses | None:
-    """The guesses of a measurement's folder, where they were recorded."""
+def guesses_beside(folder: Path, measurement: Any) -> Guesses | None:
+    """The guesses of a measurement's tokens, where its folder has them."""
     from ..results.files import GUESSES_FILE
     from ..results.io import load_guesses
+    from ..results.token_counts import check_guesses
 
-    return load_guesses(folder) if (folder / GUESSES_FILE).is_file() else None
+    if not (folder / GUESSES_FILE).is_file():
+        return None
+    guesses = load_guesses(folder)
+    try:
+        check_guesses(measurement, guesses)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error}; they are in {folder / GUESSES_FILE}") from None
+    return guesses
 
 
 def model_with_exits(name: str, exits: Path | None) -> tuple[ModelSource, TrainedExits | None]:

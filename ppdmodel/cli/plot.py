@@ -13,7 +13,7 @@ from ..decide.estimate import default_exit
 from ..errors import InvalidInputError
 from ..results.measurement import Measurement
 from . import options
-from .format import answer, note
+from .format import answer, echo, note
 from .options import option, whole_option
 
 
@@ -105,7 +105,7 @@ def plot_command(
         }
         figure = draws[kind](shown)
     plots.save(figure, out)
-    answer(as_json, {"out": str(out), "kind": kind.value}, typer.echo, str(out))
+    answer(as_json, {"out": str(out), "kind": kind.value}, echo, str(out))
 
 
 def _check_options(context: typer.Context, kind: Kind) -> None:
@@ -140,7 +140,7 @@ def _read(kind: Kind, path: Path | None) -> Any:
     if kind is Kind.COMPARE:
         from ..decide.compare import compare
 
-        return compare(source, guesses=options.guesses_beside(path))
+        return compare(source, guesses=options.guesses_beside(path, source))
     if kind is Kind.THRESHOLD:
         from ..decide.threshold_rule import threshold_report
 
@@ -148,7 +148,8 @@ def _read(kind: Kind, path: Path | None) -> Any:
             raise InvalidInputError(
                 f"this figure must have a measurement folder; got {path}; give one"
             )
-        return threshold_report(source, load_guesses(path))
+        guesses = options.guesses_beside(path, source) or load_guesses(path)  # raises without any
+        return threshold_report(source, guesses)
     if not isinstance(source, Measurement):
         return source
     from ..fitting.calibrate import fit

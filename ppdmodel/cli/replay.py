@@ -10,8 +10,17 @@ import typer
 
 from ..errors import InvalidInputError
 from ..simulation.policy import Policy
-from .format import ABSENT, interval, number, print_table, say
-from .options import Json, checked_seed, depth_value, measurement_in, option, refuse, whole_list
+from .format import ABSENT, interval, number, print_json, print_table, say
+from .options import (
+    Json,
+    checked_seed,
+    depth_value,
+    guesses_beside,
+    measurement_in,
+    option,
+    refuse,
+    whole_list,
+)
 
 if TYPE_CHECKING:
     from ..decide.replay_report import ReplayReport
@@ -77,22 +86,23 @@ def replay_command(
         refuse("--price", exit_cost=exit_cost, timing=timing)
         policy = _policy(exit_layer, k or "1", depth or "1", gate)
         report = replay_report(measurement_in(measurement, "replay"), policy, seed=seed)
-        typer.echo(report.to_json()) if as_json else render(report)
+        print_json(report.to_json()) if as_json else render(report)
         return
     refuse("--exit-layer", k=k, depth=depth, gate=gate)
     if timing is not None and exit_cost is not None:
         raise InvalidInputError(
             "the cost of reading must be given once; got --exit-cost and --timing; leave one out"
         )
+    source = measurement_in(measurement, "replay")
     priced = threshold_report(
-        measurement_in(measurement, "replay"),
-        load_guesses(measurement),
+        source,
+        guesses_beside(measurement, source) or load_guesses(measurement),  # raises without any
         sorted(price or ()),
         exit_cost=exit_cost or 0.0,
         timing=load_timing(timing) if timing else None,
         seed=seed,
     )
-    typer.echo(priced.to_json()) if as_json else render_prices(priced)
+    print_json(priced.to_json()) if as_json else render_prices(priced)
 
 
 def _policy(exit_layer: str, k: str, depth: str, gate: float | None) -> Policy:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..results.timing import Timed, Timing
 from . import options
-from .format import answer, bounds, note, number, print_table, say
+from .format import answer, bounds, echo, note, number, print_table, say
 from .options import option, whole_option
 
 TERMS = {
@@ -101,7 +99,7 @@ def render(result: Timing, out: Path) -> None:
         ],
     )
     head, layer = result.terms["head_time_s"].value, result.terms["layer_time_s"].value
-    typer.echo(f"One head takes as long as {head / layer:.1f} layers. All samples: {out}")
+    echo(f"One head takes as long as {head / layer:.1f} layers. All samples: {out}")
 
 
 def _cells(term: Timed) -> tuple[str, str]:

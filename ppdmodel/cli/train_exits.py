@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from . import options
-from .format import answer, number, print_table, say
+from .format import answer, echo, number, print_table, say
 from .options import option, whole_option
 from .progress import progress_bar, resumable
 
@@ -103,4 +101,4 @@ def render(result: TrainedExits, out: Path) -> None:
         ],
     )
     say("In-sample: these prompts also chose the penalties. For unbiased rates, on other prompts:")
-    typer.echo(f"ppdmodel measure --exits {out}")
+    echo(f"ppdmodel measure --exits {out}")

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..errors import InvalidInputError
 from . import options
-from .format import answer, bounds, note, number, print_table, say
+from .format import answer, bounds, echo, note, number, print_table, say
 from .options import DATA, DECODING, MACHINE, option, whole_option
 from .progress import resumable
 
@@ -179,4 +177,4 @@ def render(report: Mapping[str, Any], out: Path) -> None:
         f"fast as plain decoding on one unit; {report['n_other_text']} of {report['n_runs']} texts "
         "differ from it"
     )
-    typer.echo(f"Every run: {out}")
+    echo(f"Every run: {out}")

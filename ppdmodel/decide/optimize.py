@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checks import positive_integer
+from ..checks import check_draws, positive_integer
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import interval_of, resampled_rates
@@ -47,7 +47,8 @@ def optimize(
             default 1.5, 2 and 3, or none if there is a price.
         price: the most extra layer executions that one layer time saved is worth; >= 0. The choice
             minimizes price x latency + compute.
-        max_depth: depths 1...max_depth are tried, where costs are in layers.
+        max_depth: depths 1...max_depth are tried, where costs are in layers; none beyond the exit
+            layers, where deeper changes nothing.
         max_units: most processes at once, or devices where there are times; None for any number.
         ideal: count layers only, even if the calibration has a timing.
 
@@ -59,14 +60,16 @@ def optimize(
             integer.
     """
     rules = _rules(max_compute, price)
-    positive_integer("max_depth", max_depth)
+    deepest = min(positive_integer("max_depth", max_depth), calibration.layers - 1)
+    settings = deepest * (calibration.layers - 1) * calibration.k_max
+    check_draws(calibration.resamples, settings, "depths times exit layers times k")
     costs = cost_model(calibration, ideal=ideal)
     if max_depth > 1 and isinstance(costs, TimedCosts):
         raise InvalidInputError(
             f"max_depth must be 1 with {costs.name}; got {max_depth}; count layers only (ideal)"
         )
     prompts = PromptSample(calibration.tokens, calibration.resamples, calibration.seed)
-    space = PpdSettings.of(calibration, costs, max_depth)
+    space = PpdSettings.of(calibration, costs, deepest)
     if max_units is not None:
         few = space.units <= positive_integer("max_units", max_units)
         space = replace(space, grid=space.grid.only(few))

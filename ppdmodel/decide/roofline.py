@@ -6,7 +6,6 @@ contention and attention over the KV cache are ignored: the times are ideal.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import positive_integer, real_number
+from ..checks import MOST_LAYERS, positive_integer, real_number
 from ..errors import InvalidInputError
 from ..formulas import roofline_time, tensor_parallel_linked_latency
 from ..results.calibration import Calibration
+from ..results.files import parse_json, read_text
 from ..results.intervals import percentiles, prompt_weights, resampled_rates
 from ..results.timing import Timed, Timing
 from .hardware import Device, ModelShape
 from .prediction import SCHEDULE
 
-MOST_LAYERS = 1000
+#: largest size in a config: vocabularies have 256 thousand tokens
+MOST_SIZE = 10**8
 #: default batch sizes of sub-processes
 DEFAULT_K = (1, 2, 3, 4, 5, 8, 16, 32)
 
@@ -183,14 +184,17 @@ def shape_from_config(path: str | Path) -> ModelShape:
     if path.is_dir():
         path = path / "config.json"
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        config: Any = parse_json(read_text(path))
     except FileNotFoundError:
         raise InvalidInputError(f"the config must exist; got {path}; check the path") from None
+    except InvalidInputError:
+        raise
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"a config must be JSON; got {path} ({error})") from None
-    if not isinstance(config, Mapping):
-        raise InvalidInputError(f"a config must be one JSON object; got {path}")
-    config = config.get("text_config", config)
+    for _ in range(2):
+        if not isinstance(config, Mapping):
+            raise InvalidInputError(f"a config must be one JSON object; got {path}")
+        config = config.get("text_config", config)
     for name in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(name):
             raise InvalidInputError(
@@ -201,7 +205,7 @@ def shape_from_config(path: str | Path) -> ModelShape:
     def size(name: str, *others: str) -> int:
         for key in (name, *others):
             if config.get(key) is not None:
-                return positive_integer(key, config[key])
+                return positive_integer(key, config[key], f"correct {path}", MOST_SIZE)
         raise InvalidInputError(
             f"the config must have {name}; got none in {path}; use one of a Llama-like decoder"
         )
@@ -214,7 +218,6 @@ def shape_from_config(path: str | Path) -> ModelShape:
             f"a config must have whole groups of heads and at most {MOST_LAYERS} layers; got "
             f"{heads} heads for {kv_heads} and {layers} layers in {path}; use a real model's"
         )
-    head_width = config.get("head_dim")
     return ModelShape(
         layers=layers,
         width=width,
@@ -223,5 +226,5 @@ def shape_from_config(path: str | Path) -> ModelShape:
         kv_heads=kv_heads,
         vocabulary=size("vocab_size"),
         source=str(config.get("_name_or_path") or path),
-        head_width=None if head_width is None else positive_integer("head_dim", head_width),
+        head_width=None if config.get("head_dim") is None else size("head_dim"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..checks import positive_integer
+from ..checks import MOST_K, MOST_RESAMPLES, check_seed, positive_integer
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.compatibility import check_timing, check_together
@@ -17,9 +17,6 @@ from ..results.timing import Timing
 from .curve_fit import fit_curve
 from .curves import FAMILIES, family_of
 from .guess_reliability import reliability_of
-
-#: guesses for which hits are counted, at most
-MAX_K = 1000
 
 
 def fit(
@@ -63,9 +60,7 @@ def fit(
         InvalidInputError: a number is no positive integer, there are too few prompts or layers, no
             such family, or the measurements, guesses or timing are of another model, text or exit.
     """
-    positive_integer("k_max", k_max)
-    if k_max > MAX_K:
-        raise InvalidInputError(f"k_max must be at most {MAX_K}; got {k_max}; give fewer guesses")
+    positive_integer("k_max", k_max, most=MOST_K)
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     check_together(several)
     for one in several:
@@ -103,13 +98,12 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
     Raises:
         InvalidInputError: too few prompts, layers or resamples, a negative seed, or no such family.
     """
-    if positive_integer("resamples", counts.resamples) < MIN_RESAMPLES:
+    if positive_integer("resamples", counts.resamples, most=MOST_RESAMPLES) < MIN_RESAMPLES:
         raise InvalidInputError(
             f"resamples must be at least {MIN_RESAMPLES}, of which one lies beyond each end of a "
             f"95% interval; got {counts.resamples}; 1000 are usual"
         )
-    if counts.seed < 0:
-        raise InvalidInputError(f"seed must be 0 or more; got {counts.seed}; give another")
+    check_seed(counts.seed)
     families = list(FAMILIES.values()) if family is None else [family_of(family)]
     check_layers(counts.layers)
     weights = counts.weights()

@@ -6,19 +6,21 @@ import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ..checks import positive_integer
+from ..checks import MOST_K, MOST_LAYERS, positive_integer
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
+from ..results.files import read_text
 from ..results.hit_counts import HitCounts
 from ..results.intervals import RESAMPLES, SEED
 from ..results.timing import Timing
-from .calibrate import MAX_K, fit_counts
+from .calibrate import fit_counts
 
 if TYPE_CHECKING:
     from .._types import Ints
@@ -56,7 +58,7 @@ def fit_table(
     Raises:
         InvalidInputError: the file or a number does not fit.
     """
-    positive_integer("layers", layers)
+    positive_integer("layers", layers, most=MOST_LAYERS)
     path = Path(path)
     cells, totals = _read(path, layers)
     if timing is not None:
@@ -68,13 +70,22 @@ def fit_table(
             what="a timing",
             fix="time this model",
         )
+    hits = _hits(path, cells, totals, layers)
+    if len(totals) < 2:
+        raise InvalidInputError(
+            f"an interval needs at least 2 prompts; got {len(totals)} in {path}; count more prompts"
+        )
+    if sum(totals.values()) >= 2**53:
+        raise InvalidInputError(
+            f"the tokens of all prompts must be below 2^53; got {sum(totals.values())} in {path}"
+        )
     exits = sorted({exit_layer for exit_layer, _ in cells})
     counts = HitCounts(
         model=model,
         layers=layers,
         prompt_ids=tuple(totals),
         tokens=np.array(list(totals.values())),
-        hits=_hits(path, cells, totals, layers),
+        hits=hits,
         provenance={
             "model": model,
             "table": path.name,
@@ -118,9 +129,13 @@ def _read(path: Path, layers: int) -> tuple[Cells, dict[str, int]]:
     cells: Cells = defaultdict(dict)
     totals: dict[str, int] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with StringIO(read_text(path).removeprefix("\ufeff"), newline="") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            names = reader.fieldnames or ()
+            twice = next((name for name in COLUMNS if names.count(name) > 1), None)
+            if twice is not None:
+                raise InvalidInputError(f"{path} must have one column {twice}; got two or more")
+            missing = [name for name in COLUMNS if name not in names]
             if missing:
                 raise InvalidInputError(
                     f"{path} must have the columns {','.join(COLUMNS)}; got none named {missing[0]}"
@@ -128,10 +143,10 @@ def _read(path: Path, layers: int) -> tuple[Cells, dict[str, int]]:
             for line, row in enumerate(reader, start=2):
                 e, k, hits, n = (_count(path, line, name, row[name]) for name in COLUMNS[:4])
                 prompt = row["prompt_id"] or ""
-                if not (1 <= e <= layers and 1 <= k <= MAX_K and 1 <= n < 2**53 and hits <= n):
+                if not (1 <= e <= layers and 1 <= k <= MOST_K and 1 <= n < 2**53 and hits <= n):
                     raise InvalidInputError(
                         f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k from 1 to "
-                        f"{MAX_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
+                        f"{MOST_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
                     )
                 if totals.setdefault(prompt, n) != n:
                     raise InvalidInputError(

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError
+from ..errors import EXCERPT, InvalidInputError, PpdModelError, RunFailedError, visible
 from .locks import lock
 
 SCHEMA_VERSION = 1
@@ -162,12 +163,72 @@ def _compact_rows(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-#: spellings of numbers that JSON cannot have, or that may be too large for a float
-_NOT_FINITE = re.compile(r"\b(?:NaN|Infinity)\b|[eE]\+?\d{3}|\d{300}")
+# ---------------------------------------------------------------- reading
+
+#: most bytes of a text file: a calibration of 1000 prompts and 126 layers has 16 million
+MOST_TEXT_BYTES = 2**26
+#: most lists and objects around a value: the schemas have six
+MOST_NESTED = 64
+#: a longer path has no room for the names of the files in a folder
+_ROOM = "x" * 64
+
+
+def check_path(path: Path) -> None:
+    """Raise `InvalidInputError` where nothing can be at a path, nor in a folder there.
+
+    A name is too long, links lead in a circle, or a folder above may not be entered.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            path.stat()
+        with suppress(FileNotFoundError, NotADirectoryError):  # the path may be a file's
+            (path / _ROOM).stat()
+    except (OSError, ValueError) as error:  # a null byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            f"a path must lead to a file or folder; got {reason} for {path}; give another"
+        ) from None
+
+
+def check_regular(path: Path, most_bytes: float = math.inf) -> None:
+    """Raise `InvalidInputError` for a pipe or a device, which may have no end, and a large file.
+
+    What is missing or may not be read passes; opening it says so.
+    """
+    try:
+        about = path.stat()
+    except OSError:
+        return
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+        raise InvalidInputError(
+            f"{path} must be a file; got a pipe or a device; write its content to a file first"
+        )
+    if about.st_size > most_bytes and not stat.S_ISDIR(about.st_mode):
+        raise InvalidInputError(
+            f"{path} must be at most {most_bytes} bytes; got {about.st_size}; give another file"
+        )
+
+
+def read_text(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """The text of a regular file of at most so many bytes.
+
+    Raises:
+        InvalidInputError: it is a pipe or a device, or larger.
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    check_regular(path, most_bytes)
+    with path.open("rb") as file:  # what grows is read no further
+        return file.read(most_bytes).decode()
+
+
+#: spellings of numbers that JSON cannot have, or that may be too large for a float, and of halves
+#: of characters
+_MAYBE_WRONG = re.compile(r"\b(?:NaN|Infinity)\b|[eE]\+?\d{3}|\d{300}|\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse a JSON document: keys of an object are unique, and numbers finite.
+    """Parse a JSON document: keys of an object are unique, numbers finite, and texts Unicode.
 
     Raises:
         ValueError: the document is none, or is nested too deeply; the message is one line.
@@ -175,13 +236,26 @@ def parse_json(text: str | bytes) -> Any:
     text = text if isinstance(text, str) else text.decode()
     try:
         document = json.loads(text, object_pairs_hook=_once)
+        items = document.items() if isinstance(document, dict) else [("it", document)]
+        deep = next((name for name, value in items if _is_deep(value)), None)
     except RecursionError:
-        raise ValueError("lists or objects nested too deeply") from None
-    place = next(_not_finite(document), None) if _NOT_FINITE.search(text) else None
+        deep = "it"
+    if deep is not None:
+        raise ValueError(f"lists or objects nested too deeply in {deep}: more than {MOST_NESTED}")
+    place = next(_wrong(document), None) if _MAYBE_WRONG.search(text) else None
     if place is not None:
-        where, number = place
-        raise ValueError(f"{number} at {where or 'the top level'}, which must be a finite number")
+        where, value, must = place
+        raise ValueError(f"{value} at {where or 'the top level'}, which must be {must}")
     return document
+
+
+def _is_deep(document: Any) -> bool:
+    """Whether more than `MOST_NESTED` lists and objects are around each other."""
+    level: list[Any] = [[document]]
+    for _ in range(MOST_NESTED + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [x for items in inner for x in items if type(x) is list or type(x) is dict]
+    return bool(level)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -193,14 +267,22 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _not_finite(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers that are not finite, with their places."""
+def _wrong(value: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
+    """Infinite numbers, NaN, and texts with half a character: place, value, what must hold."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield where, value
+        yield where, str(value), "a finite number"
+    elif isinstance(value, str) and not _is_unicode(value):
+        yield where, visible(value)[:EXCERPT], "text in Unicode"
     elif isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for name, item in items:
-            yield from _not_finite(item, f"{where}/{name}" if where else str(name))
+            if isinstance(name, str) and not _is_unicode(name):
+                yield where, visible(name)[:EXCERPT], "text in Unicode"
+            yield from _wrong(item, f"{where}/{name}" if where else str(name))
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def read_json(path: Path, *expected: str) -> dict[str, Any]:
@@ -211,9 +293,11 @@ def read_json(path: Path, *expected: str) -> dict[str, Any]:
             by a newer version, or a value is not what its schema allows.
     """
     try:
-        document: Any = parse_json(path.read_text(encoding="utf-8"))
+        document: Any = parse_json(read_text(path))
     except FileNotFoundError:
         raise InvalidInputError(f"the result must exist; got {path}; check the path") from None
+    except InvalidInputError:
+        raise
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             f"a result must be whole JSON; got {path} ({error}); make it again"

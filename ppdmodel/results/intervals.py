@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from ..checks import check_draws
 from ..errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def prompt_weights(n_prompts: int, resamples: int, seed: int | np.random.Generat
         raise InvalidInputError(
             f"an interval needs at least 2 prompts; got {n_prompts}; measure more prompts"
         )
+    check_draws(resamples, n_prompts, "prompts")
     rng = np.random.default_rng(seed)
     return rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=resamples)
 
@@ -73,6 +75,7 @@ def resampled_rates(hits: Ints, tokens: Ints, weights: Ints) -> Floats:
     Returns:
         [resamples, ...] ratios of resampled hits to resampled tokens.
     """
+    check_draws(len(weights), hits[0].size, "exit layers times k")
     flat = hits.reshape(len(hits), -1).astype(float)
     rates = (weights.astype(float) @ flat) / (weights @ tokens)[:, None]
     shaped: Floats = rates.reshape(len(weights), *hits.shape[1:])

@@ -175,6 +175,7 @@ def _calibration_fault(result: Calibration) -> str:
     sizes = {len(curve.covariance), *map(len, curve.covariance)}
     trained = [one.exit_layer for one in result.reliability]
     faults = {
+        "more tokens than can be counted, 2^53": tokens.sum(dtype=float) >= 2**53,
         "exit layers that are not there": _beyond(result.exit_layers, layers),
         "ks that are not there": _beyond(result.ks, k_max),
         "reliability of a layer that is not there": _beyond(trained, layers),
@@ -207,14 +208,16 @@ def _known(values: Mapping[Any, Any]) -> dict[Any, Any]:
 def _check_shapes(document: Mapping[str, Any], path: Path) -> None:
     """The tables of a calibration must have the sizes that it states."""
     prompts, layers, k_max = len(document["prompt_ids"]), document["layers"], document["k_max"]
-    tables = [document[name] for name in ("p_correct", "ci_low", "ci_high")] + document["hits"]
-    whole = len(document["tokens"]) == len(document["hits"]) == prompts and all(
-        len(table) == layers and all(len(row) == k_max for row in table) for table in tables
-    )
-    if not whole:
+    tables = {name: [document[name]] for name in ("p_correct", "ci_low", "ci_high")}
+    tables["hits"] = document["hits"]
+    other = [name for name in ("tokens", "hits") if len(document[name]) != prompts]
+    for name, each in tables.items():
+        whole = all(len(x) == layers and all(len(row) == k_max for row in x) for x in each)
+        other += [] if whole else [name]
+    if other:
         raise InvalidInputError(
             f"the tables of {path} must be {layers} layers by {k_max} k for {prompts} prompts; "
-            "got other sizes; fit again"
+            f"got other sizes in {other[0]}; fit again"
         )
 
 
@@ -257,11 +260,15 @@ def read_measurement(folder: Path) -> Measurement:
             f"a measurement folder must hold {files.SUMMARY_FILE}; got {folder} without it; "
             "make one with: ppdmodel measure"
         )
-    from .parquet import read_tokens
+    from .parquet import TOKENS, TableFile
 
     summary = read_json(folder / files.SUMMARY_FILE, files.MEASUREMENT)
-    result = read_tokens(folder / files.TOKENS_FILE)
-    fault = _summary_fault(summary, result)
+    with TableFile(folder / files.TOKENS_FILE, TOKENS) as file:
+        if file.rows == summary["n_tokens"]:  # before any of them is read
+            result = file.measurement()
+            fault = _summary_fault(summary, result)
+        else:
+            fault = f"{file.rows} tokens and {summary['n_tokens']}"
     if fault:
         raise InvalidInputError(
             f"the two files of {folder} must belong together; got {fault} in the summary; measure "
@@ -272,8 +279,6 @@ def read_measurement(folder: Path) -> Measurement:
 
 def _summary_fault(summary: Mapping[str, Any], table: Measurement) -> str:
     """What a summary says otherwise than its table; empty if nothing."""
-    if summary["n_tokens"] != table.n_tokens:
-        return f"{table.n_tokens} tokens and {summary['n_tokens']}"
     if summary["layers"] != table.layers:
         return f"{table.layers} layers and {summary['layers']}"
     tokens = dict(zip(table.prompt_ids, table.tokens_by_prompt().tolist(), strict=True))

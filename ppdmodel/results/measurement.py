@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, visible
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
@@ -125,7 +125,7 @@ class Guesses:
 
 def titled(model: str, about: Mapping[str, Any]) -> str:
     """A model, with its kind of exits and of text where not the defaults, from provenance."""
-    parts = [model]
+    parts = [visible(model)]
     if about.get("exit_kind") == "trained":
         parts.append("trained exits")
     if about.get("decoding") == "sampled":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from . import files
 from .domains import Fault, guesses_fault, measurement_fault
 from .measurement import Guesses, Measurement
 
+if TYPE_CHECKING:
+    from .._types import Ints
+
 #: the two kinds of tables
 TOKENS, GUESSES = "tokens", "guesses"
 #: a key in the metadata of each that the other has not
@@ -28,6 +31,9 @@ FILES = {TOKENS: files.TOKENS_FILE, GUESSES: files.GUESSES_FILE}
 _UNREADABLE = (OSError, UnicodeDecodeError, pa.ArrowException)
 #: lists of single tokens or texts in a table's metadata
 SINGLES = ("ties", "near_ties", "repeated")
+#: most tokens of a table, and most numbers in it: 1000 prompts of 4000 tokens each, with ranks and
+#: probabilities of the 126 layers of Llama 3.1 405B, are 4 million and 1 billion
+MOST_TOKENS, MOST_NUMBERS = 2**24, 2**31
 #: largest vocabulary whose token ids fit the two bytes of a guess
 SHORT_IDS = 2**16 - 1
 
@@ -142,20 +148,26 @@ class TableFile:
     """
 
     def __init__(self, path: Path, kind: str) -> None:
-        self.path = path
+        self.path, self.kind = path, kind
+        files.check_regular(path)
         try:
             self.file = pq.ParquetFile(path)
             found = (self.file.schema_arrow.metadata or {}).get(files.MEASUREMENT.encode(), b"null")
+            names = self.file.schema_arrow.names
         except _UNREADABLE as error:
             raise self._damaged(error) from None
         try:
-            self.about: dict[str, Any] = self._checked_about(found, kind)
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise self._damaged(ValueError(f"the column {twice!r} twice"))
+            self.about: dict[str, Any] = self._checked_about(found)
         except InvalidInputError:
             self.file.close()
             raise
 
-    def _checked_about(self, found: bytes, kind: str) -> dict[str, Any]:
+    def _checked_about(self, found: bytes) -> dict[str, Any]:
         """The metadata, checked for the kind of table."""
+        kind = self.kind
         try:
             about = files.parse_json(found)
         except ValueError as error:
@@ -184,6 +196,12 @@ class TableFile:
             f"{self.path} must be a whole Parquet file; got: {reason}; measure again"
         )
 
+    def _incomplete(self, error: KeyError) -> InvalidInputError:
+        return InvalidInputError(
+            f"{self.path} must hold a whole table of {self.kind}; got one without {error}; measure "
+            "again"
+        )
+
     def __enter__(self) -> TableFile:
         return self
 
@@ -202,12 +220,23 @@ class TableFile:
 
     def prompts(self, group: int) -> list[str]:
         """Ids of a row group's prompts, in order."""
-        ids = self._read(group, ["prompt_id"]).column("prompt_id").to_pylist()
-        return list(dict.fromkeys(ids))
+        try:
+            ids, _ = self._prompts_of(self._read(group, ["prompt_id"]))
+        except KeyError as error:
+            raise self._incomplete(error) from None
+        return ids
 
     def _read(self, group: int | None, columns: Sequence[str] | None = None) -> Any:
+        about, whole = self.file.metadata, group is None
+        rows = about.num_rows if whole else about.row_group(group).num_rows
+        each = self.about["guesses"] if self.kind == GUESSES else 1
+        wide = each * (about.num_columns if columns is None else len(columns))
+        if rows > MOST_TOKENS or rows * wide > MOST_NUMBERS:
+            raise InvalidInputError(
+                f"{self.path} must have at most {MOST_TOKENS} rows and {MOST_NUMBERS} numbers; got "
+                f"{rows} rows of {wide}; measure fewer prompts in one folder"
+            )
         try:
-            whole = group is None
             table = self.file.read(columns) if whole else self.file.read_row_group(group, columns)
             table.validate(full=True)  # invalid UTF-8, lists of wrong lengths
             return table.select(table.column_names)  # invalid column names fail here
@@ -244,9 +273,7 @@ class TableFile:
                 **lists,
             )
         except KeyError as error:
-            raise InvalidInputError(
-                f"{self.path} must hold a whole table; got one without {error}; measure again"
-            ) from None
+            raise self._incomplete(error) from None
         self._refuse(measurement_fault(result), group)
         return result
 
@@ -286,23 +313,38 @@ class TableFile:
                 probs=stacked("probs", np.float32),
             )
         except KeyError as error:
-            raise InvalidInputError(
-                f"{self.path} must hold a whole table of guesses; got one without {error}; "
-                "measure again"
-            ) from None
+            raise self._incomplete(error) from None
         self._refuse(guesses_fault(result), group)
         return result
 
     def _read_keys(self, table: Any) -> dict[str, Any]:
-        ids = table.column("prompt_id").to_pylist()
-        number = {name: index for index, name in enumerate(dict.fromkeys(ids))}
+        ids, index = self._prompts_of(table)
         has_turns = "turn" in table.column_names
         return {
-            "prompt_ids": tuple(number),
-            "prompt_index": np.asarray([number[name] for name in ids], dtype=np.int64),
-            "turn": _column(table, "turn", np.int16) if has_turns else np.zeros(len(ids), np.int16),
+            "prompt_ids": tuple(ids),
+            "prompt_index": index,
+            "turn": (
+                _column(table, "turn", np.int16) if has_turns else np.zeros(len(index), np.int16)
+            ),
             "position": _column(table, "position", np.int32),
         }
+
+    def _prompts_of(self, table: Any) -> tuple[list[str], Ints]:
+        """Ids of the prompts, in order, and the number of each row's prompt among them."""
+        column = table.column("prompt_id")
+        if column.null_count:
+            raise KeyError("prompt_id")
+        known: dict[Any, int] = {}
+        numbers = [np.zeros(0, dtype=np.int64)]
+        for part in column.chunks:
+            chunk = part if pa.types.is_dictionary(part.type) else part.dictionary_encode()
+            names, places = chunk.dictionary.to_pylist(), chunk.indices.to_numpy()
+            used, first = np.unique(places, return_index=True)
+            number = np.zeros(len(names), dtype=np.int64)
+            for place in used[np.argsort(first)]:
+                number[place] = known.setdefault(names[place], len(known))
+            numbers.append(number[places])
+        return list(known), np.concatenate(numbers)
 
     def _stacked(self, table: Any, name: str, dtype: Any) -> Any:
         labels = rank_columns(self.about["layers"], name)

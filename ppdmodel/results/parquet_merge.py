@@ -31,6 +31,8 @@ def merge_tables(
         provenance: of the merged table.
     """
     index = _Index(sources)
+    if not index.groups:
+        raise InvalidInputError(f"{sources[0]} must hold tokens; got none; measure again")
     about = index.about(provenance)
     kinds = [parquet.TOKENS, parquet.GUESSES] if index.with_guesses else [parquet.TOKENS]
     with ExitStack() as stack:

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..errors import visible
 from .files import json_ready
 from .intervals import IntervalEstimate
 
@@ -40,9 +41,11 @@ class Frame(ABC):
     def _repr_html_(self) -> str:
         rows = [flat(row) for row in self._rows()]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        heads = "".join(f"<th>{escape(name)}</th>" for name in names)
+        heads = "".join(f"<th>{escape(visible(name))}</th>" for name in names)
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(_shown(row.get(n)))}</td>" for n in names) + "</tr>"
+            "<tr>"
+            + "".join(f"<td>{escape(visible(_shown(row.get(n))))}</td>" for n in names)
+            + "</tr>"
             for row in rows
         )
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"

@@ -45,6 +45,11 @@ def timeline(
     """
     policy = Policy(exit_layer, k, depth)
     check_schedule(layers, policy.exits[-1])
+    if len(matches) >= _MOST_PROCESSES:
+        raise InvalidInputError(
+            f"a timeline must have fewer than {_MOST_PROCESSES} matches; got {len(matches)}; give "
+            "fewer"
+        )
     run = replay(matches, policy, layers=layers, record=True).generations[0]
     rows = _rows(run)
     height = 1 + len(rows) * 0.21 + (run.tokens + 1) * 0.16

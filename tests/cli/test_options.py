@@ -68,8 +68,9 @@ def test_a_calibration_is_no_measurement() -> None:
 
 
 def test_guesses_are_found_where_they_are() -> None:
-    assert options.guesses_beside(DATA / "smollm2-135m") is not None
-    assert options.guesses_beside(DATA / "smollm2-135m-sampled") is None
+    for name, there in (("smollm2-135m", True), ("smollm2-135m-sampled", False)):
+        measured = options.measurement_in(DATA / name, "fit")
+        assert (options.guesses_beside(DATA / name, measured) is not None) is there
 
 
 def test_threads_are_as_many_as_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ppdmodel import fit, load, save
+from ppdmodel.checks import MOST_K
 from ppdmodel.cli import run
 from ppdmodel.errors import InvalidInputError
-from ppdmodel.fitting.calibrate import MAX_K, check_layers, check_recorded_k
+from ppdmodel.fitting.calibrate import check_layers, check_recorded_k
 from ppdmodel.fitting.guess_reliability import reliability_of
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.intervals import MIN_RESAMPLES, prompt_weights, resampled_rates
@@ -46,7 +47,7 @@ def test_bad_input_is_named(measurement: Measurement) -> None:
     with pytest.raises(InvalidInputError, match="k must be at most 31, as far as ranks were"):
         fit(recorded)
     with pytest.raises(InvalidInputError, match=r"k must be at most 31, .*; got 1000"):
-        fit(recorded, k_max=MAX_K)
+        fit(recorded, k_max=MOST_K)
 
 
 def test_several_measurements_of_one_model(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_numbers_at_the_ends_of_what_is_taken(measurement: Measurement) -> None:
     least = fit(measurement, k_max=1, family="rank tail", resamples=MIN_RESAMPLES)
     assert (least.resamples, least.seed, least.k_max) == (40, 0, 1)
     with pytest.raises(InvalidInputError, match="k_max must be at most 1000; got 1001"):
-        fit(measurement, k_max=MAX_K + 1)
+        fit(measurement, k_max=MOST_K + 1)
     with pytest.raises(InvalidInputError, match="seed must be 0 or more; got -1"):
         fit(measurement, seed=-1)
     check_layers(2)

@@ -156,7 +156,7 @@ def test_decode_by_command(
         (["--exit-layer", "2", "--calibration", "nowhere.json"], "the result must exist"),
         (["--exit-layer", "2", "--prompt", " "], "the prompt must have text"),
         (["--exit-layer", "2", "--k", "0"], "k must be a positive integer"),
-        (["--exit-layer", "2", "--k", "5000"], "k must not exceed the vocabulary"),
+        (["--exit-layer", "2", "--k", "999"], "k must not exceed the vocabulary"),
     ],
 )
 def test_bad_commands(

@@ -42,14 +42,15 @@ def document(kind: str) -> tuple[Any, list[tuple[Any, ...]]]:
             save(measured, path)
             path /= "summary.json"
         found = json.loads(path.read_text("utf-8"))
-    return found, list(_places(found))
+    return found, list(places(found))
 
 
-def _places(value: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
+def places(value: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
+    """Where a document has values: the names and numbers that lead to each."""
     yield from [above] if above else []
     if isinstance(value, (dict, list)):
         for name in value if isinstance(value, dict) else range(len(value)):
-            yield from _places(value[name], *above, name)
+            yield from places(value[name], *above, name)
 
 
 def written(kind: str, changed: Any, folder: Path) -> Path:
@@ -66,11 +67,11 @@ def written(kind: str, changed: Any, folder: Path) -> Path:
 @settings(max_examples=250, deadline=None)
 @given(data=st.data())
 def test_a_changed_value_is_refused_by_name_or_read(kind: str, data: st.DataObject) -> None:
-    whole, places = document(kind)
+    whole, found = document(kind)
     changed = copy.deepcopy(whole)
     # a field of the document first, since most places are in its largest table
-    name = data.draw(st.sampled_from(sorted({place[0] for place in places})))
-    *above, last = data.draw(st.sampled_from([place for place in places if place[0] == name]))
+    name = data.draw(st.sampled_from(sorted({place[0] for place in found})))
+    *above, last = data.draw(st.sampled_from([place for place in found if place[0] == name]))
     inner = changed
     for step in above:
         inner = inner[step]

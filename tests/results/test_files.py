@@ -12,8 +12,10 @@ import jsonschema
 import numpy as np
 import pytest
 
+from ppdmodel import checks
+from ppdmodel.decide import roofline
 from ppdmodel.errors import InvalidInputError, RunFailedError
-from ppdmodel.results import files
+from ppdmodel.results import files, parquet
 
 
 def test_json_never_holds_nan_or_infinity() -> None:
@@ -226,3 +228,14 @@ def test_provenance_says_who_made_a_result(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["date"].endswith("+00:00")
     monkeypatch.setattr(sys, "argv", [os.path.join("bin", "ppdmodel"), "fit", "x"])
     assert files.provenance()["command"] == "ppdmodel fit x"
+
+
+def test_the_page_of_files_has_every_limit() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text("utf-8")
+    rows = page.partition("## Limits")[2].splitlines()
+    told = [cells[2].replace(" ", "") for row in rows if len(cells := row.split("|")) == 5]
+    limits = {
+        files.MOST_TEXT_BYTES, files.MOST_NESTED, parquet.MOST_TOKENS, parquet.MOST_NUMBERS,
+        checks.MOST_DRAWS, checks.MOST, roofline.MOST_SIZE, *checks.LIMITS.values(),
+    }  # fmt: skip
+    assert {str(limit) for limit in limits} <= set(told)

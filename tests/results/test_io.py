@@ -117,8 +117,14 @@ BAD_CALIBRATIONS = [
     ({"p_correct": [[1.5] * 3] * 6}, "got a fault at p_correct/0/0: 1.5 is greater than"),
     ({"layers": 0}, "got a fault at layers: 0 is less than the minimum of 2"),
     ({"layers": 2.5}, "got a fault at layers: 2.5 is not of type 'integer'"),
-    ({"layers": 7}, "must be 7 layers by 3 k for 12 prompts; got other sizes; fit again"),
-    ({"k_max": 4}, "must be 6 layers by 4 k for 12 prompts; got other sizes; fit again"),
+    (
+        {"layers": 7},
+        "must be 7 layers by 3 k for 12 prompts; got other sizes in p_correct; fit again",
+    ),
+    (
+        {"k_max": 4},
+        "must be 6 layers by 4 k for 12 prompts; got other sizes in p_correct; fit again",
+    ),
     ({"tokens": [0] * 12}, "got a fault at tokens/0: 0 is less than the minimum of 1"),
     ({"hits": "many"}, "got a fault at hits: 'many' is not of type 'array'"),
 ]

@@ -197,8 +197,14 @@ _BYTES = {kind: _written(kind) for kind in (True, False)}
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.drop_columns(["rank_01"]), "must hold a whole table; got one without"),
-        (lambda t: _cast(t, "prob_01", pa.string()), "must hold a whole table; got one without"),
+        (
+            lambda t: t.drop_columns(["rank_01"]),
+            "must hold a whole table of tokens; got one without",
+        ),
+        (
+            lambda t: _cast(t, "prob_01", pa.string()),
+            "must hold a whole table of tokens; got one without",
+        ),
     ],
 )
 def test_a_table_without_a_column_is_named(

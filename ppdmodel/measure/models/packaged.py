@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InvalidInputError, RunFailedError
+from ...results.files import check_regular
 from .cache import cache_dir
 
 
@@ -214,6 +215,7 @@ def sha256(*paths: Path) -> str:
     """The hexadecimal sha256 of a file, or of several files concatenated."""
     digest = hashlib.sha256()
     for path in paths:
+        check_regular(path)
         with path.open("rb") as file:
             while block := file.read(PIECE):
                 digest.update(block)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EXCERPT, InvalidInputError, RunFailedError
-from ...results.files import parse_json
+from ...results.files import check_path, parse_json, read_text
 from .gguf_header import read_header
 from .packaged import PACKAGED, installed_path, sha256, verify
 
@@ -58,6 +58,7 @@ def locate(name: str) -> ModelSource:
         RunFailedError: packaged weights are not the pinned ones, a file cannot be read, or the hub
             did not answer.
     """
+    check_path(Path(name))
     if name in PACKAGED:
         model = PACKAGED[name]
         path = installed_path(model)
@@ -164,7 +165,7 @@ def check_all_used(folder: Path) -> None:
 def _indexed(index: Path, here: Sequence[Path]) -> list[Path]:
     """The files that an index names, all of its own folder: others would escape the sha256."""
     try:
-        names = set(parse_json(index.read_text("utf-8"))["weight_map"].values())
+        names = set(parse_json(read_text(index))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InvalidInputError(
             f"the index of the weights must be JSON with a weight_map; got {index}; get it again"

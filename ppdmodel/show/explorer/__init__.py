@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from ... import __version__
+from ...checks import MOST_LAYERS
 from ...errors import InvalidInputError
 from ...results.calibration import Calibration
 from ...results.hit_counts import HitCounts
@@ -30,8 +31,6 @@ FORMULAS = (
     "calibrated_plain_compute",
 )
 SCRIPTS = ("schedule.js", "distribution.js", "model.js", "svg.js", "figures.js", "app.js")
-#: with more, a browser would be slow
-MOST_LAYERS = 1000
 
 
 def explore(*sources: Measurement | Calibration) -> str:

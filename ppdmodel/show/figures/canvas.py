@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, visible
 from ...results.intervals import IntervalEstimate
 
 FORMATS = ("png", "svg", "pdf")
@@ -45,6 +45,11 @@ def figure_of(ax: Axes) -> Figure:
     figure = ax.figure
     assert isinstance(figure, Figure)
     return figure
+
+
+def name(ax: Axes, title: str) -> None:
+    """Give axes a title with a name in it: a dollar sign in that begins no formula."""
+    ax.set_title(visible(title), parse_math=False)
 
 
 def save(figure: Figure, out: Path) -> None:

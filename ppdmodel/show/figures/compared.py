@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ...decide.outcomes import Comparison, Method
 from ...decide.threshold_rule import ThresholdReport
-from .canvas import RATIOS, axes_of, error_bars, figure_of, style, write_count
+from .canvas import RATIOS, axes_of, error_bars, figure_of, name, style, write_count
 
 #: colour and marker by the basis of a number
 BASES = {"measured": ("C0", "o"), "fitted": ("C2", "D"), "ideal": ("C7", "s")}
@@ -34,10 +34,8 @@ def comparison(result: Comparison, *, ax: Axes | None = None) -> Figure:
                 label=basis,
             )
         ax.axhline(1, color="0.7", linewidth=0.8, zorder=0)
-        ax.set(
-            **RATIOS,
-            title=f"{result.title}: the best of each method within {result.max_compute:g}× compute",
-        )
+        ax.set(**RATIOS)
+        name(ax, f"{result.title}: the best of each method within {result.max_compute:g}× compute")
         low, high = ax.get_xlim()
         ax.set_xlim(low, high + 0.25 * (high - low))
         _label_methods(ax, result.methods)
@@ -77,10 +75,8 @@ def thresholds(report: ThresholdReport, *, ax: Axes | None = None) -> Figure:
                 ha="right",
                 fontsize=7,
             )
-        ax.set(
-            **RATIOS,
-            title=f"{report.title}: what is started at a price (held-out prompts)",
-        )
+        ax.set(**RATIOS)
+        name(ax, f"{report.title}: what is started at a price (held-out prompts)")
         ax.margins(x=0.15)
         ax.legend()
         write_count(ax, report.n_tokens, report.n_prompts, side="left")

@@ -14,19 +14,26 @@ from ...decide.optimize import optimize
 from ...errors import InvalidInputError
 from ...fitting.curve_fit import curve_values
 from ...results.calibration import Calibration
-from .canvas import RATIOS, axes_of, error_bars, figure_of, log_ticks, style, write_count
+from .canvas import RATIOS, axes_of, error_bars, figure_of, log_ticks, name, style, write_count
 
 DEFAULT_K = (1, 3, 5, 10)
 
 
 def match_rate(
-    calibration: Calibration, *, k: Sequence[int] = DEFAULT_K, ax: Axes | None = None
+    calibration: Calibration, *, k: Sequence[int] | None = None, ax: Axes | None = None
 ) -> Figure:
     """p_correct against the exit layer: measured with 95% bands, and the fitted curve.
+
+    Args:
+        calibration: from `fit`.
+        k: numbers of guesses; by default those of 1, 3, 5 and 10 that were counted, or all.
+        ax: where to draw.
 
     Raises:
         InvalidInputError: a k beyond what the calibration recorded.
     """
+    counted = calibration.ks or range(1, calibration.k_max + 1)
+    k = k or [value for value in DEFAULT_K if value in counted] or counted
     for value in k:
         if not 1 <= value <= calibration.k_max:
             raise InvalidInputError(
@@ -34,15 +41,15 @@ def match_rate(
             )
     with style():
         ax = axes_of(ax)
-        layers = np.arange(1, calibration.layers + 1)
+        every = np.arange(1, calibration.layers + 1)
         fine = np.linspace(1, calibration.layers, 200)
         for number, value in enumerate(k):
             color, column = f"C{number}", value - 1
-            low, high = calibration.ci_low[:, column], calibration.ci_high[:, column]
+            layers = every[calibration.has(every, value) | (every == calibration.layers)]
+            rates = (calibration.ci_low, calibration.ci_high, calibration.p_correct)
+            low, high, p_correct = (table[layers - 1, column] for table in rates)
             ax.fill_between(layers, low, high, color=color, alpha=0.2, linewidth=0)
-            ax.plot(
-                layers, calibration.p_correct[:, column], "o", color=color, label=f"k = {value}"
-            )
+            ax.plot(layers, p_correct, "o", color=color, label=f"k = {value}")
             fitted = curve_values(calibration.curve, fine / calibration.layers, value)
             ax.plot(fine, fitted, color=color, linewidth=1.2)
         ax.set(
@@ -50,8 +57,8 @@ def match_rate(
             ylabel="match rate  p_correct",
             ylim=(0, 1.02),
             xlim=(0, calibration.layers + 0.5),
-            title=f"{calibration.title}: measured (95% bands) and fitted",
         )
+        name(ax, f"{calibration.title}: measured (95% bands) and fitted")
         ax.legend(loc="upper left")
         write_count(ax, int(calibration.tokens.sum()), len(calibration.tokens))
         return figure_of(ax)
@@ -61,6 +68,7 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
     """Latency against compute of every setting of a measured model, with the frontier marked."""
     decision = optimize(calibration, max_compute=(), max_depth=max_depth, ideal=True)
     grid = Grid.of(calibration.layers, calibration.k_max, max_depth)
+    grid = grid.only(calibration.has(grid.exit_layer, grid.k))
     p_correct, costs = grid.rates(calibration.p_correct), LayerCosts()
     latency, compute = costs.ratios(grid, p_correct)
     with style():
@@ -94,8 +102,8 @@ def trade_off(calibration: Calibration, *, max_depth: int = 1, ax: Axes | None =
             xscale="log",
             xlabel=f"{RATIOS['xlabel']} (log scale)",
             ylabel=RATIOS["ylabel"],
-            title=f"{calibration.title}: every exit layer and k = 1…{calibration.k_max}",
         )
+        name(ax, f"{calibration.title}: every exit layer and k = 1…{calibration.k_max}")
         ax.set_xlim(left=0.65)
         log_ticks(ax)
         ax.legend(loc="lower left")

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...errors import visible
 from ...results.intervals import IntervalEstimate
 from .canvas import axes_of, error_bars, figure_of, style
 
@@ -39,7 +40,7 @@ def _draw_reports(ax: Axes, reports: Sequence[Mapping[str, Any]]) -> tuple[float
     """Draw every setting and its interval, filled if held out; returns the measured range."""
     seen: list[float] = []
     for number, report in enumerate(reports):
-        kind = report["provenance"]["exit_kind"]
+        kind = visible(str(report["provenance"]["exit_kind"]))
         for held_out in (True, False):
             rows = [row for row in report["cells"] if row["held_out"] is held_out]
             names = ("predicted", "ci_low", "ci_high")
