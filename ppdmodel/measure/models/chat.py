@@ -57,7 +57,7 @@ def render(
         InvalidInputError: the template fails, drops a message, exceeds its budget, or does not use
             one of the arguments.
     """
-    setting = str(tokenizer.chat_template), json.dumps(arguments, sort_keys=True)
+    setting = str(tokenizer.chat_template), json.dumps(arguments, sort_keys=True, default=str)
     shapes = {
         (
             *setting,

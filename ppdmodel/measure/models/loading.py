@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ class LoadedModel:
         self,
         conversations: Sequence[Sequence[Message]],
         chat: bool = True,
-        template_args: Mapping[str, Any] = MappingProxyType({}),
+        template_args: Mapping[str, Any] | None = None,
     ) -> list[list[int]]:
         """Token ids of each conversation, up to where the model answers.
 
@@ -114,7 +113,7 @@ class LoadedModel:
                 "the model must have a chat template; got a tokenizer without one; use --raw"
             )
         else:
-            texts = render(self.tokenizer, conversations, template_args)
+            texts = render(self.tokenizer, conversations, template_args or {})
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         found = []
         for text in texts:
