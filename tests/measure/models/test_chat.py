@@ -181,8 +181,13 @@ def test_a_template_is_tried_again_on_other_conversations_only(
 ) -> None:
     tried: list[int] = []
     whole = chat._try
+
+    def watched(tokenizer: Any, conversations: Any, arguments: Any) -> None:
+        tried.append(len(conversations))
+        whole(tokenizer, conversations, arguments)
+
     monkeypatch.setattr(chat, "_TRIED", set())
-    monkeypatch.setattr(chat, "_try", lambda t, c, a: (tried.append(len(c)), whole(t, c, a)))
+    monkeypatch.setattr(chat, "_try", watched)
     template = LOOP.replace("BODY", "{{ m.content }} {{ x }}")
     for messages in (USER, [("user", "what is a wave")]):
         rendered(tokenizer, template, messages)
