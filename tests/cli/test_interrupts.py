@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ppdmodel.results.files import GUESSES_FILE, TOKENS_FILE
+from ppdmodel.results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE
+from ppdmodel.results.io import read_measurement
 from ppdmodel.results.locks import LOCK_FILE
-from tests.support.commands import DATA, a_measurement
+from tests.support.commands import a_measurement
 from tests.support.runs import command, snapshot
-
-CALIBRATION = DATA / "smollm2-135m-trained.calibration.json"
-
 
 KILLED_EACH = """
 import json, os, signal, sys
@@ -51,9 +49,12 @@ def test_a_killed_command_leaves_nothing_that_blocks_or_stays(
     measured: Path, tmp_path: Path
 ) -> None:
     """SIGKILL before each rename; the same command then ends as if there had been none."""
-    pictures = [["plot", str(CALIBRATION), "--out"]] * 3
-    single = [["fit", str(measured), "--out"], *pictures, ["explore", "-o"]]
-    names = ["cal.json", "p.png", "p.svg", "p.pdf", "page.html"]
+    rows = [f"{e},{k},{e + k + n},20,p{n}\n" for n in range(4) for e in (2, 3) for k in (1, 2)]
+    counts = tmp_path / "counts.csv"
+    counts.write_text("exit_layer,k,hits,n,prompt_id\n" + "".join(rows))
+    fit = ["fit", "--table", str(counts), "--layers", "4", "--out"]
+    single = [fit, ["plot", "--kind", "theory", "--out"], ["explore", "-o"]]
+    names = ["cal.json", "p.pdf", "page.html"]
     files = [(words, tmp_path / f"{n}" / names[n]) for n, words in enumerate(single)]
     merges = [(["merge", str(measured), "--out"], tmp_path / f"merged-{n}") for n in range(1, 5)]
     cases = [([*words, str(out)], out.parent, 1) for words, out in files]
@@ -71,11 +72,15 @@ def test_a_killed_command_leaves_nothing_that_blocks_or_stays(
         assert [path.name for path in out.parent.iterdir()] == [out.name]
     for words, out in merges:
         assert (out / LOCK_FILE).exists()
-        if (out / "summary.json").exists():  # it was killed when it had done its work
-            assert command("fit", out, "--out", tmp_path / "cal.json").code == 0
-            continue
-        assert command(*words, out).code == 0
-        assert sorted(snapshot(out)) == [GUESSES_FILE, "summary.json", TOKENS_FILE]
+        if (out / SUMMARY_FILE).exists():  # it was killed when it had done its work
+            assert read_measurement(out).complete
+        else:
+            assert command(*words, out).code == 0
+        assert sorted(snapshot(out).keys() - {LOCK_FILE}) == [
+            GUESSES_FILE,
+            SUMMARY_FILE,
+            TOKENS_FILE,
+        ]
 
 
 def test_a_merge_is_not_made_over_tokens_that_are_not_of_a_merge(
@@ -83,7 +88,7 @@ def test_a_merge_is_not_made_over_tokens_that_are_not_of_a_merge(
 ) -> None:
     out = tmp_path / "m"
     shutil.copytree(measured, out)
-    (out / "summary.json").unlink()
+    (out / SUMMARY_FILE).unlink()
     before = snapshot(out)
     outcome = command("merge", measured, "--out", out)
     assert outcome.code == 2
