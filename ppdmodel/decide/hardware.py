@@ -13,7 +13,10 @@ from ..errors import InvalidInputError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes that determine the number of weights of a Llama-like decoder."""
+    """Sizes that determine the number of weights of a dense decoder.
+
+    `matrices` are those of a feed-forward block: three where a gate multiplies it, else two.
+    """
 
     layers: int
     width: int
@@ -23,13 +26,14 @@ class ModelShape:
     vocabulary: int
     source: str
     head_width: int | None = None
+    matrices: int = 3
 
     @property
     def layer_weights(self) -> int:
-        """Weights of a layer: query, key, value, output and three feed-forward matrices."""
+        """Weights of a layer: query, key, value, output and the feed-forward matrices."""
         one = self.head_width or self.width // self.heads
         attention = 2 * self.width * one * (self.heads + self.kv_heads)
-        return attention + 3 * self.width * self.inner
+        return attention + self.matrices * self.width * self.inner
 
     @property
     def head_weights(self) -> int:

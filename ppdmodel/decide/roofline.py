@@ -25,6 +25,22 @@ from .prediction import SCHEDULE
 
 #: largest size in a config: vocabularies have 256 thousand tokens
 MOST_SIZE = 10**8
+#: by the matrices of a feed-forward block, the `model_type` of builds that have no other weights
+#: than attention, such blocks, vectors and a head; a test counts the parameters of each
+MATRICES = {
+    2: (
+        "apertus", "arcee", "gpt_neox", "jais2", "nanochat", "nemotron", "persimmon", "phi",
+        "starcoder2",
+    ),
+    3: (
+        "cohere", "cohere2", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2",
+        "gemma3_text", "glm", "glm4", "granite", "hunyuan_v1_dense", "hyperclovax", "internlm3",
+        "llama", "ministral", "ministral3", "mistral", "olmo", "olmo2", "olmo3", "phi3", "qwen2",
+        "qwen3", "seed_oss", "smollm3", "vaultgemma",
+    ),
+}  # fmt: skip
+#: builds without groups of heads, whatever their config says
+UNGROUPED = frozenset({"gpt_neox", "persimmon"})
 #: default batch sizes of sub-processes
 DEFAULT_K = (1, 2, 3, 4, 5, 8, 16, 32)
 
@@ -175,10 +191,13 @@ def _exact(value: float) -> Timed:
 
 
 def shape_from_config(path: str | Path) -> ModelShape:
-    """The sizes in the `config.json` of a Llama-like decoder.
+    """The sizes in the `config.json` of a dense decoder whose layers are all alike.
+
+    Without a `model_type`, it is of Llama's build.
 
     Raises:
-        InvalidInputError: the file is missing, not such a config, or of a mixture of experts.
+        InvalidInputError: the file is missing, not such a config, of another build (a mixture of
+            experts, layers of several kinds), or of quantized weights.
     """
     path = Path(path)
     if path.is_dir():
@@ -191,15 +210,28 @@ def shape_from_config(path: str | Path) -> ModelShape:
         raise
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"a config must be JSON; got {path} ({error})") from None
-    for _ in range(2):
-        if not isinstance(config, Mapping):
-            raise InvalidInputError(f"a config must be one JSON object; got {path}")
-        config = config.get("text_config", config)
+    whole = config
+    config = whole.get("text_config", whole) if isinstance(whole, Mapping) else None
+    if not isinstance(whole, Mapping) or not isinstance(config, Mapping):
+        raise InvalidInputError(f"a config must be one JSON object; got {path}")
     for name in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(name):
             raise InvalidInputError(
                 f"the config must be of a dense decoder; got {name} = {config[name]} in {path}; "
                 "a mixture of experts reads other weights for each token"
+            )
+    build = config.get("model_type", "llama")
+    matrices = next((n for n, builds in MATRICES.items() if build in builds), None)
+    if matrices is None:
+        raise InvalidInputError(
+            f"the config must be of a build whose weights are counted here; got model_type "
+            f"{build!r} in {path}; choose from {', '.join(sorted(sum(MATRICES.values(), ())))}"
+        )
+    for part in (whole, config):
+        if part.get("quantization_config"):
+            raise InvalidInputError(
+                f"the config must be of weights that are not quantized; got quantization_config in "
+                f"{path}; give the config of the model that was quantized"
             )
 
     def size(name: str, *others: str) -> int:
@@ -207,17 +239,19 @@ def shape_from_config(path: str | Path) -> ModelShape:
             if config.get(key) is not None:
                 return positive_integer(key, config[key], f"correct {path}", MOST_SIZE)
         raise InvalidInputError(
-            f"the config must have {name}; got none in {path}; use one of a Llama-like decoder"
+            f"the config must have {name}; got none in {path}; use one of a dense decoder"
         )
 
     heads = size("num_attention_heads")
-    kv_heads = size("num_key_value_heads", "num_attention_heads")
+    is_grouped = build not in UNGROUPED
+    kv_heads = size("num_key_value_heads", "num_attention_heads") if is_grouped else heads
     width, layers = size("hidden_size"), size("num_hidden_layers")
     if heads % kv_heads or layers > MOST_LAYERS:
         raise InvalidInputError(
             f"a config must have whole groups of heads and at most {MOST_LAYERS} layers; got "
             f"{heads} heads for {kv_heads} and {layers} layers in {path}; use a real model's"
         )
+    states_width = is_grouped and config.get("head_dim") is not None
     return ModelShape(
         layers=layers,
         width=width,
@@ -226,5 +260,6 @@ def shape_from_config(path: str | Path) -> ModelShape:
         kv_heads=kv_heads,
         vocabulary=size("vocab_size"),
         source=str(config.get("_name_or_path") or path),
-        head_width=None if config.get("head_dim") is None else size("head_dim"),
+        head_width=size("head_dim") if states_width else None,
+        matrices=matrices,
     )

@@ -12,7 +12,13 @@ import pytest
 from ppdmodel import optimize
 from ppdmodel.decide.hardware import Device, device, published_decoding, shape
 from ppdmodel.decide.prediction import predicted_latency_s, predicted_plain_latency_s
-from ppdmodel.decide.roofline import carried_over, ideal_times, roofline, shape_from_config
+from ppdmodel.decide.roofline import (
+    MATRICES,
+    carried_over,
+    ideal_times,
+    roofline,
+    shape_from_config,
+)
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.timing import Timing
 from tests.pipeline.test_prediction_error import a_calibration
@@ -122,6 +128,58 @@ def test_a_wrong_config_is_named(tmp_path: Path, config: object, message: str) -
     path.write_text(json.dumps(config))
     with pytest.raises(InvalidInputError, match=message):
         shape_from_config(path)
+
+
+@pytest.mark.parametrize("build", sorted(sum(MATRICES.values(), ())))
+def test_the_weights_of_each_build_are_those_of_its_model(tmp_path: Path, build: str) -> None:
+    """Counted from the parameters that Transformers gives it, vectors left out."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "hidden_size": 96, "intermediate_size": 320, "num_hidden_layers": 2, "vocab_size": 500,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "pad_token_id": 0, "head_dim": 12,
+    }  # fmt: skip
+    config = AutoConfig.for_model(build, **sizes)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    lists = (part for part in model.modules() if isinstance(part, torch.nn.ModuleList))
+    layers = next(part for part in lists if len(part) == 2)
+    matrices = [sum(p.numel() for p in layer.parameters() if p.ndim > 1) for layer in layers]
+    config.save_pretrained(tmp_path)
+    found = shape_from_config(tmp_path)
+    assert [found.layer_weights] * 2 == matrices
+    assert found.head_weights == model.get_output_embeddings().weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "weights are counted here; got model_type 'bert' in"),
+        ({"model_type": "mamba2"}, "got model_type 'mamba2' in"),
+        ({"model_type": "falcon"}, "got model_type 'falcon' in"),
+        ({"model_type": "gemma4_text"}, "got model_type 'gemma4_text' in"),
+        ({"model_type": ["llama"]}, r"got model_type \['llama'\] in"),
+        ({"model_type": None}, "got model_type None in"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "not quantized; got quantization_config",
+        ),
+    ],
+)
+def test_a_config_of_other_weights_is_named(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": BIG | change}))
+    with pytest.raises(InvalidInputError, match=message):
+        shape_from_config(tmp_path)
+
+
+def test_a_config_has_each_key_once(tmp_path: Path) -> None:
+    text = json.dumps(BIG).replace("{", '{"hidden_size": 4096, ', 1)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InvalidInputError, match="the key 'hidden_size' twice in one object"):
+        shape_from_config(tmp_path)
 
 
 def test_no_config_and_no_number(tmp_path: Path) -> None:
