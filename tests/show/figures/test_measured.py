@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
 import pytest
 from matplotlib.figure import Figure
 
-from ppdmodel import Calibration, Measurement, fit
+from ppdmodel import Calibration, Measurement, fit, fit_table
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.show import plots
 
@@ -38,3 +42,37 @@ def test_draws_on_given_axes(calibration: Calibration) -> None:
 def test_a_k_that_was_not_recorded_is_refused(calibration: Calibration) -> None:
     with pytest.raises(InvalidInputError, match=r"k must lie in 1\.\.\.10"):
         plots.match_rate(calibration, k=(11,))
+
+
+@pytest.mark.parametrize(("k_max", "drawn"), [(1, [1]), (2, [1]), (3, [1, 3]), (7, [1, 3, 5])])
+def test_the_k_that_are_drawn_are_those_that_were_counted(
+    measurement: Measurement, k_max: int, drawn: list[int]
+) -> None:
+    few = fit(measurement, k_max=k_max, family="rank tail", resamples=40)
+    (ax,) = plots.match_rate(few).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"k = {k}" for k in drawn]
+
+
+def test_layers_and_k_of_ones_own_counts_are_drawn_and_no_others(tmp_path: Path) -> None:
+    rows = [(2, 2, 3), (2, 4, 5), (3, 2, 4), (3, 4, 6)]
+    lines = [f"{e},{k},{hits},9,{prompt}" for prompt in "ab" for e, k, hits in rows]
+    path = tmp_path / "counts.csv"
+    path.write_text("\n".join(["exit_layer,k,hits,n,prompt_id", *lines]), encoding="utf-8")
+    own = fit_table(path, 5, family="rank tail", resamples=40)
+    (ax,) = plots.match_rate(own).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["k = 2", "k = 4"]
+    assert list(ax.lines[0].get_xdata()) == [2, 3, 5]
+    points = plots.trade_off(own).axes[0].collections[0].get_offsets()
+    assert len(points) == len(rows)  # type: ignore[arg-type]
+
+
+def test_a_name_is_shown_as_text(calibration: Calibration, tmp_path: Path) -> None:
+    """On axes of one's own too, which are made outside of the package's style."""
+    name = "a$b$ \x1b[31m\u202e<x> \\frac{"
+    named = replace(calibration, model=name)
+    for draw in (plots.match_rate, plots.trade_off):
+        ax = Figure().subplots()
+        figure = draw(named, ax=ax)
+        plots.save(figure, tmp_path / "plot.svg")
+        shown = "".join(ElementTree.parse(tmp_path / "plot.svg").getroot().itertext())
+        assert "a$b$ \\u001b[31m\\u202e<x> \\frac{" in shown
