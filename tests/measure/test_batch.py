@@ -408,8 +408,8 @@ def test_a_text_that_is_another_one_in_its_batch_fails_the_run(tiny_model: Path)
         batch_of(loaded, decoder)
     assert re.fullmatch(
         r"each text must be what Transformers' generate makes of it alone, near ties apart; got "
-        r"token \d+ for \d+, [\d.]+ in logits away, for prompt 'three' at position [1-5] of turn "
-        r"0, after \d+ tokens; use shorter texts or --batch-size 1",
+        r"token \d+ for \d+, [\d.]+ in logits away, for prompt 'three' at position [1-5] of "
+        r"turn 0, after \d+ tokens; use shorter texts or --batch-size 1",
         str(caught.value),
     )
 
