@@ -31,7 +31,15 @@ from ppdmodel.measure import (
 from ppdmodel.measure.models.sources import ModelSource
 from ppdmodel.measure.training.train import Trainer, text_settings
 from ppdmodel.results.files import atomic
-from ppdmodel.results.intervals import METHOD, interval_of, prompt_weights, resampled_rates
+from ppdmodel.results.intervals import (
+    METHOD,
+    RATE_METHOD,
+    Interval,
+    interval_of,
+    prompt_weights,
+    rate_of,
+    resampled_rates,
+)
 from ppdmodel.results.summary import RESAMPLES, SEED
 
 DATA, SCRATCH = Path(__file__).parents[1] / "data", Path("results") / "exits"
@@ -74,7 +82,13 @@ def main() -> None:
         "made_by": " ".join(["python -m experiments.exits", *sys.argv[1:]]),
         "n_tokens": logit.n_tokens,
         "n_prompts": len(logit.prompt_ids),
-        "interval": {"method": METHOD, "level": 0.95, "resamples": RESAMPLES, "seed": SEED},
+        "interval": {
+            "method": RATE_METHOD,
+            "gain": METHOD,
+            "level": 0.95,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+        },
         "rows": rows,
     }
     with atomic(DATA / f"{arguments.model}-exits.json") as part:
@@ -120,19 +134,23 @@ def compared(logit: Measurement, with_exits: Measurement) -> list[dict[str, Any]
                     "training_prompts": about["n_prompts"],
                     "exit_layer": layer,
                     "k": k,
-                    "logit": interval(before, tokens, weights),
-                    "trained": interval(after, tokens, weights),
-                    "gain": interval(after - before, tokens, weights),
+                    "logit": rounded(rate_of(before, tokens)),
+                    "trained": rounded(rate_of(after, tokens)),
+                    "gain": gain(after - before, tokens, weights),
                 }
             )
     return rows
 
 
-def interval(hits: Any, tokens: Any, weights: Any) -> Sequence[float]:
-    """The rate and the ends of its interval."""
+def gain(hits: Any, tokens: Any, weights: Any) -> Sequence[float]:
+    """The difference of two rates and the ends of its interval."""
     draws = resampled_rates(hits, tokens, weights)
-    rate = interval_of(hits.sum() / tokens.sum(), draws, tokens)
-    return [round(x, 4) for x in (rate.value, rate.ci_low, rate.ci_high)]
+    return rounded(interval_of(hits.sum() / tokens.sum(), draws, tokens))
+
+
+def rounded(found: Interval) -> Sequence[float]:
+    """A number and the ends of its interval."""
+    return [round(x, 4) for x in (found.value, found.ci_low, found.ci_high)]
 
 
 def table(document: Mapping[str, Any], k: int = 5) -> str:

@@ -26,6 +26,12 @@ CHAT = (
 )
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the resamples is enough where a test is not about the intervals of a curve."""
+    monkeypatch.setattr("ppdmodel.fitting.calibrate.MIN_RESAMPLES", 40)
+
+
 def pytest_collection_finish() -> None:
     """Garbage is looked for among what tests make, not in every imported library again."""
     gc.collect()

@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from ..results.calibration import Calibration
 from ..results.intervals import Interval
 from . import options
-from .format import answer, echo, number, print_table, say
+from .format import answer, echo, number, percent, print_table, say
 from .options import option, whole_option
 
 
@@ -34,7 +34,7 @@ def fit_command(
         int | None, whole_option("--k-max", "Largest k to keep hits for; 32.", "K")
     ] = None,
     resamples: Annotated[
-        int, whole_option("--resamples", "Bootstrap resamples of the prompts.", "N")
+        int, whole_option("--resamples", "Bootstrap resamples of the prompts; >= 400.", "N")
     ] = 1000,
     seed: Annotated[
         int, option("--seed", "Seed of the bootstrap.", callback=options.checked_seed)
@@ -48,7 +48,7 @@ def fit_command(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fit p_correct over relative depth and k, with intervals by resampling prompts.
+    """Fit p_correct over relative depth and k, with intervals over prompts.
 
     Example: ppdmodel fit results/full --out results/full.json
     """
@@ -119,14 +119,16 @@ def render(result: Calibration, out: Path) -> None:
     )
     if result.reliability:
         first, last = result.reliability[0].exit_layer, result.reliability[-1].exit_layer
-        raw, held_out = (
-            100 * max(getattr(one, name) for one in result.reliability)
-            for name in ("error_raw", "error")
+        raw, held_out, worst, started_raw, started = (
+            percent(max(getattr(one, name) or 0 for one in result.reliability), 1)
+            for name in ("first_raw", "first", "first_worst", "started_raw", "started")
         )
         say(
-            f"The guesses' probabilities at exit layers {first} to {last} are off by up to "
-            f"{raw:.1f}%, calibrated by up to {held_out:.1f}% (held-out prompts); each exit's "
-            "scale and shift are in the file."
+            f"The first guess's probability at exit layers {first} to {last} is off by up to "
+            f"{raw}, calibrated by up to {held_out} (in the worst tenth by {worst}); that of "
+            f"guesses of at least {result.reliability[0].threshold:.2f} by up to {started_raw}, "
+            f"calibrated by up to {started} (held-out prompts). Each exit's scale and shift are in "
+            "the file."
         )
     echo(f"Written: {out}")
 

@@ -32,6 +32,15 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share in percent.
+
+    >>> percent(0.0457, 1)
+    '4.6%'
+    """
+    return f"{100 * share:.{digits}f}%"
+
+
 def bounds(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
     """The ends of an interval.
 

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import InvalidInputError
 from ..simulation.policy import Policy
-from .format import ABSENT, interval, number, print_json, print_table, say
+from .format import ABSENT, interval, number, percent, print_json, print_table, say
 from .options import (
     Json,
     checked_seed,
@@ -162,12 +162,13 @@ def render_prices(report: ThresholdReport) -> None:
     say(f"{report.title}: {report.layers} layers, the threshold rule at a price")
     say(f"({report.n_tokens} tokens, {report.n_prompts} prompts)\n")
     print_table(
-        ("price", "q >=", "exit", "time, compute", "fixed", "time, compute", "gain"),
+        ("price", "q >=", "exit", "off", "time, compute", "fixed", "time, compute", "gain"),
         [
             (
                 f"{row.price:g}",
                 number(row.threshold, 2),
                 ABSENT if row.exit_layer is None else row.exit_layer,
+                ABSENT if row.error is None else percent(row.error, 1),
                 _pair(row.latency, row.compute),
                 _fixed(row),
                 _pair(row.fixed_latency, row.fixed_compute),
@@ -225,15 +226,17 @@ def _two(row: Priced) -> str:
 
 def _reading(report: ThresholdReport) -> str:
     """How the tables are to be read."""
-    before, after = (
-        100 * max(getattr(exit_, name) for exit_ in report.reliability)
-        for name in ("error_raw", "error")
+    before, after, worst = (
+        percent(max(getattr(exit_, name) for exit_ in report.reliability), 1)
+        for name in ("first_raw", "first", "first_worst")
     )
     return (
         "Latency and compute are ratios to plain decoding, on prompts that neither calibrated nor "
         "chose. Gain: what the rule takes off price x latency + compute, against the best fixed "
-        "exit and k, 95% by resampling prompts. Averaged over bins of an exit's candidates, "
-        f"probabilities are off by at most {before:.1f}% before calibration, {after:.1f}% after. "
+        "exit and k, 95% by resampling prompts, each resample choosing again. Off: how far the "
+        "calibrated probabilities of the started guesses are from what came true. The first "
+        f"guess's probability is off by at most {before} before calibration, {after} after (in "
+        f"the worst tenth of an exit by {worst}). "
         + (READING.format(report.exit_cost, report.head_cost) if report.exit_cost else FREE)
     )
 

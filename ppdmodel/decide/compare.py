@@ -21,7 +21,7 @@ from .costs import LayerCosts, TimedCosts
 from .methods import (
     MethodSettings,
     PpdSettings,
-    best_method,
+    best_methods,
     beyond,
     gated,
     given,
@@ -162,7 +162,8 @@ class _Search:
 
     def best(self, method: MethodSettings, basis: str) -> Method | None:
         """The best setting; None where the method has none within the device limit."""
-        return best_method(Selection(self.prompts, method.within(self.max_units)), self.rule, basis)
+        selection = Selection(self.prompts, method.within(self.max_units))
+        return next(iter(best_methods(selection, [self.rule], basis)), None)
 
 
 def _speculative(

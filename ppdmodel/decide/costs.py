@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..results.timing import Timing, resampled_timing
 from .estimate import least_p_correct
 from .prediction import (
     predicted_compute,
+    predicted_latency_curve,
     predicted_latency_s,
     predicted_plain_compute,
     predicted_plain_latency_s,
@@ -141,7 +142,8 @@ class TimedCosts:
         self.timing = timing
         self.name = IDEAL_TIMES if timing.is_ideal else TIMES
         rng = np.random.default_rng(seed)
-        self.draws = [resampled_timing(timing, rng) for _ in range(TIMING_DRAWS)]
+        self.draws = [_Timed(resampled_timing(timing, rng)) for _ in range(TIMING_DRAWS)]
+        self._whole = _Timed(timing)
         self.plain_s = predicted_plain_latency_s(timing)
 
     def grid(self, layers: int, k_max: int, max_depth: int) -> Grid:  # noqa: ARG002
@@ -160,14 +162,14 @@ class TimedCosts:
 
     def ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
         """Time per token, and layer executions with heads (10.5), over plain decoding's."""
-        return _timed_ratios(self.timing, grid, p_correct)
+        return self._whole.ratios(grid, p_correct)
 
     def drawn_ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
         """The same, cycling through the resampled timings along the first axis."""
         latency, compute = np.empty_like(p_correct), np.empty_like(p_correct)
         for number, timing in enumerate(self.draws):
             rows = slice(number, None, len(self.draws))
-            latency[rows], compute[rows] = _timed_ratios(timing, grid, p_correct[rows])
+            latency[rows], compute[rows] = timing.ratios(grid, p_correct[rows])
         return latency, compute
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
@@ -177,14 +179,31 @@ class TimedCosts:
         )
 
 
-def _timed_ratios(timing: Timing, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
-    plain_s, plain_compute = predicted_plain_latency_s(timing), predicted_plain_compute(timing)
-    latency, compute = np.empty_like(p_correct), np.empty_like(p_correct)
-    for place, setting in enumerate(zip(grid.exit_layer.tolist(), grid.k.tolist(), strict=True)):
-        p = p_correct[..., place]
-        latency[..., place] = predicted_latency_s(timing, p, *setting) / plain_s
-        compute[..., place] = predicted_compute(timing, p, *setting) / plain_compute
-    return latency, compute
+class _Timed:
+    """Latency and compute by a timing, over plain decoding's, as functions of the match rate."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing, self.plain_s = timing, predicted_plain_latency_s(timing)
+        self._known: dict[tuple[int, int], tuple[Callable[[Any], Any], Floats]] = {}
+
+    def _of(self, exit_layer: int, k: int) -> tuple[Callable[[Any], Any], Floats]:
+        """Seconds of a setting, and compute at match rates 0 and 1, which is linear between."""
+        if (exit_layer, k) not in self._known:
+            ends = predicted_compute(self.timing, np.array([0.0, 1.0]), exit_layer, k)
+            seconds = predicted_latency_curve(self.timing, exit_layer, k)
+            self._known[exit_layer, k] = seconds, ends / predicted_plain_compute(self.timing)
+        return self._known[exit_layer, k]
+
+    def ratios(self, grid: Grid, p_correct: Floats) -> tuple[Floats, Floats]:
+        """Ratios of each setting, for match rates [..., settings]."""
+        latency, compute = np.empty_like(p_correct), np.empty_like(p_correct)
+        pairs = zip(grid.exit_layer.tolist(), grid.k.tolist(), strict=True)
+        for place, setting in enumerate(pairs):
+            p = p_correct[..., place]
+            seconds, (none, all_) = self._of(*setting)
+            latency[..., place] = seconds(p) / self.plain_s
+            compute[..., place] = none + p * (all_ - none)
+        return latency, compute
 
 
 def cost_model(calibration: Calibration, *, ideal: bool = False) -> CostModel:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..results.calibration import Calibration
     from ..results.measurement import Measurement
 
+#: steps across the interval of a match rate, within which quantities may rise and fall
+STEPS = 16
+
 
 def estimate(
     p_correct: float,
@@ -88,21 +91,17 @@ def estimate_from(
     exit_layer: int | None = None,
     k: int = 1,
     depth: int | None = 1,
-    *,
-    resamples: int | None = None,
-    seed: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`estimate` at a measured match rate; what depends on it becomes an interval.
+
+    An interval of what depends on the match rate spans its values over the interval of the rate.
 
     Args:
         source: a measurement or a calibration.
         exit_layer: as `estimate`.
         k: as `estimate`.
         depth: as `estimate`.
-        resamples: resamples of the bootstrap over prompts; by default as many as the calibration
-            has, for the same intervals, or 1000 for a measurement.
-        seed: seed of the bootstrap; by default the calibration's, or 0.
         **options: the keywords of `estimate`.
 
     Returns:
@@ -112,38 +111,34 @@ def estimate_from(
     Raises:
         InvalidInputError: an argument is outside its domain, or k is beyond what was recorded.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from ..results.calibration import Calibration
+    import numpy as np
+
     from ..results.hit_counts import hits_at
-    from ..results.intervals import RESAMPLES, interval_of, prompt_weights, resampled_rates
+    from ..results.intervals import rate_of
 
     layers = source.layers
     exit_layer = exit_layer if exit_layer is not None else default_exit(layers)
     check_schedule(layers, exit_layer, k, depth)
-    hits, tokens = hits_at(source, exit_layer, k)
-    plain = estimate(float(hits.sum() / tokens.sum()), layers, exit_layer, k, depth, **options)
-    draws = None
-    if isinstance(source, Calibration):
-        resamples, seed = resamples or source.resamples, source.seed if seed is None else seed
-    resamples, seed = resamples or RESAMPLES, seed or 0
-    if len(tokens) > 1:
-        draws = resampled_rates(hits, tokens, prompt_weights(len(tokens), resamples, seed))
-
-    def interval(value: float | None, f: Callable[[Any], Any]) -> dict[str, Any]:
-        known = None if draws is None or value is None else f(draws)
-        return _finite(asdict(interval_of(math.nan if value is None else value, known, tokens)))
-
-    overhead = plain["overhead"]
-    functions = _quantities(layers, exit_layer, k, depth, overhead)
-    plain["p_correct"] = interval(plain["p_correct"], lambda p: p)
-    for name, function in functions.items():
-        plain[name] = interval(plain[name], function)
+    rate = rate_of(*hits_at(source, exit_layer, k))
+    plain = estimate(rate.value, layers, exit_layer, k, depth, **options)
+    known = not math.isnan(rate.ci_low)
+    within = np.linspace(rate.ci_low, rate.ci_high, STEPS + 1) if known else np.array([rate.value])
+    functions = _quantities(layers, exit_layer, k, depth, plain["overhead"])
+    latency = functions["latency_per_token"]
     if "latency_per_token_s" in plain:
-        scale = options["layer_time_s"]
-        seconds = plain["latency_per_token_s"]
-        latency = functions["latency_per_token"]
-        plain["latency_per_token_s"] = interval(seconds, lambda p: scale * latency(p))
+        functions["latency_per_token_s"] = lambda p: options["layer_time_s"] * latency(p)
+    pays = latency(within) < layers
+    for name, function in functions.items():
+        value = math.nan if plain[name] is None else plain[name]
+        values = np.append(function(within), value)
+        passes_infinity = name == "exchange_rate" and pays.any() and not pays.all()
+        if passes_infinity or not known:
+            values = np.array([math.nan])
+        ends = float(values.min()), float(values.max())
+        plain[name] = _finite(asdict(replace(rate, value=value, ci_low=ends[0], ci_high=ends[1])))
+    plain["p_correct"] = _finite(asdict(rate))
     return plain
 
 
@@ -183,7 +178,7 @@ def least_p_correct(reached: Callable[[float], bool]) -> float | None:
 
 def _quantities(
     layers: int, exit_layer: int, k: int, depth: int | None, overhead: float
-) -> Mapping[str, Callable[[Any], Any]]:
+) -> dict[str, Callable[[Any], Any]]:
     """Each quantity as a function of the match rate, a number or an array of draws."""
 
     def latency(p: Any) -> Any:

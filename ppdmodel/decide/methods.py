@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..results.hit_counts import HitCounts
 
 #: weights [rows, prompts], indices of settings -> latency and compute, [rows, settings]
-Evaluate = Callable[["Ints", "Ints"], "tuple[Floats, Floats]"]
+Evaluate = Callable[["Ints | Floats", "Ints"], "tuple[Floats, Floats]"]
 
 GIVEN = "given, not measured"
 #: shown for a method without a setting within the budget
@@ -70,29 +70,37 @@ class MethodSettings:
         )
 
 
-def best_method(selection: Selection[MethodSettings], rule: Rule, basis: str) -> Method | None:
-    """The best setting of a method with its intervals, also cross-validated.
+def best_methods(
+    selection: Selection[MethodSettings], rules: Sequence[Rule], basis: str
+) -> list[Method]:
+    """The best setting of a method under each rule with its intervals, also cross-validated.
 
-    Plain decoding where no setting is better; None where the method has no settings.
+    Plain decoding where no setting is better; none at all where the method has no settings.
     """
-    space = selection.space
-    if not space.size:
-        return None
-    best = given(space.name, NOTHING, 1.0, 1.0, 1, basis, space.note)
-    place = selection.best(rule)
-    if place is not None:
-        found = selection.evaluation(place)
-        best = replace(
-            best,
-            setting=space.settings[place],
-            latency=found.latency,
-            compute=found.compute,
-            units=int(space.units[place]),
-        )
-    held_out = selection.held_out(rule)
-    if held_out is None:
-        return best
-    return replace(best, held_out=held_out.latency, held_out_compute=held_out.compute)
+    if not selection.space.size:
+        return []
+    found = []
+    for rule, held in zip(rules, selection.held_out(rules), strict=True):
+        method = _in_sample(selection, rule, basis)
+        if held is not None:
+            method = replace(method, held_out=held.latency, held_out_compute=held.compute)
+        found.append(method)
+    return found
+
+
+def _in_sample(selection: Selection[MethodSettings], rule: Rule, basis: str) -> Method:
+    space, place = selection.space, selection.best(rule)
+    plain = given(space.name, NOTHING, 1.0, 1.0, 1, basis, space.note)
+    if place is None:
+        return plain
+    found = selection.evaluation(rule, place)
+    return replace(
+        plain,
+        setting=space.settings[place],
+        latency=found.latency,
+        compute=found.compute,
+        units=int(space.units[place]),
+    )
 
 
 def beyond(least: Mapping[str, int], max_units: int | None) -> list[str]:
@@ -156,7 +164,7 @@ class PpdSettings:
         """Processes, or devices, of each setting, [settings]."""
         return self.costs.units(self.grid)
 
-    def rates(self, weights: Ints, at: Ints) -> Floats:
+    def rates(self, weights: Ints | Floats, at: Ints) -> Floats:
         """Match rates of some settings, [rows, settings]."""
         grid, shape = self.grid.only(at), self.hits.shape[1:]
         cells = np.ravel_multi_index((grid.exit_layer - 1, grid.k - 1), shape)
@@ -164,7 +172,7 @@ class PpdSettings:
         exits, ks = np.unravel_index(found, shape)
         return resampled_rates(self.hits[:, exits, ks], self.tokens, weights)[:, place]
 
-    def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+    def evaluate(self, weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
         """Latency and compute of some settings, [rows, settings]."""
         grid, rates = self._delayed(self.grid.only(at)), self.rates(weights, at)
         costs = self.costs
@@ -196,7 +204,7 @@ def self_speculation(recorded: TokenCounts) -> MethodSettings:
     one_round = formulas.self_speculative_latency(0, layers, exit_layer, gamma) / layers
     of_round = formulas.self_speculative_compute(0, layers, exit_layer, gamma, reuse=1) / layers
 
-    def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+    def evaluate(weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
         per_token = (weights @ flat[:, at]) / (weights @ tokens)[:, None]
         return per_token * one_round[at], per_token * of_round[at]
 
@@ -221,7 +229,7 @@ def gated(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings:
     exit_layer, k = recorded.gated_exits[e], np.array(recorded.gated_k)[j]
     started = np.minimum(exit_layer + link_time, layers)
 
-    def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+    def evaluate(weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
         n = (weights @ tokens)[:, None]
         open_ = weights @ passed[:, e[at], g[at]]
         p = (weights @ right[:, at]) / np.maximum(open_, 1)
@@ -294,7 +302,7 @@ def two_exits(recorded: TokenCounts, link_time: float = 0.0) -> MethodSettings |
     if not len(found.early):
         return None
 
-    def evaluate(weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+    def evaluate(weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
         n, some = (weights @ tokens)[:, None], found.only(at)
         rates = [(weights @ counted) / n for counted in (some.q_early, some.q_late)]
         started = [some.k_early, (weights @ some.new) / n]

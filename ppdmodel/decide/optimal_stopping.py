@@ -64,10 +64,15 @@ class StoppingProblem:
         self.true = np.concatenate(true)
 
     def probabilities(self, fitted: Mapping[int, tuple[float, float]]) -> Floats:
-        """Calibrated probabilities [candidates, exits]; NaN before a candidate is first seen."""
+        """Calibrated probabilities [candidates, exits]; NaN before a candidate is first seen.
+
+        Those of one token at one exit add up to at most 1.
+        """
         scale, shift = np.array([fitted[e] for e in self.exits]).T
         found: Floats = expit(scale * self.logits + shift)
-        return found
+        size = len(self.owner)
+        total = [np.bincount(self.row, np.nan_to_num(q), size)[self.row] for q in found.T]
+        return found / np.maximum(np.stack(total, axis=1), 1)
 
     def training(self, q: Floats, prompts: np.ndarray) -> Training:
         """The candidates of some prompts, sorted for thresholds; `prompts` is a mask of them."""

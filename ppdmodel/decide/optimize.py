@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +12,20 @@ import numpy as np
 from ..checks import check_draws, positive_integer
 from ..errors import InvalidInputError
 from ..results.calibration import Calibration
-from ..results.intervals import interval_of, resampled_rates
+from ..results.intervals import rate_of, resampled_rates
 from .costs import CostModel, TimedCosts, cost_model
-from .methods import NOTHING, MethodSettings, PpdSettings, best_method, beyond, gated, two_exits
+from .methods import NOTHING, MethodSettings, PpdSettings, best_methods, beyond, gated, two_exits
 from .outcomes import Choice, Decision, Method, Setting
-from .selection import PromptSample, Rule, Selection, check_budget, check_price, chosen_share
+from .selection import (
+    Evaluation,
+    PromptSample,
+    Ratios,
+    Rule,
+    Selection,
+    check_budget,
+    check_price,
+    chosen_share,
+)
 
 if TYPE_CHECKING:
     from .._types import Floats
@@ -75,7 +85,7 @@ def optimize(
         space = replace(space, grid=space.grid.only(few))
     ppd = _PpdSelection(prompts, space)
     methods, left_out = _other_methods(calibration, costs, max_units)
-    others = [Selection(prompts, method) for method in methods]
+    others = [best_methods(Selection(prompts, method), rules, "measured") for method in methods]
     plain_s, split = plain_and_split(costs)
     return Decision(
         model=calibration.model,
@@ -83,8 +93,11 @@ def optimize(
         n_tokens=int(calibration.tokens.sum()),
         n_prompts=len(calibration.tokens),
         settings=space.size,
-        choices=tuple(_choice(ppd, rule, others) for rule in rules),
-        frontier=tuple(ppd.setting(i) for i in _frontier(*ppd.ratios)),
+        choices=tuple(
+            _choice(ppd, rule, held, found)
+            for rule, held, *found in zip(rules, ppd.held_out(rules), *others, strict=True)
+        ),
+        frontier=tuple(_on_frontier(ppd, place) for place in _frontier(*ppd.ratios)),
         provenance=calibration.provenance,
         costs=costs.name,
         plain_latency_s=plain_s,
@@ -130,58 +143,55 @@ def plain_and_split(costs: CostModel) -> tuple[float | None, float | None]:
 
 
 class _PpdSelection(Selection[PpdSettings]):
-    """The selection of a PPD setting, with bootstrap draws of every setting."""
+    """The selection of a PPD setting."""
 
-    def __init__(self, prompts: PromptSample, space: PpdSettings) -> None:
-        super().__init__(prompts, space)
-        rates = resampled_rates(space.hits, space.tokens, prompts.weights)
-        self.rates = rates.astype(np.float32)  # half the memory, and faster
-        self.draws = space.draws(self.rates)
-        self.plain_s, _ = plain_and_split(space.costs)
+    @cached_property
+    def draws(self) -> Ratios:
+        """Those of every setting in single precision: half the memory, and faster."""
+        space = self.space
+        rates = resampled_rates(space.hits, space.tokens, self.prompts.weights)
+        return space.draws(rates.astype(np.float32))
 
-    def setting(self, place: int) -> Setting:
-        """One setting with its intervals."""
-        prompts, grid = self.prompts, self.space.grid
-        exit_layer, k = int(grid.exit_layer[place]), int(grid.k[place])
-        p_correct = self.space.rates(prompts.all_once, np.array([place])).item()
-        latency, compute = (
-            interval_of(values[place], draws[:, place], prompts.tokens)
-            for values, draws in zip(self.ratios, self.draws, strict=True)
-        )
+    def setting(self, rule: Rule, place: int, *, second: bool = False) -> Setting:
+        """The setting that a rule selects, or its runner-up, with intervals."""
+        space, found = self.space, self.evaluation(rule, place, second=second)
+        exit_layer, k = int(space.grid.exit_layer[place]), int(space.grid.k[place])
+        plain_s, _ = plain_and_split(space.costs)
         return Setting(
             exit_layer=exit_layer,
             k=k,
-            depth=int(grid.depth[place]),
-            p_correct=interval_of(p_correct, self.rates[:, exit_layer - 1, k - 1], prompts.tokens),
-            normalized_latency=latency,
-            normalized_compute=compute,
-            peak_units=int(self.space.units[place]),
-            latency_per_token_s=None if self.plain_s is None else latency.scaled(self.plain_s),
+            depth=int(space.grid.depth[place]),
+            p_correct=rate_of(space.hits[:, exit_layer - 1, k - 1], space.tokens),
+            normalized_latency=found.latency,
+            normalized_compute=found.compute,
+            peak_units=int(space.units[place]),
+            latency_per_token_s=None if plain_s is None else found.latency.scaled(plain_s),
         )
 
 
-def _choice(ppd: _PpdSelection, rule: Rule, others: Iterable[Selection[MethodSettings]]) -> Choice:
+def _choice(
+    ppd: _PpdSelection, rule: Rule, held_out: Evaluation | None, others: Sequence[Method]
+) -> Choice:
     best = ppd.best(rule)
     share = chosen_share(rule, ppd.draws, best)
-    methods = tuple(_better_than_plain(others, rule))
+    methods = tuple(method for method in others if method.setting != NOTHING)
     choice = Choice(rule.max_compute, rule.price, None, None, share, None, others=methods)
     if best is None:
         return choice
-    second, held_out, chosen = ppd.runner_up(rule, best), ppd.held_out(rule), ppd.setting(best)
+    second, chosen = ppd.runner_up(rule, best), ppd.setting(rule, best)
     return replace(
         choice,
         setting=chosen,
         held_out_latency=None if held_out is None else held_out.latency,
         held_out_compute=None if held_out is None else held_out.compute,
-        runner_up=None if second is None else ppd.setting(second),
+        runner_up=None if second is None else ppd.setting(rule, second, second=True),
         break_even=ppd.space.costs.break_even(chosen.exit_layer, chosen.k),
     )
 
 
-def _better_than_plain(others: Iterable[Selection[MethodSettings]], rule: Rule) -> list[Method]:
-    """The best setting of each other method that has one under the rule."""
-    found = [best_method(selection, rule, "measured") for selection in others]
-    return [method for method in found if method is not None and method.setting != NOTHING]
+def _on_frontier(ppd: _PpdSelection, place: int) -> Setting:
+    """A setting of the frontier: the fastest within its own compute."""
+    return ppd.setting(Rule(max_compute=float(ppd.ratios[1][place])), place)
 
 
 def _frontier(latency: Floats, compute: Floats) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import formulas
 from ..errors import InvalidInputError
+from ..formulas.early_exit import mean_step, steps_of_run
 from ..results.calibration import Calibration
 from ..results.timing import Timing
 
@@ -89,6 +90,17 @@ def guesses_in_time(timing: Timing, exit_layer: int, k: int) -> bool:
     for name in ("layer_time", "token_time", "promotion_delay"):
         del times[name]
     return float(formulas.calibrated_head_start(timing.layers, exit_layer, **times)) > 0
+
+
+def predicted_latency_curve(timing: Timing, exit_layer: int, k: int) -> Callable[[Any], Any]:
+    """`predicted_latency_s` without corrections as a function of the match rate alone.
+
+    The schedule is followed once, for many match rates.
+    """
+    times = schedule_times(timing, exit_layer, k)
+    unfinished = None if timing.is_ideal else 0.5
+    steps, first = steps_of_run(timing.layers, exit_layer, **times, unfinished=unfinished)
+    return lambda p_correct: mean_step(p_correct, steps, first)
 
 
 def predicted_plain_latency_s(timing: Timing) -> float:

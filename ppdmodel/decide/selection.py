@@ -3,23 +3,24 @@
 PPD, other decoding methods and threshold policies are search spaces, which compute latency and
 compute of their settings for any weights of the prompts. The best of many settings looks better
 than it is (selection bias), so the selection is repeated without each fold of the prompts and
-evaluated on that fold.
+evaluated on that fold; and it is repeated in each resample, so that intervals hold its error.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+from scipy.special import stdtrit
 
 from ..checks import real_number
 from ..errors import InvalidInputError
 from ..fitting.cross_validation import cross_fitted
-from ..results.intervals import Interval, interval_of, prompt_weights
+from ..results.intervals import CHOICE_METHOD, LEVEL, Interval, prompt_weights
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
@@ -37,7 +38,7 @@ class SearchSpace(Protocol):
     def size(self) -> int:
         """Number of settings."""
 
-    def evaluate(self, weights: Ints, at: Ints) -> Ratios:
+    def evaluate(self, weights: Ints | Floats, at: Ints) -> Ratios:
         """Latency and compute of the settings `at`, each [rows, settings].
 
         A row of `weights` [rows, prompts] says how often each prompt counts. One row gives the
@@ -111,23 +112,23 @@ class PromptSample:
     seed: int
 
     @cached_property
-    def all_once(self) -> Ints:
+    def all_once(self) -> Floats:
         """The weights of the point estimate, [1, prompts]."""
-        return np.ones((1, len(self.tokens)), dtype=np.int64)
+        return np.ones((1, len(self.tokens)))
 
     @cached_property
-    def weights(self) -> Ints:
-        """How often each prompt is drawn, [resamples, prompts]."""
-        return prompt_weights(len(self.tokens), self.resamples, self.seed)
+    def weights(self) -> Floats:
+        """How often each prompt is drawn, [resamples, prompts]; floats multiply faster."""
+        return prompt_weights(len(self.tokens), self.resamples, self.seed).astype(float)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Latency and compute of one setting.
+    """Latency and compute of a selected setting.
 
     Attributes:
         values: the point estimates, [2].
-        draws: bootstrap draws, [resamples, 2].
+        draws: bootstrap draws, [resamples, 2]; each resample makes the selection again.
         tokens: of each prompt, [prompts].
     """
 
@@ -138,12 +139,24 @@ class Evaluation:
     @property
     def latency(self) -> Interval:
         """Normalized latency with its interval."""
-        return interval_of(self.values[0], self.draws[:, 0], self.tokens)
+        return chosen_interval(self.values[0], self.draws[:, 0], self.tokens)
 
     @property
     def compute(self) -> Interval:
         """Normalized compute with its interval."""
-        return interval_of(self.values[1], self.draws[:, 1], self.tokens)
+        return chosen_interval(self.values[1], self.draws[:, 1], self.tokens)
+
+
+def chosen_interval(value: float, draws: Floats, tokens: Ints) -> Interval:
+    """The t interval of an estimate whose draws make its choice again.
+
+    It lies about their mean, with their standard deviation, corrected for the number of prompts,
+    and N - 1 degrees of freedom; it reaches to the estimate in any case.
+    """
+    n = len(tokens)
+    reach = stdtrit(n - 1, 0.5 + LEVEL / 2) * draws.std() * math.sqrt(n / (n - 1))
+    low, high = min(value, draws.mean() - reach), max(value, draws.mean() + reach)
+    return Interval(float(value), float(low), float(high), int(tokens.sum()), n, CHOICE_METHOD)
 
 
 class Selection(Generic[Space]):
@@ -165,55 +178,79 @@ class Selection(Generic[Space]):
         """
         self.prompts, self.space = prompts, space
         self._refit = refit or (lambda _fold, _training: space)
-        self._training: dict[int, tuple[SearchSpace, Ratios]] = {}
 
     @cached_property
     def ratios(self) -> Ratios:
         """Latency and compute of every setting on all prompts, each [settings]."""
-        return _ratios_of_all(self.space, self.prompts.all_once)
+        (latency,), (compute,) = self._of_all(self.prompts.all_once)
+        return latency, compute
+
+    @cached_property
+    def draws(self) -> Ratios:
+        """Latency and compute of every setting on each resample, each [resamples, settings]."""
+        return self._of_all(self.prompts.weights)
+
+    def _of_all(self, weights: Ints | Floats) -> Ratios:
+        return self.space.evaluate(weights, np.arange(self.space.size))
 
     def best(self, rule: Rule) -> int | None:
         """The best setting on all prompts; None where that is plain decoding."""
-        return _place(rule.best(*self.ratios))
+        index = rule.best(*self.ratios)
+        return None if index < 0 else int(index)
 
     def runner_up(self, rule: Rule, best: int) -> int | None:
         """The second-best setting; None where that is plain decoding."""
-        others = np.delete(np.arange(self.space.size), best)
-        second = _place(rule.best(*(values[others] for values in self.ratios)))
-        return None if second is None else int(others[second])
+        index = rule.best(*_without(self.ratios, np.array(best)))
+        return None if index < 0 else int(index)
 
-    def evaluation(self, place: int) -> Evaluation:
-        """Latency and compute of one setting on all prompts, with bootstrap draws."""
-        (values,), draws = (
-            _evaluated(self.space, place, weights)
-            for weights in (self.prompts.all_once, self.prompts.weights)
-        )
-        return Evaluation(values, draws, self.prompts.tokens)
+    def evaluation(self, rule: Rule, place: int, *, second: bool = False) -> Evaluation:
+        """Latency and compute of the setting that a rule selects, with bootstrap draws.
 
-    def held_out(self, rule: Rule) -> Evaluation | None:
-        """K-fold evaluation: each fold evaluates the setting that the other folds select.
+        A resample selects again. By how much the setting that it selects looks better on it than
+        on all prompts is what the selection on all prompts is taken to be off by, in the opposite
+        direction. A resample that selects plain decoding keeps the setting.
+
+        Args:
+            rule: the rule that selected the setting.
+            place: the setting, by its index.
+            second: it is the runner-up, and each resample takes its own.
+        """
+        chosen = rule.best(*self.draws)
+        if second:
+            chosen = rule.best(*_without(self.draws, chosen))
+        chosen = np.where(chosen < 0, place, chosen)
+        rows = np.arange(len(chosen))
+        pairs = [*zip(self.ratios, self.draws, strict=True)]
+        values = np.array([whole[place] for whole, _ in pairs])
+        off = np.stack([drawn[rows, chosen] - whole[chosen] for whole, drawn in pairs], axis=1)
+        return Evaluation(values, values - off, self.prompts.tokens)
+
+    def held_out(self, rules: Sequence[Rule]) -> list[Evaluation | None]:
+        """K-fold evaluation for each rule: a fold evaluates what the other folds select.
 
         None with too few prompts for folds.
         """
+        spaces: dict[int, SearchSpace] = {}
 
-        def select(fold: int, training: np.ndarray) -> tuple[SearchSpace, int | None]:
-            space, ratios = self._on_training(fold, training)
-            return space, _place(rule.best(*ratios))
+        def select(fold: int, training: Ints | Floats) -> tuple[SearchSpace, list[Ints]]:
+            if fold not in spaces:
+                spaces[fold] = self._refit(fold, training[0] > 0)
+            space = spaces[fold]
+            ratios = space.evaluate(training, np.arange(space.size))
+            return space, [rule.best(*ratios) for rule in rules]
 
-        def evaluate(selected: tuple[SearchSpace, int | None], weights: Ints) -> Floats:
-            return _evaluated(*selected, weights)
+        def evaluate(selected: tuple[SearchSpace, list[Ints]], weights: Ints | Floats) -> Floats:
+            space, places = selected
+            return np.stack([_evaluated(space, each, weights) for each in places], axis=1)
 
         prompts = self.prompts
         found = cross_fitted(prompts.tokens, prompts.weights, prompts.seed, select, evaluate)
-        return None if found is None else Evaluation(*found, prompts.tokens)
-
-    def _on_training(self, fold: int, training: np.ndarray) -> tuple[SearchSpace, Ratios]:
-        """Every setting on the training prompts of a fold, cached for all rules."""
-        if fold not in self._training:
-            space = self._refit(fold, training)
-            ratios = _ratios_of_all(space, training[None].astype(np.int64))
-            self._training[fold] = space, ratios
-        return self._training[fold]
+        if found is None:
+            return [None] * len(rules)
+        values, draws = found
+        # a resample holds fewer different prompts, on which it selects worse
+        draws += values - draws.mean(axis=0)
+        return [Evaluation(values[n], draws[:, n], prompts.tokens) for n in range(len(rules))]
 
 
 def chosen_share(rule: Rule, draws: Ratios, best: int | None) -> float | None:
@@ -229,17 +266,17 @@ def chosen_share(rule: Rule, draws: Ratios, best: int | None) -> float | None:
     return float(np.mean(rule.best(*draws) == (-1 if best is None else best)))
 
 
-def _place(index: Ints) -> int | None:
-    return None if index < 0 else int(index)
-
-
-def _ratios_of_all(space: SearchSpace, weights: Ints) -> Ratios:
-    (latency,), (compute,) = space.evaluate(weights, np.arange(space.size))
+def _without(ratios: Ratios, places: Ints) -> Ratios:
+    """Ratios [..., settings] without the setting `places` [...], which no rule takes any more."""
+    out = np.arange(ratios[0].shape[-1]) == places[..., None]
+    latency, compute = (np.where(out, MOST_COMPUTE, values) for values in ratios)
     return latency, compute
 
 
-def _evaluated(space: SearchSpace, place: int | None, weights: Ints) -> Floats:
-    """Latency and compute of one setting, [rows, 2]; None: plain decoding."""
-    if place is None:
-        return np.ones((len(weights), 2))
-    return np.concatenate(space.evaluate(weights, np.array([place])), axis=1)
+def _evaluated(space: SearchSpace, places: Ints, weights: Ints | Floats) -> Floats:
+    """Latency and compute of the setting of each row, [rows, 2]; -1 is plain decoding."""
+    found, which = np.unique(places, return_inverse=True)
+    kept = np.maximum(found, 0)
+    ratios = space.evaluate(weights, kept) if space.size else 2 * [np.ones((len(weights), 1))]
+    values = np.stack([each[np.arange(len(weights)), which] for each in ratios], axis=1)
+    return np.where(places[:, None] >= 0, values, 1.0)

@@ -13,7 +13,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import logit
 
 from .. import formulas
 from ..errors import InvalidInputError
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
     from ..results.measurement import Guesses, Measurement
     from ..results.timing import Timing
+
+#: from here on a guess is certain: clipped ones beside it take as much away
+CERTAIN = 1 - 10 * NEAREST
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class PolicySettings:
         """Number of settings."""
         return max(map(len, self.exits), default=1)
 
-    def evaluate(self, weights: Ints, at: Ints) -> tuple[Floats, Floats]:
+    def evaluate(self, weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
         """Latency and compute over plain decoding's, [rows, settings].
 
         The head adds to the layers, reading moves each exit later, and each reading adds to the
@@ -129,12 +131,9 @@ class Policies(Guessed):
 
     def by_threshold(self, price: float, fitted: Fits) -> PolicySettings:
         """The threshold rule at each exit: it starts the guesses at or above the threshold."""
-        least = logit(np.clip(formulas.threshold(price), NEAREST, 1 - NEAREST))
-        started = {
-            e: (scale * self.logits[e] + shift >= least).sum(axis=1)
-            for e, (scale, shift) in fitted.items()
-        }
-        return self._at_one_exit(started.items())
+        least = np.clip(formulas.threshold(price), NEAREST, CERTAIN)
+        started = ((e, self.probabilities(e, *fit) >= least) for e, fit in fitted.items())
+        return self._at_one_exit((e, each.sum(axis=1)) for e, each in started)
 
     def fixed(self) -> PolicySettings:
         """Every exit with every k."""

@@ -16,19 +16,27 @@ from .. import formulas
 from ..checks import real_number
 from ..errors import InvalidInputError
 from ..fitting.cross_validation import FOLDS, folds
+from ..fitting.guess_reliability import mean_error
 from ..results.calibration import Reliability
 from ..results.compatibility import check_timing
-from ..results.intervals import Interval, interval_of
+from ..results.intervals import RESAMPLES, Interval
 from ..results.measurement import Guesses, Measurement, titled
 from ..results.tabular import Frame
-from .selection import MOST_PRICE, Evaluation, PromptSample, Rule, Selection, check_price
+from .selection import (
+    MOST_PRICE,
+    Evaluation,
+    PromptSample,
+    Rule,
+    Selection,
+    check_price,
+    chosen_interval,
+)
 from .threshold_policies import Policies, PolicySettings, Reading
 
 if TYPE_CHECKING:
     from ..results.timing import Timing
 
 DEFAULT_PRICES = (0.5, 1.0, 2.0, 4.0, 8.0)
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Priced:
     `exit_layer`, `fixed_exit_layer` and `fixed_k` are selected on all prompts; None is plain
     decoding. `several_` is the rule over `several_exits`, each with its own threshold (infinite:
     not read), and `several_gain` its gain against the rule at one exit. `two_` is the best pair of
-    exits with a fixed k each, and `two_gain` its gain against the best fixed exit.
+    exits with a fixed k each, and `two_gain` its gain against the best fixed exit. `error_raw` and
+    `error` are the expected calibration errors of the guesses at `exit_layer` whose probability
+    reaches the threshold, recorded and calibrated, on held-out prompts; None without any.
     """
 
     price: float
@@ -63,6 +73,8 @@ class Priced:
     two_latency: Interval
     two_compute: Interval
     two_gain: Interval
+    error_raw: float | None
+    error: float | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ def threshold_report(
         layers=measurement.layers,
         n_tokens=measurement.n_tokens,
         n_prompts=prompts,
-        prices=tuple(study.priced(float(price)) for price in prices),
+        prices=study.priced([float(price) for price in prices]),
         reliability=study.reliability(),
         provenance=measurement.provenance,
         exit_cost=reading.exit_cost,
@@ -186,8 +198,17 @@ class _Study:
         """Each exit's calibration."""
         return self.policies.reliability(self.fold, self.fits, self.whole)
 
-    def priced(self, price: float) -> Priced:
-        """Each policy selected on all prompts, and evaluated on held-out ones."""
+    def priced(self, prices: Sequence[float]) -> tuple[Priced, ...]:
+        """Each policy selected on all prompts, and evaluated on held-out ones, at each price."""
+        rules = [Rule(price=price) for price in prices]
+        held_out = (self.fixed.held_out(rules), self.two_fixed.held_out(rules))
+        return tuple(
+            self._priced(price, *fixed) for price, *fixed in zip(prices, *held_out, strict=True)
+        )
+
+    def _priced(
+        self, price: float, fixed: Evaluation | None, two_fixed: Evaluation | None
+    ) -> Priced:
         rule, policies = Rule(price=price), self.policies
         single = Selection(
             self.prompts,
@@ -202,10 +223,15 @@ class _Study:
         )
         selected = (_setting(s, rule) for s in (single, self.fixed, self.two_fixed))
         (exits, _), (fixed_exits, fixed_k), (two_exits, two_k) = selected
-        selections = (single, self.fixed, several, self.two_fixed)
+        (of_single,), (of_several,) = (each.held_out([rule]) for each in (single, several))
+        threshold = float(formulas.threshold(price))
+        error_raw, error = None, None
+        if exits:
+            _, started = policies.errors(exits[0], self.fold, self.fits, threshold)
+            error_raw, error = map(mean_error, started)
         return Priced(
             price=price,
-            threshold=float(formulas.threshold(price)),
+            threshold=threshold,
             exit_layer=next(iter(exits), None),
             fixed_exit_layer=next(iter(fixed_exits), None),
             fixed_k=next(iter(fixed_k), None),
@@ -213,7 +239,9 @@ class _Study:
             several_thresholds=thresholds,
             two_exits=two_exits or None,
             two_k=two_k or None,
-            **_held_out([selection.held_out(rule) for selection in selections], rule),
+            error_raw=error_raw,
+            error=error,
+            **_held_out([of_single, fixed, of_several, two_fixed], rule),
         )
 
 
@@ -234,7 +262,7 @@ def _held_out(evaluations: Sequence[Evaluation | None], rule: Rule) -> dict[str,
 
     def gain(of: int, against: int) -> Interval:
         value, drawn = values[against] - values[of], draws[against] - draws[of]
-        return interval_of(value, drawn, found[of].tokens)
+        return chosen_interval(value, drawn, found[of].tokens)
 
     prefixes = ("", "fixed_", "several_", "two_")
     ratios = {

@@ -11,7 +11,7 @@ from ..results.calibration import Calibration
 from ..results.compatibility import check_timing, check_together
 from ..results.files import provenance
 from ..results.hit_counts import K_MAX, HitCounts
-from ..results.intervals import MIN_RESAMPLES, RESAMPLES, SEED, percentiles, resampled_rates
+from ..results.intervals import MIN_RESAMPLES, RESAMPLES, SEED, rate_ends
 from ..results.measurement import Guesses, Measurement
 from ..results.timing import Timing
 from .curve_fit import fit_curve
@@ -31,7 +31,8 @@ def fit(
 ) -> Calibration:
     r"""Match rates of every exit layer and k with intervals, and a curve p(x, k) fitted to them.
 
-    The rates are ratios of counts, and decisions rest on them; the curve predicts other relative
+    The rates are ratios of counts, with t intervals on the logit scale whose standard errors are
+    those of the jackknife over prompts. Decisions rest on them; the curve predicts other relative
     depths. With $\kappa = (1 - k^{-h}) / h$ the families over relative depth x = e/d and k are
 
     - floored Kumaraswamy: $1 - p = (1 - f_k)\,(1 - x^a)^{b_k}$, $\log b_k = b + c\,\kappa$;
@@ -53,7 +54,7 @@ def fit(
             calibration then has seconds.
         family: a family's name, or None to choose among them.
         k_max: largest k to count hits for; a positive integer.
-        resamples: bootstrap resamples of the prompts; at least 40.
+        resamples: bootstrap resamples of the prompts; at least 400.
         seed: of the bootstrap and of the cross-validation folds.
 
     Raises:
@@ -100,14 +101,14 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
     """
     if positive_integer("resamples", counts.resamples, most=MOST_RESAMPLES) < MIN_RESAMPLES:
         raise InvalidInputError(
-            f"resamples must be at least {MIN_RESAMPLES}, of which one lies beyond each end of a "
+            f"resamples must be at least {MIN_RESAMPLES}, of which ten lie beyond each end of a "
             f"95% interval; got {counts.resamples}; 1000 are usual"
         )
     check_seed(counts.seed)
     families = list(FAMILIES.values()) if family is None else [family_of(family)]
     check_layers(counts.layers)
     weights = counts.weights()
-    low, high = percentiles(resampled_rates(counts.hits, counts.tokens, weights))
+    low, high = rate_ends(counts.hits, counts.tokens)
     about = {"measurement": dict(counts.provenance), "fit": provenance(("numpy", "scipy"))}
     return Calibration(
         **(vars(counts) | {"provenance": about}),

@@ -21,10 +21,10 @@ def folds(prompts: int, seed: int) -> Ints:
 
 def cross_fitted(
     tokens: Ints,
-    weights: Ints,
+    weights: Ints | Floats,
     seed: int,
-    select: Callable[[int, np.ndarray], Setting],
-    evaluate: Callable[[Setting, Ints], Floats],
+    select: Callable[[int, Ints | Floats], Setting],
+    evaluate: Callable[[Setting, Ints | Floats], Floats],
 ) -> tuple[Floats, Floats] | None:
     """Evaluate on each fold's prompts what was selected on the other folds, over all folds.
 
@@ -32,29 +32,34 @@ def cross_fitted(
         tokens: of each prompt, by which folds are weighted.
         weights: how often each prompt is drawn in each resample, [resamples, prompts].
         seed: of the folds.
-        select: the number of a fold, and which prompts are not in it -> a setting.
-        evaluate: a setting, and weights [n, prompts] none of whose rows is 0 -> values [n, ...].
+        select: the number of a fold, and weights [n, prompts] of the prompts that are not in it,
+            all once first -> what each row selects.
+        evaluate: that, and weights [n, prompts] none of whose rows is 0 -> values [n, ...].
 
     Returns:
-        The values [...], and those of the resamples [resamples, ...] with the selections kept; None
-        with fewer than two prompts per fold.
+        The values [...], and those of the resamples [resamples, ...], each of which selects again;
+        None with fewer than two prompts per fold.
     """
     if len(tokens) < 2 * FOLDS:
         return None
     fold = folds(len(tokens), seed)
-    everyone = np.ones_like(tokens)[None]
+    everyone = np.ones((1, len(tokens)))
     sums: list[Floats] = []
     for number in range(FOLDS):
         outside = (fold == number).astype(np.int64)
-        setting = select(number, fold != number)
         found = []
         for rows in (everyone, weights):
-            mine = rows * outside
-            drawn = mine @ tokens
-            safe = np.where(drawn[:, None] > 0, mine, outside)  # if no prompt of the fold was drawn
-            values = evaluate(setting, safe)
-            share = drawn / (rows @ tokens)
+            setting = select(number, _some(rows, 1 - outside))
+            values = evaluate(setting, _some(rows, outside))
+            share = (rows * outside) @ tokens / (rows @ tokens)
             found.append((values.T * share).T)
         sums = [s + f for s, f in zip(sums, found, strict=True)] if sums else found
     (value,), draws = sums
     return value, draws
+
+
+def _some(rows: Ints | Floats, inside: Ints) -> Ints | Floats:
+    """Weights of some prompts alone; where a resample has none of them, each of them once."""
+    mine = rows * inside
+    found: Ints | Floats = np.where(mine.sum(axis=1, keepdims=True) > 0, mine, inside)
+    return found

@@ -12,7 +12,7 @@ from ..results.calibration import FamilyScore, MatchCurve
 from ..results.intervals import interval_of
 from .cross_validation import folds
 from .curves import CurveFamily, family_of
-from .likelihood import Cells, maximize
+from .likelihood import Cells, maximize, maximize_each
 
 if TYPE_CHECKING:
     from .._types import Floats, Ints
@@ -106,8 +106,7 @@ def _fitted(
     hits, total = inner.sum(axis=0), tokens.sum()
     theta, converged = maximize(cells, hits, float(total))
     resampled = (weights @ inner.reshape(prompts, -1)).reshape(-1, *cells.x.shape)
-    drawn = zip(resampled, weights @ tokens, strict=True)
-    draws = np.array([maximize(cells, h, float(n), theta)[0] for h, n in drawn])
+    draws, _ = maximize_each(cells, resampled, (weights @ tokens).astype(float), theta)
     covariance = np.cov(draws.T)
     unknown = _undetermined(cells, theta, draws, hits, float(total))
     covariance[unknown] = covariance[:, unknown] = np.nan

@@ -111,7 +111,8 @@ def _rank_tail(theta: Floats, x: Floats, k: Floats) -> tuple[Floats, Floats]:
     by_a = -power * u * np.log(x) * np.exp(log_a) / (1 - u)
     by_b = power * log_rest
     value = by_b + floor - (s + t * x) * log_k
-    return value, np.stack([by_a, by_b, by_f + 0 * x, -log_k, -log_k * x])
+    slopes = np.broadcast_arrays(by_a, by_b, by_f, -log_k, -log_k * x)
+    return value, np.stack(slopes)
 
 
 _FLOORED = ("floor_logit", "floor_gain", "k_curvature")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from scipy.optimize import minimize
@@ -14,11 +14,13 @@ from ..results.token_counts import second_half
 from .cross_validation import FOLDS, folds
 
 if TYPE_CHECKING:
-    from .._types import Floats, Ints
+    from .._types import Bools, Floats, Ints
     from ..results.measurement import Guesses, Measurement
 
 #: equal-mass bins of the expected calibration error
 BINS = 10
+#: guesses from this probability on are what a price of 8 starts, by theory page 7
+STARTED = 1 / 9
 #: probabilities are clipped to this distance from 0 and 1, which two bytes may round to
 NEAREST = 1e-6
 #: scale and shift of the logits, by exit layer
@@ -56,7 +58,7 @@ class Guessed:
         found = {}
         for e in self.exits:
             x = self.logits[e][rows]
-            true = np.arange(1, self.most + 1) == self.rank[e][rows, None]
+            true = self.true(e)[rows]
 
             def loss(theta: Floats, x: Floats = x, true: np.ndarray = true) -> tuple[float, Floats]:
                 z = theta[0] * x + theta[1]
@@ -69,26 +71,64 @@ class Guessed:
             found[e] = (float(best.x[0]), float(best.x[1]))
         return found
 
+    def probabilities(self, exit_layer: int, scale: Any = 1.0, shift: Any = 0.0) -> Floats:
+        """Calibrated probabilities of an exit's guesses, [tokens, guesses].
+
+        For one scale and shift, or those of each token, [tokens, 1]. The guesses of a token exclude
+        each other, so they add up to at most 1; without a scale and a shift they are as recorded.
+        """
+        q = expit(scale * self.logits[exit_layer] + shift)
+        found: Floats = q / np.maximum(q.sum(axis=1, keepdims=True), 1)
+        return found
+
+    def held_out(self, exit_layer: int, fold: Ints, fits: Mapping[int, Fits]) -> Floats:
+        """Probabilities of an exit, each fold's prompts scaled as fitted on the others."""
+        table = np.array([fits[n][exit_layer] for n in range(len(fits))])[fold[self.owner]]
+        return self.probabilities(exit_layer, table[:, :1], table[:, 1:])
+
+    def true(self, exit_layer: int) -> Bools:
+        """Which guess is the true token, [tokens, guesses]."""
+        found: Bools = np.arange(1, self.most + 1) == self.rank[exit_layer][:, None]
+        return found
+
     def reliability(
-        self, fold: Ints, fits: Mapping[int, Fits], whole: Fits
+        self, fold: Ints, fits: Mapping[int, Fits], whole: Fits, threshold: float = STARTED
     ) -> tuple[Reliability, ...]:
-        """Expected calibration error of each exit, each fold scaled as fitted on the others."""
+        """Expected calibration errors of each exit, each fold scaled as fitted on the others."""
         found = []
         for e in self.exits:
-            table = np.array([fits[n][e] for n in range(len(fits))])[fold[self.owner]]
-            calibrated = expit(table[:, :1] * self.logits[e] + table[:, 1:])
-            true = np.arange(1, self.most + 1) == self.rank[e][:, None]
-            raw, after = (_bin_error(q, true) for q in (expit(self.logits[e]), calibrated))
-            found.append(Reliability(e, *whole[e], error_raw=raw, error=after))
+            first, started = self.errors(e, fold, fits, threshold)
+            (first_raw, first_after), worst = map(mean_error, first), float(first[1].max())
+            errors = (first_raw, first_after, worst, threshold, *map(mean_error, started))
+            found.append(Reliability(e, *whole[e], *errors))
         return tuple(found)
 
+    def errors(
+        self, exit_layer: int, fold: Ints, fits: Mapping[int, Fits], threshold: float
+    ) -> tuple[list[Floats], list[Floats]]:
+        """Errors by bin of the first guess, and of guesses from a threshold on.
 
-def _bin_error(q: Floats, true: np.ndarray) -> float:
-    """Expected calibration error: mean |predicted - observed share| over equal-mass bins."""
-    order = np.argsort(q, axis=None)
-    parts = (np.array_split(values.ravel()[order], BINS) for values in (q, true))
-    pairs = zip(*parts, strict=True)
-    return float(np.mean([abs(a.mean() - b.mean()) for a, b in pairs]))
+        Each of the recorded and of the calibrated probabilities.
+        """
+        true = self.true(exit_layer)
+        both = expit(self.logits[exit_layer]), self.held_out(exit_layer, fold, fits)
+        first = [_bin_errors(q[:, 0], true[:, 0]) for q in both]
+        return first, [_bin_errors(q[q >= threshold], true[q >= threshold]) for q in both]
+
+
+def _bin_errors(q: Floats, true: Bools) -> Floats:
+    """|mean predicted - observed share| of equal-mass bins; empty without guesses."""
+    bins = min(BINS, len(q))
+    if not bins:
+        return np.empty(0)
+    order = np.argsort(q, kind="stable")
+    parts = (np.array_split(values[order], bins) for values in (q, true))
+    return np.array([abs(a.mean() - b.mean()) for a, b in zip(*parts, strict=True)])
+
+
+def mean_error(errors: Floats) -> float | None:
+    """The expected calibration error of bins; None without any."""
+    return float(errors.mean()) if len(errors) else None
 
 
 def reliability_of(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import minimize
 
 if TYPE_CHECKING:
-    from .._types import Floats, Ints
+    from .._types import Bools, Floats, Ints
     from .curves import CurveFamily
 
 STEPS, HALVINGS, TOLERANCE = 40, 12, 1e-10
+#: most numbers of a table of slopes: so many resamples are fitted at once
+BLOCK = 2**19
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,22 @@ class Cells:
         return float((hits * np.log(p) + (tokens - hits) * log_miss).sum())
 
     def gradient_and_information(
-        self, theta: Floats, hits: Floats, tokens: float
-    ) -> tuple[float, Floats, Floats]:
-        """Log-likelihood, its gradient, and the expected information matrix, per token."""
-        log_miss, slopes = self.family.evaluate(theta, self.x, self.k)
-        miss = np.exp(log_miss)
+        self, theta: Floats, hits: Floats, tokens: Any
+    ) -> tuple[Any, Floats, Floats]:
+        """Log-likelihood, its gradient, and the expected information matrix, per token.
+
+        For parameters [..., parameters], hits [..., layers, k] and tokens [...].
+        """
+        log_miss, slopes = self.family.evaluate(theta.T[..., None, None], self.x, self.k)
+        miss, n = np.exp(log_miss), np.asarray(tokens)[..., None, None]
         p = np.maximum(-np.expm1(log_miss), np.finfo(float).tiny)
-        value = float((hits * np.log(p) + (tokens - hits) * log_miss).sum()) / tokens
-        rate = hits / tokens
-        gradient = (slopes * ((1 - rate) - rate * miss / p)).sum(axis=(1, 2))
-        flat = slopes.reshape(len(slopes), -1)
-        information = (flat * (miss / p).ravel()) @ flat.T
+        value = (hits * np.log(p) + (n - hits) * log_miss).sum(axis=(-2, -1)) / tokens
+        rate = hits / n
+        slopes = np.moveaxis(slopes, 0, -3)
+        gradient = (slopes * ((1 - rate) - rate * miss / p)[..., None, :, :]).sum(axis=(-2, -1))
+        flat = slopes.reshape(*slopes.shape[:-2], -1)
+        odds = (miss / p).reshape(*miss.shape[:-2], 1, -1)
+        information = (flat * odds) @ np.swapaxes(flat, -1, -2)
         return value, gradient, information
 
 
@@ -64,12 +71,27 @@ def maximize(
     Projected Fisher scoring with step halving from a start; without a start, or where scoring does
     not converge from it, L-BFGS-B provides one.
     """
-    if start is not None:
-        theta, converged = _score(cells, hits, tokens, start)
-        if converged:
-            return theta, True
+    (theta,), (converged,) = maximize_each(cells, hits[None], np.array([tokens]), start)
+    return theta, bool(converged)
+
+
+def maximize_each(
+    cells: Cells, hits: Floats, tokens: Floats, start: Floats | None
+) -> tuple[Floats, Bools]:
+    """`maximize` for several samples, hits [samples, layers, k] and tokens [samples], at once."""
     begin = cells.family.start if start is None else start
-    return _score(cells, hits, tokens, _search(cells, hits, tokens, begin))
+    theta = np.tile(begin, (len(hits), 1))
+    converged: Bools = np.zeros(len(hits), dtype=bool)
+    size = max(BLOCK // (hits[0].size * len(begin)), 1)
+    for first in range(0, len(hits), size) if start is not None else ():
+        some = slice(first, first + size)
+        theta[some], converged[some] = _score(cells, hits[some], tokens[some], theta[some])
+    for n in np.flatnonzero(~converged):
+        found = _search(cells, hits[n], float(tokens[n]), begin)
+        (theta[n],), (converged[n],) = _score(
+            cells, hits[n : n + 1], tokens[n : n + 1], found[None]
+        )
+    return theta, converged
 
 
 def _search(cells: Cells, hits: Floats, tokens: float, start: Floats) -> Floats:
@@ -82,29 +104,46 @@ def _search(cells: Cells, hits: Floats, tokens: float, start: Floats) -> Floats:
     return theta
 
 
-def _score(cells: Cells, hits: Floats, tokens: float, start: Floats) -> tuple[Floats, bool]:
+def _score(cells: Cells, hits: Floats, tokens: Floats, start: Floats) -> tuple[Floats, Bools]:
+    """Projected Fisher scoring of several samples, from starts [samples, parameters]."""
     low, high = np.array(cells.family.bounds).T
     theta = np.clip(start, low, high)
     value, gradient, information = cells.gradient_and_information(theta, hits, tokens)
+    gain, converged = np.zeros(len(theta)), np.zeros(len(theta), dtype=bool)
+    rows = np.arange(len(theta))
     for _ in range(STEPS):
-        held = ((theta <= low) & (gradient < 0)) | ((theta >= high) & (gradient > 0))
-        free = ~held
-        if not free.any():
-            return theta, True
-        part = information[np.ix_(free, free)]
-        ridge = 1e-9 * np.trace(part) / len(part) + np.finfo(float).eps
-        step = np.zeros_like(theta)
-        step[free] = np.linalg.solve(part + ridge * np.eye(len(part)), gradient[free])
-        gain = float(gradient @ step)
-        if gain < TOLERANCE:
-            return theta, True
-        for _ in range(HALVINGS):
-            tried = np.clip(theta + step, low, high)
-            found = cells.gradient_and_information(tried, hits, tokens)  # mostly the next step's
-            if found[0] > value:
+        step = _steps(theta[rows], gradient[rows], information[rows], (low, high))
+        gain[rows] = (gradient[rows] * step).sum(axis=1)
+        far = gain[rows] >= TOLERANCE
+        converged[rows[~far]] = True
+        rows, step = rows[far], step[far]
+        waiting = rows
+        for _ in range(HALVINGS if len(rows) else 0):
+            tried = np.clip(theta[waiting] + step, low, high)
+            found = cells.gradient_and_information(tried, hits[waiting], tokens[waiting])
+            better = found[0] > value[waiting]
+            kept = (theta, value, gradient, information)
+            for old, new in zip(kept, (tried, *found), strict=True):
+                old[waiting[better]] = new[better]
+            waiting, step = waiting[~better], step[~better] / 2
+            if not len(waiting):
                 break
-            step /= 2
-        else:
-            return theta, gain < 1e3 * TOLERANCE
-        theta, (value, gradient, information) = tried, found
-    return theta, False
+        converged[waiting] = gain[waiting] < 1e3 * TOLERANCE
+        rows = np.setdiff1d(rows, waiting)
+        if not len(rows):
+            break
+    return theta, converged
+
+
+def _steps(
+    theta: Floats, gradient: Floats, information: Floats, bounds: tuple[Floats, Floats]
+) -> Floats:
+    """Scoring steps [samples, parameters]; a parameter that is pushed against a bound is held."""
+    low, high = bounds
+    free = ~(((theta <= low) & (gradient < 0)) | ((theta >= high) & (gradient > 0)))
+    part = information * (free[:, :, None] & free[:, None, :])
+    ridge = 1e-9 * np.trace(part, axis1=1, axis2=2) / np.maximum(free.sum(1), 1)
+    diagonal = np.where(free, ridge[:, None] + np.finfo(float).eps, 1.0)
+    ridged = part + diagonal[:, :, None] * np.eye(theta.shape[1])
+    step: Floats = np.linalg.solve(ridged, (gradient * free)[:, :, None])[:, :, 0]
+    return step

@@ -49,10 +49,28 @@ def calibrated_early_latency(
     >>> round(calibrated_early_latency(0.5, 40, 10, 1, 1, 1, unfinished=0), 4)
     28.3333
     """
-    for name, value in dict(locals()).items():
+    times = dict(locals())
+    for name, value in times.items():
         if value is not None or name != "unfinished":
             _check_number(name, value)
     check_order(exit_layer, layers)
+    return mean_step(times.pop("p_correct"), *steps_of_run(**times))
+
+
+def steps_of_run(
+    layers: float,
+    exit_layer: float,
+    layer_time: float,
+    busy_layer_time: float,
+    batch_layer_time: float,
+    head_time: float,
+    exit_time: float,
+    token_time: float,
+    start_delay: float,
+    promotion_delay: float,
+    unfinished: float | None,
+) -> tuple[list[float], int]:
+    """Steps along a run of matches, and the place that follows the last one; see above."""
 
     def ahead(left: float) -> float:
         """Layers that a sub-process has run at the verification, `left` after the exit layer."""
@@ -64,7 +82,7 @@ def calibrated_early_latency(
     n = ahead(left)
     while (place := round(n, _DECIMALS)) not in places:
         if len(steps) == _LONGEST_RUN:
-            return _mean_step(p_correct, steps, len(steps) - 2)
+            return steps, len(steps) - 2
         places[place] = len(steps)
         going_on = min(n + (-n % 1 if unfinished is None else unfinished), layers)
         pause = (going_on - n) * batch_layer_time + promotion_delay
@@ -74,15 +92,21 @@ def calibrated_early_latency(
         left = rest * busy_layer_time + head_time
         steps.append(pause + before + left)
         n = ahead(left)
-    return _mean_step(p_correct, steps, places[place])
+    return steps, places[place]
 
 
-def _mean_step(p: Operand, steps: list[float], first: int) -> Operand:
+def mean_step(p: Operand, steps: list[float], first: int) -> Operand:
     """The mean step if place r of a run has weight p^r and `first` follows the last place."""
-    begun = sum((1 - p) * p**r * step for r, step in enumerate(steps[:first]))
-    weights = [p**j for j in range(len(steps) - first)]
-    again = sum(w * step for w, step in zip(weights, steps[first:], strict=True))
-    return begun + p**first * again / sum(weights)
+    begun, again = _polynomial(p, steps[:first]), _polynomial(p, steps[first:])
+    return (1 - p) * begun + p**first * again / _polynomial(p, [1.0] * (len(steps) - first))
+
+
+def _polynomial(p: Operand, coefficients: list[float]) -> Operand:
+    """A polynomial by Horner's rule, the coefficient of p^0 first."""
+    value: Operand = 0.0
+    for coefficient in reversed(coefficients):
+        value = value * p + coefficient
+    return value
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .intervals import METHOD, Interval
+from .intervals import RATE_METHOD, Interval
 from .measurement import titled
 from .packing import pack_token_counts
 from .tabular import Frame
@@ -74,16 +74,24 @@ class Rate:
 class Reliability:
     """Reliability of an exit's probabilities, before and after Platt scaling.
 
-    `error` is the expected calibration error on held-out prompts, over bins of equally many
-    guesses, `error_raw` that of the recorded probabilities. The scaled probability is the logistic
-    function of `shift` + `scale` x logit, where 1 / `scale` is a temperature.
+    The scaled probability is the logistic function of `shift` + `scale` x logit, where 1 / `scale`
+    is a temperature; where those of one token's guesses add up to more than 1, they are divided by
+    their sum. The errors are expected calibration errors on held-out prompts, over bins of equally
+    many guesses: of the first guess of each token, and of the guesses whose probability reaches
+    `threshold`; `_raw` of the recorded probabilities, `_worst` of the worst bin. They are None
+    where there are no such guesses, and in files of older versions, which had averages over all
+    recorded guesses.
     """
 
     exit_layer: int
     scale: float
     shift: float
-    error_raw: float
-    error: float
+    first_raw: float | None = None
+    first: float | None = None
+    first_worst: float | None = None
+    threshold: float | None = None
+    started_raw: float | None = None
+    started: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Calibration(Frame):
     were counted, None for all; others have the hits of the next smaller k, or none. `recorded`
     has counts for gates, two exits and self-speculation; None where there were no tokens.
     `reliability` calibrates the probabilities of the guesses; empty where there were none.
+    `interval` is the method of `ci_low` and `ci_high`.
     """
 
     model: str
@@ -115,6 +124,7 @@ class Calibration(Frame):
     ks: tuple[int, ...] | None = None
     recorded: TokenCounts | None = None
     reliability: tuple[Reliability, ...] = ()
+    interval: str = RATE_METHOD
 
     def has(self, exit_layer: Any, k: Any) -> Any:
         """Whether settings, a number each or arrays, were measured."""
@@ -127,7 +137,7 @@ class Calibration(Frame):
         return asdict(replace(self, recorded=None)) | {"recorded": counts}
 
     def _rows(self) -> Sequence[Rate]:
-        n = (int(self.tokens.sum()), len(self.tokens), METHOD)
+        n = (int(self.tokens.sum()), len(self.tokens), self.interval)
         p, low, high = (np.asarray(x).tolist() for x in (self.p_correct, self.ci_low, self.ci_high))
         return [
             Rate(e, k, Interval(p[e - 1][k - 1], low[e - 1][k - 1], high[e - 1][k - 1], *n))

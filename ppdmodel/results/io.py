@@ -15,7 +15,7 @@ from ..errors import InvalidInputError
 from . import files
 from .calibration import Calibration, FamilyScore, MatchCurve, Reliability
 from .files import read_json, write_json
-from .intervals import Interval
+from .intervals import METHOD, Interval
 from .measurement import Guesses, Measurement
 from .packing import pack_token_counts, unpack_token_counts
 from .timing import Timed, Timing
@@ -150,7 +150,11 @@ def _calibration(document: dict[str, Any], path: Path) -> Calibration:
         fields["recorded"] = unpack_token_counts(
             fields["recorded"], fields["layers"], fields["tokens"], path
         )
-    fields["reliability"] = tuple(Reliability(**row) for row in fields.get("reliability", ()))
+    fields["reliability"] = tuple(
+        Reliability(**{k: v for k, v in row.items() if k in Reliability.__dataclass_fields__})
+        for row in fields.get("reliability", ())
+    )
+    fields.setdefault("interval", METHOD)  # that of older versions
     result = Calibration(**fields)
     fault = _calibration_fault(result)
     if fault:

@@ -1,7 +1,7 @@
 """The summary of a measurement, `summary.json`, computed from `tokens.parquet`.
 
 Everything in it is a ratio of counts summed over prompts, so batches are counted one at a time,
-followed by the bootstrap over prompts.
+followed by the intervals over prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .files import MEASUREMENT, SCHEMA_VERSION
-from .intervals import LEVEL, METHOD, percentiles, prompt_weights
+from .intervals import LEVEL, METHOD, RATE_METHOD, percentiles, prompt_weights, rate_ends
 from .measurement import Measurement
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _CHUNK = 100
 
 
 def summarize(result: Measurement) -> dict[str, Any]:
-    """Count hits by exit layer and k, with intervals of the bootstrap over prompts.
+    """Count hits by exit layer and k, with intervals over prompts.
 
     The intervals are None with fewer than two prompts.
     """
@@ -79,7 +79,13 @@ class Tally:
             "n_tokens": int(tokens.sum()),
             "n_prompts": len(self.ids),
             "k_max": SUMMARY_K,
-            "interval": {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+            "interval": {
+                "method": RATE_METHOD,
+                "matches": METHOD,
+                "level": LEVEL,
+                "resamples": RESAMPLES,
+                "seed": SEED,
+            },
             "provenance": dict(provenance),
             "ties": [dict(tie) for tie in ties],
             "near_ties": [dict(tie) for tie in near_ties],
@@ -115,20 +121,11 @@ def _small(counts: Ints) -> Ints:
 
 
 def _rates(hits: Ints, tokens: Ints) -> dict[str, Any]:
-    """Total hits, and the intervals of their rates."""
-    low, high = _ends(hits, np.broadcast_to(tokens[:, None, None], (len(tokens), 1, 1)))
-    return {"hits": hits.sum(axis=0, dtype=np.int64), "ci_low": low, "ci_high": high}
-
-
-def _ends(above: Ints, below: Ints) -> tuple[Floats | None, Floats | None]:
-    """Ends of the intervals of sums of `above` over sums of `below`, both [prompts, ...]."""
-    if len(above) < 2:
-        return None, None
-    draws = np.concatenate(
-        [_total(chunk, above) / _total(chunk, below) for chunk in _weights(len(above))]
-    )
-    low, high = percentiles(draws)
-    return np.round(low, 5), np.round(high, 5)
+    """Total hits, and the intervals of their rates; None with fewer than two prompts."""
+    low, high = (np.round(ends, 5) for ends in rate_ends(hits, tokens))
+    known = (tokens > 0).sum() > 1
+    ends = {"ci_low": low, "ci_high": high} if known else {"ci_low": None, "ci_high": None}
+    return {"hits": hits.sum(axis=0, dtype=np.int64)} | ends
 
 
 def _weights(n_prompts: int) -> Iterator[Floats]:
@@ -188,7 +185,7 @@ def _matches(counts: Ints) -> dict[str, Any]:
     for name, values in _follow(whole).items():
         document[name] = np.round(values, 4)
         if draws[name]:
-            low, high = percentiles(np.concatenate(draws[name]))
+            low, high = percentiles(np.concatenate(draws[name]), len(counts))
             document |= {f"{name}_ci_low": np.round(low, 4), f"{name}_ci_high": np.round(high, 4)}
     return document
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from ppdmodel import estimate, estimate_from, fit, latency_per_token, required_p_correct
+from ppdmodel import estimate, estimate_from, latency_per_token, required_p_correct
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.results.intervals import RATE_METHOD
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
 from tests.decide.test_methods import quick_fit
@@ -126,13 +127,35 @@ def test_from_a_measurement_gives_intervals(measurement: Measurement) -> None:
 def test_from_a_calibration_agrees_with_its_measurement(measurement: Measurement) -> None:
     calibration = quick_fit(measurement, k_max=4)
     assert estimate_from(calibration, 4, 2) == estimate_from(measurement, 4, 2)
-    fewer = fit(measurement, k_max=4, resamples=100, seed=7, family="floored power")
-    ends = estimate_from(fewer, 4, 2)["p_correct"]
-    assert ends["ci_low"] == fewer.ci_low[3, 1]
-    given = estimate_from(fewer, 4, 2, resamples=1000, seed=0)
-    assert given == estimate_from(measurement, 4, 2) == estimate_from(measurement, 4, 2, seed=0)
+    ends = estimate_from(calibration, 4, 2)["p_correct"]
+    assert ends["ci_low"] == pytest.approx(calibration.ci_low[3, 1])
+    assert ends["ci_high"] == pytest.approx(calibration.ci_high[3, 1])
+    assert ends["method"] == RATE_METHOD
     with pytest.raises(InvalidInputError, match=r"k must not exceed .*; got 5; it has 1 to 4"):
         estimate_from(calibration, 4, 5)
+
+
+def test_a_quantity_that_turns_within_the_interval_spans_its_values(
+    measurement: Measurement,
+) -> None:
+    """Latency falls with the match rate; what it is at every rate of the interval lies within."""
+    for exit_layer, k, depth in ((2, 1, None), (3, 2, 2), (5, 4, 1)):
+        result = estimate_from(measurement, exit_layer, k, depth)
+        rate = result["p_correct"]
+        for p in np.linspace(rate["ci_low"], rate["ci_high"], 17):
+            single = estimate(float(p), 6, exit_layer, k, depth)
+            for name in ("latency_per_token", "compute_per_token", "mean_units", "exchange_rate"):
+                low, high = result[name]["ci_low"], result[name]["ci_high"]
+                assert low - 1e-9 <= single[name] <= high + 1e-9, name
+
+
+def test_an_exchange_rate_that_passes_infinity_has_no_interval(measurement: Measurement) -> None:
+    result = estimate_from(measurement, 4, 2, overhead=0.9 * (6 - 4) * 0.5)
+    rates = [estimate(result["p_correct"][end], 6, 4, 2, overhead=0.9) for end in ("ci_low",)]
+    assert rates[0]["exchange_rate"] is not None
+    wide = estimate_from(make_measurement(prompts=2, tokens=12), 3, overhead=1.0)
+    assert wide["p_correct"]["ci_low"] < 1 / 3 < wide["p_correct"]["ci_high"]
+    assert wide["exchange_rate"]["ci_low"] is wide["exchange_rate"]["ci_high"] is None
 
 
 def test_seconds_keep_their_interval(measurement: Measurement) -> None:

@@ -16,7 +16,7 @@ from ppdmodel.decide.methods import (
     NOTHING,
     MethodSettings,
     PpdSettings,
-    best_method,
+    best_methods,
     beyond,
     gated,
     given,
@@ -279,8 +279,7 @@ def sample(measurement: Measurement) -> PromptSample:
 def test_the_best_of_a_method_as_a_row(measurement: Measurement, sample: PromptSample) -> None:
     space, rule = gated(TokenCounts.of(measurement)), Rule(max_compute=1.6)
     selection = Selection(sample, space)
-    method = best_method(selection, rule, "measured")
-    assert method is not None
+    (method,) = best_methods(selection, [rule], "measured")
     latency, compute = (x[0] for x in all_of(space, sample.all_once))
     allowed = np.where(compute <= 1.6, latency, np.inf)
     place = int(np.argmin(allowed))
@@ -288,8 +287,11 @@ def test_the_best_of_a_method_as_a_row(measurement: Measurement, sample: PromptS
     assert (method.name, method.basis, method.note) == (space.name, "measured", space.note)
     assert method.units == space.units[place]
     assert (method.latency.value, method.compute.value) == (latency[place], compute[place])
-    held_out = selection.held_out(rule)
+    (held_out,) = selection.held_out([rule])
     assert held_out is not None
+    both = best_methods(selection, [Rule(price=3), rule], "measured")
+    assert both[1] == method, "whatever other rules there are"
+    assert both[0] == best_methods(selection, [Rule(price=3)], "measured")[0] != method
     assert (method.held_out, method.held_out_compute) == (held_out.latency, held_out.compute)
 
 
@@ -297,13 +299,12 @@ def test_a_method_that_is_not_faster_and_one_without_settings(
     measurement: Measurement, sample: PromptSample
 ) -> None:
     space = gated(TokenCounts.of(measurement))
-    slow = best_method(Selection(sample, space), Rule(max_compute=0.5), "measured")
-    assert slow is not None
+    (slow,) = best_methods(Selection(sample, space), [Rule(max_compute=0.5)], "measured")
     assert (slow.setting, slow.units, slow.note) == (NOTHING, 1, space.note)
     assert slow.held_out is not None
     for interval in (slow.latency, slow.compute, slow.held_out):
         assert (interval.value, interval.ci_low, interval.ci_high) == pytest.approx((1, 1, 1))
-    assert best_method(Selection(sample, space.within(1)), Rule(), "measured") is None
+    assert best_methods(Selection(sample, space.within(1)), [Rule()], "measured") == []
 
 
 def test_a_given_method_has_no_uncertainty() -> None:
@@ -318,8 +319,7 @@ def test_a_given_method_has_no_uncertainty() -> None:
 
 
 def test_two_exits_need_time_for_the_later_one(measurement: Measurement) -> None:
-    recorded = fit(measurement, resamples=40, family="rank tail").recorded
-    assert recorded is not None
+    recorded = TokenCounts.of(measurement)
     for link_time, latest in ((0, 7), (0.5, 7), (1, 6)):
         family = two_exits(recorded, link_time)
         assert family is not None
@@ -331,9 +331,8 @@ def test_two_exits_need_time_for_the_later_one(measurement: Measurement) -> None
 def test_too_few_prompts_to_hold_some_out_still_give_a_row(measurement: Measurement) -> None:
     few = make_measurement(prompts=3)
     selection = Selection(PromptSample(few.tokens_by_prompt(), 40, 0), gated(TokenCounts.of(few)))
-    assert selection.held_out(Rule()) is None
-    method = best_method(selection, Rule(), "measured")
-    assert method is not None
+    assert selection.held_out([Rule()]) == [None]
+    (method,) = best_methods(selection, [Rule()], "measured")
     assert method.held_out is method.held_out_compute is None
 
 

@@ -156,6 +156,7 @@ def test_each_guess_is_started_once_by_hand() -> None:
         for j, e in enumerate(candidates.exits):
             scale, shift = fitted[e]
             probs = expit(scale * logit(guesses.probs[row, e - 1].astype(float)) + shift)
+            probs /= max(probs.sum(), 1)
             for token, q in zip(guesses.ids[row, e - 1], probs, strict=True):
                 if q >= least[j] and int(token) not in running:
                     running.add(int(token))

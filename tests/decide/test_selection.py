@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from ppdmodel.decide.selection import (
     PromptSample,
@@ -18,6 +19,7 @@ from ppdmodel.decide.selection import (
 )
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.fitting.cross_validation import FOLDS, folds
+from ppdmodel.results.intervals import CHOICE_METHOD, percentiles
 
 RESAMPLES = 60
 
@@ -124,32 +126,91 @@ def test_the_runner_up_is_the_best_without_the_best(rule: Rule) -> None:
         assert 0 in seen, "the first setting may come second"
 
 
-def test_values_of_one_setting_and_their_interval() -> None:
-    table = table_of()
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_each_resample_chooses_again(rule: Rule, second: bool) -> None:
+    """By hand: how much better its own choice looks on a resample than on all prompts."""
+    table = table_of(seed=2)
+    table = replace(table, compute=table.compute / 2.4)
     sample = sample_of(table)
-    found = Selection(sample, table).evaluation(2)
-    assert sample.all_once.tolist() == [[1] * 13]
+    selection = Selection(sample, table)
+    latency, compute = selection.ratios
+    best = brute_force(rule, latency, compute)
+    assert best is not None
+    place = selection.runner_up(rule, best) if second else best
+    assert place is not None
+    found = selection.evaluation(rule, place, second=second)
     share = table.tokens / table.tokens.sum()
-    assert found.latency.value == pytest.approx(share @ table.latency[:, 2])
-    assert found.compute.value == pytest.approx(share @ table.compute[:, 2])
-    drawn = []
-    for row in sample.weights:
-        chosen = np.repeat(np.arange(13), row)
-        each = np.stack([table.latency[chosen, 2], table.compute[chosen, 2]])
-        drawn.append(np.average(each, axis=1, weights=table.tokens[chosen]))
-    assert found.draws == pytest.approx(np.array(drawn))
-    for interval, draws in zip((found.latency, found.compute), np.transpose(drawn), strict=True):
-        assert interval.ci_low == pytest.approx(np.percentile(draws, 2.5))
-        assert interval.ci_high == pytest.approx(np.percentile(draws, 97.5))
-    assert (found.latency.n_prompts, found.latency.n_tokens) == (13, table.tokens.sum())
+    assert found.values[0] == pytest.approx(share @ table.latency[:, place])
+    assert found.values[1] == pytest.approx(share @ table.compute[:, place])
+    others = set()
+    for row, draws in zip(sample.weights, found.draws, strict=True):
+        mine = row * table.tokens / (row * table.tokens).sum()
+        its = mine @ table.latency, mine @ table.compute
+        chosen = brute_force(rule, *its)
+        if second and chosen is not None:
+            its[0][chosen] = its[1][chosen] = math.inf
+            chosen = brute_force(rule, *its)
+        chosen = place if chosen is None else chosen
+        others.add(chosen)
+        off = np.array([its[0][chosen] - latency[chosen], its[1][chosen] - compute[chosen]])
+        assert draws == pytest.approx(found.values - off)
+    assert len(others) > 1
+    for interval, draws, value in zip(
+        (found.latency, found.compute), found.draws.T, found.values, strict=True
+    ):
+        reach = t.ppf(0.975, 12) * draws.std() * math.sqrt(13 / 12)
+        assert interval.ci_low == pytest.approx(min(value, draws.mean() - reach))
+        assert interval.ci_high == pytest.approx(max(value, draws.mean() + reach))
+        assert (interval.n_prompts, interval.n_tokens) == (13, table.tokens.sum())
+        assert interval.method == CHOICE_METHOD
+
+
+def test_the_interval_of_a_choice_holds_where_that_of_a_fixed_setting_does_not() -> None:
+    """Of thirty settings that are all alike, the best looks better than it is."""
+    rng, held, fixed, out = np.random.default_rng(3), 0, 0, 0
+    for seed in range(80):
+        table = Table(rng.normal(0.8, 0.1, (14, 30)), np.ones((14, 30)), np.full(14, 10))
+        selection = Selection(PromptSample(table.tokens, 200, seed), table)
+        best = selection.best(Rule())
+        assert best is not None
+        found = selection.evaluation(Rule(), best).latency
+        (held_out,) = selection.held_out([Rule()])
+        assert held_out is not None
+        low, high = percentiles(selection.draws[0][:, best])
+        held += found.ci_low <= 0.8 <= found.ci_high
+        fixed += low <= 0.8 <= high
+        out += held_out.latency.ci_low <= 0.8 <= held_out.latency.ci_high
+    assert fixed / 80 < 0.6
+    assert held / 80 > 0.85
+    assert out / 80 > 0.9
+
+
+def test_the_order_of_the_prompts_and_of_the_settings_is_of_no_account() -> None:
+    """But for the draws, which are others."""
+    table = table_of(prompts=40, seed=5)
+    turned = Table(table.latency[::-1, ::-1], table.compute[::-1, ::-1], table.tokens[::-1])
+    ends = []
+    for one in (table, turned):
+        selection = Selection(PromptSample(one.tokens, 4000, 1), one)
+        best = selection.best(Rule())
+        assert best is not None
+        found = selection.evaluation(Rule(), best).latency
+        ends.append((found.value, found.ci_low, found.ci_high))
+    assert ends[0] == pytest.approx(ends[1], abs=0.003)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_held_out_is_selected_on_the_other_folds(rule: Rule) -> None:
     table = table_of()
     sample = sample_of(table)
-    found = Selection(sample, table).held_out(rule)
+    every = Selection(sample, table).held_out(RULES)
+    (found,) = Selection(sample, table).held_out([rule])
     assert found is not None
+    among = every[RULES.index(rule)]
+    assert among is not None
+    assert np.array_equal(among.draws, found.draws), "whatever other rules there are"
+    assert found.draws.mean(axis=0) == pytest.approx(found.values)
     fold, total = folds(13, sample.seed), np.zeros(2)
     for number in range(FOLDS):
         training = fold != number
@@ -166,8 +227,8 @@ def test_held_out_is_selected_on_the_other_folds(rule: Rule) -> None:
 
 def test_too_few_prompts_for_folds() -> None:
     few, enough = (table_of(prompts=n) for n in (2 * FOLDS - 1, 2 * FOLDS))
-    assert Selection(sample_of(few), few).held_out(Rule()) is None
-    assert Selection(sample_of(enough), enough).held_out(Rule()) is not None
+    assert Selection(sample_of(few), few).held_out([Rule()]) == [None]
+    assert Selection(sample_of(enough), enough).held_out([Rule()]) != [None]
 
 
 def test_a_space_that_prompts_make_is_made_anew_for_each_fold() -> None:
@@ -180,7 +241,7 @@ def test_a_space_that_prompts_make_is_made_anew_for_each_fold() -> None:
 
     sample = sample_of(table)
     selection = Selection(sample, table, refit)
-    found = [selection.held_out(rule) for rule in (Rule(), Rule(max_compute=9))]
+    found = selection.held_out([Rule(), Rule(max_compute=9)])
     fold = folds(13, sample.seed)
     assert calls == [(n, (fold != n).tolist()) for n in range(FOLDS)]
     expected = (table.tokens * 0.1 * (fold + 1)).sum() / table.tokens.sum()

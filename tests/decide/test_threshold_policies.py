@@ -56,7 +56,9 @@ def test_the_threshold_rule_by_hand(price: float) -> None:
     for place, (e, (scale, shift)) in enumerate(fitted.items()):
         odds = guesses.probs[:, e - 1].astype(float)
         odds = (odds / (1 - odds)) ** scale * np.exp(shift)
-        started = (odds / (1 + odds) >= threshold(price)).sum(axis=1)
+        q = odds / (1 + odds)
+        q /= np.maximum(q.sum(axis=1), 1)[:, None]
+        started = (q >= threshold(price)).sum(axis=1)
         hit = measurement.rank[:, e - 1] <= started
         left = (LAYERS - e) / LAYERS
         assert latency[place] == pytest.approx(1 - hit.mean() * left)
@@ -66,7 +68,7 @@ def test_the_threshold_rule_by_hand(price: float) -> None:
 def test_what_is_certain_starts_at_any_price() -> None:
     """At no price the threshold is 1."""
     measurement, guesses = made_up(tokens=TOKENS)
-    certain = replace(guesses, probs=np.where(np.arange(8) == 0, 1, guesses.probs))
+    certain = replace(guesses, probs=np.where(np.arange(8) == 0, 1, 0 * guesses.probs))
     policies = Policies(measurement, certain)
     assert policies.reading == Reading(0, 0)
     space = policies.by_threshold(0, UNCHANGED)

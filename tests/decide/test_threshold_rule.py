@@ -66,7 +66,15 @@ def test_a_temperature_is_found_and_taken_out(report: ThresholdReport) -> None:
     for exit_ in report.reliability:
         assert exit_.scale == pytest.approx(0.5, abs=0.05)
         assert exit_.shift == pytest.approx(0, abs=0.1)
-        assert exit_.error < 0.02 < exit_.error_raw
+        assert exit_.first is not None
+        assert exit_.first_raw is not None
+        assert exit_.started is not None
+        assert exit_.started_raw is not None
+        assert exit_.first < 0.03 < exit_.first_raw
+        assert exit_.started < 0.03 < exit_.started_raw
+    for row in report.prices:
+        assert (row.error is None) == (row.exit_layer is None)
+        assert row.error is None or row.error < 0.05
     assert report.reliability == reliability_of([made_up(temperature=0.5)])
 
 

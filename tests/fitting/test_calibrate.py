@@ -16,33 +16,37 @@ from ppdmodel.errors import InvalidInputError
 from ppdmodel.fitting.calibrate import check_layers, check_recorded_k
 from ppdmodel.fitting.guess_reliability import reliability_of
 from ppdmodel.results.calibration import Calibration
-from ppdmodel.results.intervals import MIN_RESAMPLES, prompt_weights, resampled_rates
+from ppdmodel.results.intervals import MIN_RESAMPLES, RATE_METHOD, rate_ends
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
 from tests.pipeline.test_prediction_error import a_timing
 from tests.support.tables import repeating_guesses
 
 
-def test_rates_and_intervals_are_those_of_resampled_prompts(measurement: Measurement) -> None:
-    result = fit(measurement, k_max=3, resamples=200, seed=5)
+def test_rates_have_the_interval_of_the_jackknife(measurement: Measurement) -> None:
+    """Whatever the resamples, which are for the curve."""
+    result = fit(measurement, k_max=3, resamples=200, seed=5, family="rank tail")
     hits, tokens = measurement.hits_by_prompt(3), measurement.tokens_by_prompt()
     assert result.p_correct == pytest.approx(hits.sum(axis=0) / tokens.sum())
-    draws = resampled_rates(hits, tokens, prompt_weights(12, 200, 5))
-    assert result.ci_low == pytest.approx(np.percentile(draws, 2.5, axis=0))
-    assert result.ci_high == pytest.approx(np.percentile(draws, 97.5, axis=0))
-    again = fit(measurement, k_max=3, resamples=200, seed=5)
-    assert again.curve == result.curve
+    low, high = rate_ends(hits, tokens)
+    assert (result.ci_low.tolist(), result.ci_high.tolist()) == (low.tolist(), high.tolist())
+    other = fit(measurement, k_max=3, resamples=100, seed=6, family="rank tail")
+    assert np.array_equal(other.ci_low, result.ci_low)
+    assert {row.p_correct.method for row in result._rows()} == {RATE_METHOD}
+    again = fit(measurement, k_max=3, resamples=200, seed=5, family="rank tail")
+    assert again.curve == result.curve != other.curve
 
 
-def test_bad_input_is_named(measurement: Measurement) -> None:
+def test_bad_input_is_named(measurement: Measurement, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInputError, match="an interval needs at least 2 prompts; got 1"):
         fit(make_measurement(prompts=1))
     with pytest.raises(InvalidInputError, match="a fit needs at least 2 layers; got 1"):
         fit(make_measurement(layers=1))
     with pytest.raises(InvalidInputError, match="k_max must be a positive integer; got 0"):
         fit(measurement, k_max=0)
-    with pytest.raises(InvalidInputError, match="resamples must be at least 40, of which one lies"):
-        fit(measurement, resamples=39)
+    monkeypatch.undo()
+    with pytest.raises(InvalidInputError, match="resamples must be at least 400, of which ten"):
+        fit(measurement, resamples=399)
     recorded = replace(measurement, provenance={**measurement.provenance, "k_max": 31})
     with pytest.raises(InvalidInputError, match="k must be at most 31, as far as ranks were"):
         fit(recorded)
@@ -77,7 +81,7 @@ def test_several_measurements_of_one_model(tmp_path: Path) -> None:
 
 def test_numbers_at_the_ends_of_what_is_taken(measurement: Measurement) -> None:
     least = fit(measurement, k_max=1, family="rank tail", resamples=MIN_RESAMPLES)
-    assert (least.resamples, least.seed, least.k_max) == (40, 0, 1)
+    assert (least.resamples, least.seed, least.k_max) == (400, 0, 1)
     with pytest.raises(InvalidInputError, match="k_max must be at most 1000; got 1001"):
         fit(measurement, k_max=MOST_K + 1)
     with pytest.raises(InvalidInputError, match="seed must be 0 or more; got -1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,38 +29,49 @@ def costs() -> np.ndarray:
 TOKENS = np.arange(1, 14)
 
 
-def mean_of(costs: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
-    """A setting's cost per token on weighted prompts, [n, 1]."""
+def mean_of(costs: np.ndarray) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """The cost of each row's setting per token on weighted prompts, [n, 1]."""
 
-    def evaluate(setting: int, weights: np.ndarray) -> np.ndarray:
-        found: np.ndarray = (weights @ (costs[:, setting] * TOKENS)) / (weights @ TOKENS)
-        return found[:, None]
+    def evaluate(settings: np.ndarray | int, weights: np.ndarray) -> np.ndarray:
+        total = (weights * TOKENS) @ costs / (weights @ TOKENS)[:, None]
+        places = np.broadcast_to(settings, len(weights))
+        found: np.ndarray = np.take_along_axis(total, places[:, None], axis=1)
+        return found
 
     return evaluate
 
 
 def test_by_hand(costs: np.ndarray) -> None:
-    """Each prompt counts, by its tokens, with the setting that is best on the other folds."""
+    """Each prompt counts, by its tokens, with the setting that is best on the other folds.
+
+    In a resample these are the other folds' prompts as often as they are drawn.
+    """
     seen: list[int] = []
 
-    def select(number: int, inside: np.ndarray) -> int:
+    def select(number: int, inside: np.ndarray) -> np.ndarray:
         seen.append(number)
-        means = (costs[inside] * TOKENS[inside, None]).sum(0) / TOKENS[inside].sum()
-        return int(means.argmin())
+        found: np.ndarray = ((inside * TOKENS) @ costs / (inside @ TOKENS)[:, None]).argmin(axis=1)
+        return found
 
     weights = prompt_weights(13, 50, 1)
     found = cross_fitted(TOKENS, weights, 7, select, mean_of(costs))
     assert found is not None
     value, draws = found
-    assert seen == list(range(FOLDS))
+    assert seen == [n for n in range(FOLDS) for _ in range(2)]
     fold = folds(13, 7)
-    chosen = [select(n, fold != n) for n in range(FOLDS)]
-    by_prompt = costs[np.arange(13), np.array(chosen)[fold]]
-    assert value[0] == pytest.approx((by_prompt * TOKENS).sum() / TOKENS.sum())
+    chose = set()
+    for row, weight in enumerate([np.ones(13), *weights]):
+        total = 0.0
+        for number in range(FOLDS):
+            others = np.where(fold == number, 0, weight)
+            chosen = int(((others * TOKENS) @ costs).argmin())
+            mine = np.where(fold == number, weight, 0)
+            total += float((mine * TOKENS * costs[:, chosen]).sum())
+            chose.add((number, chosen))
+        expected = total / (weight * TOKENS).sum()
+        assert (value if row == 0 else draws[row - 1])[0] == pytest.approx(expected)
     assert draws.shape == (50, 1)
-    for row, weight in enumerate(weights):
-        expected = (weight * by_prompt * TOKENS).sum() / (weight * TOKENS).sum()
-        assert draws[row, 0] == pytest.approx(expected)
+    assert len(chose) > FOLDS, "resamples choose otherwise"
 
 
 def test_a_fold_that_a_resample_leaves_out_has_no_weight(costs: np.ndarray) -> None:
@@ -85,7 +97,7 @@ def test_selection_is_optimistic_and_cross_validation_is_not() -> None:
         costs = rng.normal(1, 0.3, (20, 20))
 
         def select(_: int, inside: np.ndarray, costs: np.ndarray = costs) -> int:
-            return int(costs[inside].mean(axis=0).argmin())
+            return int((inside[0] @ costs).argmin())
 
         def evaluate(setting: int, rows: np.ndarray, costs: np.ndarray = costs) -> np.ndarray:
             found: np.ndarray = (rows @ costs[:, setting]) / rows.sum(axis=1)

@@ -15,8 +15,16 @@ from scipy.special import expit
 from ppdmodel import fit, load, save, threshold_report
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.fitting.cross_validation import folds
-from ppdmodel.fitting.guess_reliability import BINS, Guessed, _bin_error, reliability_of
+from ppdmodel.fitting.guess_reliability import (
+    BINS,
+    STARTED,
+    Guessed,
+    _bin_errors,
+    mean_error,
+    reliability_of,
+)
 from ppdmodel.results.calibration import Calibration, Reliability
+from ppdmodel.results.intervals import METHOD, RATE_METHOD
 from ppdmodel.results.measurement import Guesses, Measurement
 from tests.decide.test_threshold_rule import made_up
 
@@ -44,7 +52,9 @@ def test_a_temperature_is_found(temperature: float) -> None:
     for one in found:
         assert one.scale == pytest.approx(temperature, rel=0.1)
         assert one.shift == pytest.approx(0, abs=0.1)
-        assert one.error < 0.02
+        assert one.first is not None
+        assert one.started is not None
+        assert max(one.first, one.started) < 0.03
 
 
 def test_it_is_what_the_threshold_rule_uses(
@@ -97,12 +107,20 @@ def test_it_is_kept_in_the_file(even: tuple[Measurement, Guesses], tmp_path: Pat
     assert isinstance(again, Calibration)
     assert again.reliability == calibration.reliability
     document = json.loads(path.read_text())
-    for damage in ({"scale": -1.0}, {"error": 2}, {"shift": "x"}, {"more": 1}):
+    for damage in ({"scale": -1.0}, {"first": 2}, {"shift": "x"}, {"more": 1}):
         broken = [document["reliability"][0] | damage]
         path.write_text(json.dumps(document | {"reliability": broken}))
         with pytest.raises(InvalidInputError, match="reliability"):
             load(path)
-    del document["reliability"]  # older files
+    row = {"exit_layer": 3, "scale": 0.5, "shift": 0.1, "error_raw": 0.01, "error": 0.004}
+    del document["interval"]  # older files
+    path.write_text(json.dumps(document | {"reliability": [row]}))
+    averaged = load(path)
+    assert isinstance(averaged, Calibration)
+    assert averaged.reliability == (Reliability(3, 0.5, 0.1),), "averages over all guesses flatter"
+    assert averaged.interval == METHOD
+    assert calibration.interval == RATE_METHOD
+    del document["reliability"]  # still older ones
     path.write_text(json.dumps(document))
     older = load(path)
     assert isinstance(older, Calibration)
@@ -177,25 +195,72 @@ def test_each_fold_is_scaled_by_the_others(even: tuple[Measurement, Guesses]) ->
     (found,) = table.reliability(fold, fits, {4: (9.0, 8.0)})
     assert (found.exit_layer, found.scale, found.shift) == (4, 9.0, 8.0)
     rows = fold[even[0].prompt_index]
-    z = (1.0 + rows)[:, None] * table.logits[4] + 0.1 * rows[:, None]
+    q = expit((1.0 + rows)[:, None] * table.logits[4] + 0.1 * rows[:, None])
+    q /= np.maximum(q.sum(axis=1), 1)[:, None]
     true = np.arange(1, 9) == even[0].rank[:, 3][:, None]
-    assert found.error == pytest.approx(calibration_error(1 / (1 + np.exp(-z)), true))
-    raw = 1 / (1 + np.exp(-table.logits[4]))
-    assert found.error_raw == pytest.approx(calibration_error(raw, true))
+    raw = expit(table.logits[4])
+    assert table.held_out(4, fold, fits) == pytest.approx(q)
+    assert (found.first_raw, found.first) == pytest.approx(
+        (np.mean(calibration_errors(raw[:, 0], true[:, 0])),
+         np.mean(calibration_errors(q[:, 0], true[:, 0])))
+    )  # fmt: skip
+    assert found.first_worst == pytest.approx(max(calibration_errors(q[:, 0], true[:, 0])))
+    assert found.threshold == STARTED
+    for values, error in ((raw, found.started_raw), (q, found.started)):
+        some = values >= STARTED
+        assert error == pytest.approx(np.mean(calibration_errors(values[some], true[some])))
 
 
-def calibration_error(q: np.ndarray, true: np.ndarray) -> float:
-    """Expected calibration error over equal-mass bins, by sorting pairs."""
-    pairs = sorted(zip(q.ravel().tolist(), true.ravel().tolist(), strict=True), key=lambda p: p[0])
-    size = len(pairs) // BINS
-    assert size * BINS == len(pairs)
-    bins = [pairs[n * size : (n + 1) * size] for n in range(BINS)]
-    return float(np.mean([abs(sum(q - t for q, t in part)) / size for part in bins]))
+def calibration_errors(q: np.ndarray, true: np.ndarray) -> list[float]:
+    """Calibration errors of equal-mass bins, by sorting pairs; the first bins are the larger."""
+    pairs = sorted(zip(q.tolist(), true.tolist(), strict=True), key=lambda p: p[0])
+    sizes = [len(pairs) // BINS + (n < len(pairs) % BINS) for n in range(BINS)]
+    ends = np.cumsum(sizes)
+    bins = [pairs[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    return [abs(sum(q - t for q, t in part)) / len(part) for part in bins]
 
 
-def test_the_error_of_probabilities_that_are_right_or_wrong_by_so_much() -> None:
+def test_the_errors_of_probabilities_that_are_right_or_wrong_by_so_much() -> None:
     q = np.repeat([0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95], 100)
     true = np.concatenate([np.arange(100) < 100 * p - 0.5 for p in q[::100]])
-    assert _bin_error(q, true) == pytest.approx(0, abs=1e-9)
-    assert _bin_error(q[::-1] * 0 + 0.5, true) == pytest.approx(0.25)
-    assert _bin_error(np.clip(q + 0.02, 0, 1), true) == pytest.approx(0.02)
+    assert _bin_errors(q, true) == pytest.approx(np.zeros(10), abs=1e-9)
+    assert mean_error(_bin_errors(q[::-1] * 0 + 0.5, true)) == pytest.approx(0.25)
+    assert mean_error(_bin_errors(np.clip(q + 0.02, 0, 1), true)) == pytest.approx(0.02)
+
+
+def test_few_guesses_have_a_bin_each_and_none_have_no_error() -> None:
+    assert _bin_errors(np.array([0.9, 0.2]), np.array([True, True])).tolist() == pytest.approx(
+        [0.8, 0.1]
+    )
+    assert mean_error(_bin_errors(np.empty(0), np.empty(0, dtype=bool))) is None
+
+
+def test_probabilities_of_one_token_add_up_to_at_most_one(
+    even: tuple[Measurement, Guesses],
+) -> None:
+    """Where they would not, they are divided by their sum, and keep their order."""
+    table = Guessed([even], [3, 4, 5])
+    for scale, shift in ((1.0, 0.0), (0.2, 1.0), (1e-3, 20.0)):
+        for e in table.exits:
+            q, free = table.probabilities(e, scale, shift), expit(scale * table.logits[e] + shift)
+            total = free.sum(axis=1)
+            assert q.sum(axis=1).max() <= 1 + 1e-12
+            assert q[total <= 1] == pytest.approx(free[total <= 1])
+            assert (q * total[:, None])[total > 1] == pytest.approx(free[total > 1])
+    assert (total > 1).all(), "shifted so far, every token's would"
+
+
+def test_the_first_guess_shows_what_an_average_over_all_hides() -> None:
+    """Seven guesses of eight have hardly a chance: their small errors would dilute the first's."""
+    measurement, guesses = made_up()
+    probs = guesses.probs.copy()
+    probs[:, :, 0] = np.clip(probs[:, :, 0] + 0.1 * (probs[:, :, 0] < 0.5), 0, 1)
+    table = Guessed([(measurement, replace(guesses, probs=probs))], [4])
+    fits = {n: {4: (1.0, 0.0)} for n in range(5)}
+    (found,) = table.reliability(folds(20, 0), fits, {4: (1.0, 0.0)})
+    true, raw = table.true(4), expit(table.logits[4])
+    everything = mean_error(_bin_errors(raw.ravel(), true.ravel()))
+    assert everything is not None
+    assert found.first_raw is not None
+    assert found.first_worst is not None
+    assert found.first_worst > found.first_raw > 2 * everything

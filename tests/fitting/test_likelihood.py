@@ -12,7 +12,7 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.stats import binom
 
 from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
-from ppdmodel.fitting.likelihood import STEPS, Cells, _score, _search, maximize
+from ppdmodel.fitting.likelihood import STEPS, Cells, _score, _search, maximize, maximize_each
 from tests.fitting.test_curves import EACH, some_parameters
 
 TOKENS = 3000.0
@@ -141,6 +141,27 @@ def test_the_value_does_not_depend_on_the_number_of_tokens() -> None:
     assert many == pytest.approx(few, abs=1e-6)
 
 
+def scored(cells: Any, hits: np.ndarray, tokens: float, start: np.ndarray) -> tuple[Any, bool]:
+    """Scoring of one sample."""
+    (theta,), (converged,) = _score(cells, hits[None], np.array([tokens]), start[None])
+    return theta, bool(converged)
+
+
+@EACH
+def test_samples_fitted_at_once_are_those_fitted_one_by_one(family: CurveFamily) -> None:
+    """Among them samples without hits or misses, whose parameters go to their bounds."""
+    cells = grid(family)
+    hits = np.stack([drawn(cells, some_parameters(family, seed), seed) for seed in range(4)])
+    hits = np.concatenate([hits, np.zeros_like(hits[:1]), np.full_like(hits[:1], TOKENS)])
+    tokens = np.full(len(hits), TOKENS)
+    for start in (None, some_parameters(family, 2)):
+        theta, converged = maximize_each(cells, hits, tokens, start)
+        for n, mine in enumerate(hits):
+            alone, its = maximize(cells, mine, TOKENS, start)
+            assert theta[n] == pytest.approx(alone, abs=1e-6)
+            assert converged[n] == its
+
+
 @EACH
 def test_scoring_alone_reaches_the_maximum_from_a_start(family: CurveFamily) -> None:
     """Without the quasi-Newton search: near starts, and others whose full step overshoots."""
@@ -157,12 +178,12 @@ def test_scoring_alone_reaches_the_maximum_from_a_start(family: CurveFamily) -> 
         ridge = 1e-9 * np.trace(information) * np.eye(len(start))
         full = np.clip(start + np.linalg.solve(information + ridge, gradient), low, high)
         overshot += cells.log_likelihood(full, hits, TOKENS) / TOKENS < value
-        theta, converged = _score(cells, hits, TOKENS, start)
+        theta, converged = scored(cells, hits, TOKENS, start)
         assert cells.log_likelihood(theta, hits, TOKENS) >= value * TOKENS
         if converged:
             assert cells.log_likelihood(theta, hits, TOKENS) == pytest.approx(greatest, abs=0.5)
         if seed < 4:
-            near, converged = _score(cells, hits, TOKENS, some_parameters(family, seed))
+            near, converged = scored(cells, hits, TOKENS, some_parameters(family, seed))
             assert converged
             assert cells.log_likelihood(near, hits, TOKENS) == pytest.approx(greatest, abs=1e-3)
     assert overshot
@@ -189,8 +210,9 @@ class Straight:
 
     def gradient_and_information(
         self, theta: np.ndarray, hits: object, tokens: object
-    ) -> tuple[float, np.ndarray, np.ndarray]:
-        return self.slope * float(theta[0]), np.array([1.0]), np.array([[self.information]])
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        information = np.full((*theta.shape, 1), float(self.information))
+        return self.slope * theta[..., 0], np.ones_like(theta), information
 
 
 @pytest.mark.parametrize(
@@ -207,7 +229,7 @@ def test_a_search_that_ends_before_the_maximum_has_not_converged(
     slope: float, information: float, end: float, reached: bool
 ) -> None:
     cells: Any = Straight(slope, information)
-    theta, converged = _score(cells, np.zeros(1), 1.0, np.array([0.5]))
+    theta, converged = scored(cells, np.zeros(1), 1.0, np.array([0.5]))
     assert theta == pytest.approx([end])
     assert converged == reached
 

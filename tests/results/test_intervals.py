@@ -1,4 +1,4 @@
-"""The percentile bootstrap over prompts: by hand, and against the normal distribution."""
+"""Intervals of rates by the jackknife, and the percentile bootstrap: by hand, and coverage."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, t
 
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.intervals import (
     LEVEL,
     METHOD,
     MIN_RESAMPLES,
+    RATE_METHOD,
     Interval,
     interval_of,
     percentiles,
     prompt_weights,
+    rate_ends,
+    rate_of,
     resampled_rates,
 )
 from ppdmodel.results.timing import Timed
@@ -57,29 +63,127 @@ def test_the_ends_hold_all_but_a_fortieth_on_each_side() -> None:
     low, high = percentiles(np.arange(1001.0)[:, None] * [1, -1])
     assert low.tolist() == pytest.approx([25, -975])
     assert high.tolist() == pytest.approx([975, -25])
-    assert pytest.approx(1) == MIN_RESAMPLES * (1 - LEVEL) / 2
+    assert pytest.approx(10) == MIN_RESAMPLES * (1 - LEVEL) / 2, "so many lie beyond each end"
+
+
+def test_few_prompts_move_the_ends_out() -> None:
+    """A mean of n normal numbers: the bootstrap's percentiles reach as far as the t interval."""
+    rng = np.random.default_rng(0)
+    for n in (8, 30):
+        values = rng.normal(0, 1, n)
+        draws = (prompt_weights(n, 200_000, 1) @ values) / n
+        low, high = percentiles(draws, n)
+        expected = 2 * t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
+        assert high - low == pytest.approx(expected, rel=0.1)
+        assert high - low > np.subtract(*percentiles(draws)[::-1])
 
 
 def test_an_interval_is_of_its_draws() -> None:
     found = interval_of(0.5, np.linspace(0, 1, 1001), np.array([3, 4, 5]))
-    assert (found.ci_low, found.ci_high) == pytest.approx((0.025, 0.975))
+    assert (found.ci_low, found.ci_high) == pytest.approx(percentiles(np.linspace(0, 1, 1001), 3))
     assert (found.value, found.n_tokens, found.n_prompts, found.method) == (0.5, 12, 3, METHOD)
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+# ---------------------------------------------------------------- rates
+
+
+def jackknife(hits: list[int], tokens: list[int]) -> tuple[float, float]:
+    """The t interval on the logit scale, leaving out one prompt after another."""
+    n, left = len(hits), []
+    for out in range(n):
+        h = sum(x for i, x in enumerate(hits) if i != out)
+        m = sum(x for i, x in enumerate(tokens) if i != out) - h
+        left.append(math.log(h / m))
+    mean = sum(left) / n
+    error = math.sqrt((n - 1) / n * sum((x - mean) ** 2 for x in left))
+    p = sum(hits) / sum(tokens)
+    middle, reach = math.log(p / (1 - p)), float(t.ppf(0.975, n - 1)) * error
+    return 1 / (1 + math.exp(reach - middle)), 1 / (1 + math.exp(-reach - middle))
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 7, 60])
+def test_the_jackknife_leaves_out_one_prompt_after_another(prompts: int) -> None:
+    rng = np.random.default_rng(prompts)
+    tokens = rng.integers(20, 200, prompts)
+    hits = rng.binomial(tokens[:, None, None], rng.uniform(0.2, 0.9, (prompts, 3, 2)))
+    low, high = rate_ends(hits, tokens)
+    assert low.shape == high.shape == (3, 2)
+    for e, k in np.ndindex(3, 2):
+        expected = jackknife(hits[:, e, k].tolist(), tokens.tolist())
+        assert (low[e, k], high[e, k]) == pytest.approx(expected, rel=1e-9)
+        found = rate_of(hits[:, e, k], tokens)
+        assert (found.ci_low, found.ci_high) == pytest.approx((low[e, k], high[e, k]))
+        assert found.value == hits[:, e, k].sum() / tokens.sum()
+        assert (found.n_tokens, found.n_prompts) == (tokens.sum(), prompts)
+        assert found.method == RATE_METHOD
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_an_interval_of_a_rate_is_within_0_and_1_and_holds_the_rate(data: st.DataObject) -> None:
+    """Whatever the counts; in any order, and for misses the mirror image of that for hits."""
+    n = data.draw(st.integers(2, 9))
+    tokens = np.array(data.draw(st.lists(st.integers(1, 300), min_size=n, max_size=n)))
+    hits = np.array([data.draw(st.integers(0, int(most))) for most in tokens])
+    low, high = (float(x) for x in rate_ends(hits, tokens))
+    rate = hits.sum() / tokens.sum()
+    assert 0 <= low <= rate <= high <= 1
+    assert low < high
+    order = np.random.default_rng(0).permutation(n)
+    assert rate_ends(hits[order], tokens[order]) == pytest.approx((low, high), rel=1e-9)
+    mirrored = rate_ends(tokens - hits, tokens)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-9)
+    none = rate_ends(np.append(hits, 0), np.append(tokens, 0))
+    assert none == pytest.approx((low, high)), "a prompt without tokens says nothing"
+
+
+def test_one_prompt_gives_no_interval() -> None:
+    for hits, tokens in (([[3]], [9]), ([[3], [0]], [9, 0])):
+        low, high = rate_ends(np.array(hits), np.array(tokens))
+        assert np.isnan([low, high]).all()
+    assert math.isnan(rate_of(np.array([3]), np.array([9])).ci_low)
+
+
+def test_where_all_prompts_agree_their_tokens_count_as_fewer() -> None:
+    """By the exact binomial distribution: no hit, all hits, and a half of them."""
+    tokens = np.full(10, 101)
+    worth = 1010 / (1 + 100 * 0.15)  # independent tokens, at a correlation of .15
+    low, high = rate_ends(np.zeros(10, dtype=int), tokens)
+    assert low == 0
+    assert (1 - high) ** worth == pytest.approx(0.025)
+    low, high = rate_ends(tokens, tokens)
+    assert high == 1
+    assert low**worth == pytest.approx(0.025)
+    single = np.ones(40, dtype=int)  # tokens of their own prompts are independent
+    low, high = rate_ends(0 * single, single)
+    assert high == pytest.approx(binomtest(0, 40).proportion_ci(0.95).high)
+    low, high = rate_ends(np.full(12, 5), np.full(12, 10))
+    expected = binomtest(30, 60).proportion_ci(0.95)
+    assert low < expected.low < 0.5 < expected.high < high
+    few, many = (rate_ends(np.zeros(n, dtype=int), np.full(n, 50))[1] for n in (2, 20))
+    assert many < few < 1
+
+
+def test_a_hit_in_one_prompt_alone_has_an_interval() -> None:
+    """Without that prompt no hit is left."""
+    for hits in (1, 40):
+        low, high = rate_ends(np.array([hits, 0, 0, 0]), np.full(4, 50))
+        assert 0 < low < hits / 200 < high < 1
+    assert high > 0.9, "a single prompt with hits says little"
+
+
+@pytest.mark.parametrize(("prompts", "p"), [(3, 0.5), (12, 0.05), (12, 0.9), (40, 0.6)])
+def test_an_interval_covers_the_truth_as_often_as_it_says(prompts: int, p: float) -> None:
     """Of prompts whose rates differ: that of single tokens would be too narrow."""
-    rng, within, narrow = np.random.default_rng(0), 0, 0
-    for seed in range(200):
-        rates = np.clip(0.6 + rng.normal(0, 0.15, 40), 0, 1)
-        tokens = np.full(40, 50)
-        hits = rng.binomial(tokens, rates)
-        draws = resampled_rates(hits, tokens, prompt_weights(40, 400, seed))
-        found = interval_of(hits.sum() / tokens.sum(), draws, tokens)
-        within += found.ci_low <= 0.6 <= found.ci_high
-        half = 1.96 * math.sqrt(found.value * (1 - found.value) / tokens.sum())
-        narrow += abs(found.value - 0.6) <= half
-    assert 0.88 <= within / 200 <= 0.98
-    assert narrow / 200 < 0.85
+    rng, n = np.random.default_rng(prompts), 2000
+    rates = rng.beta(p * 19, (1 - p) * 19, (prompts, n))  # a correlation of .05
+    tokens = np.full(prompts, 100)
+    hits = rng.binomial(100, rates)
+    low, high = rate_ends(hits, tokens)
+    assert 0.93 <= np.mean((low <= p) & (p <= high)) <= 0.97
+    found = hits.sum(0) / tokens.sum()
+    half = 1.96 * np.sqrt(found * (1 - found) / tokens.sum())
+    assert np.mean(np.abs(found - p) <= half) < 0.7
 
 
 def test_another_unit_scales_a_number_and_its_ends() -> None:

@@ -14,7 +14,7 @@ from ...checks import MOST_LAYERS
 from ...errors import InvalidInputError
 from ...results.calibration import Calibration
 from ...results.hit_counts import HitCounts
-from ...results.intervals import percentiles, resampled_rates
+from ...results.intervals import rate_ends
 from ...results.measurement import Measurement
 
 #: the page's formulas, generated from SymPy expressions, see `ppdmodel.symbolic.javascript`
@@ -96,7 +96,7 @@ def _embedded(source: Measurement | Calibration) -> dict[str, Any]:
         "layers": counts.layers,
         "tokens": int(counts.tokens.sum()),
         "prompts": len(counts.prompt_ids),
-        "note": "Intervals are 95%, by resampling prompts."
+        "note": "Intervals are 95%, from the differences between prompts."
         if low is not None
         else "One prompt: no interval can be given.",
         "hits": hits,
@@ -113,9 +113,9 @@ def _rates(source: Measurement | Calibration, counts: HitCounts) -> tuple[Any, .
     if isinstance(source, Calibration):
         e, k = np.arange(1, source.layers + 1)[:, None], np.arange(1, source.k_max + 1)
         there = source.has(e, k)
-        found: list[Any] = [total, source.ci_low, source.ci_high]
+        found: list[Any] = [total, *rate_ends(counts.hits, counts.tokens)]
         return tuple(np.where(there, x.astype(object), np.array(None)).tolist() for x in found)
     if len(counts.tokens) < 2:
         return total.tolist(), None, None
-    low, high = percentiles(resampled_rates(counts.hits, counts.tokens, counts.weights()))
+    low, high = rate_ends(counts.hits, counts.tokens)
     return total.tolist(), low.tolist(), high.tolist()
