@@ -7,7 +7,7 @@ leaves out the rest. Scaling of positions is added here; anything else that is l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,11 +110,17 @@ def check_used(model: Any, header: GgufHeader, path: Path) -> None:
         InvalidInputError: the message names the tensor or the field.
     """
     fix = "give the model as a folder with safetensors"
-    for tensor in _unmapped(model, header):
-        if not _changes_nothing(model, header, path, tensor):
+    for tensor, place in _places(model, header):
+        if place is None and not _changes_nothing(model, header, path, tensor):
             raise InvalidInputError(
                 f"all tensors of a GGUF file must be used; got {path}, whose {tensor.name} has no "
                 f"place in Transformers' model of a {header.architecture}; {fix}"
+            )
+        if place is not None and place != math.prod(tensor.shape):
+            raise InvalidInputError(
+                f"tensors of a GGUF file must have the sizes that its fields state; got {path}, "
+                f"whose {tensor.name} has {math.prod(tensor.shape)} weights instead of {place}; "
+                "get the file again"
             )
     prefix, values = f"{header.architecture}.", _values_of(model, header)
     for key, value in header.fields.items():
@@ -130,8 +136,8 @@ def check_used(model: Any, header: GgufHeader, path: Path) -> None:
             )
 
 
-def _unmapped(model: Any, header: GgufHeader) -> list[Tensor]:
-    """Tensors that Transformers' loader has no parameter for."""
+def _places(model: Any, header: GgufHeader) -> Iterator[tuple[Tensor, int | None]]:
+    """Tensors, and how many weights the model has for each; None where it has no place for one."""
     from transformers.integrations.gguf import GGUF_ARCHS
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
@@ -140,20 +146,23 @@ def _unmapped(model: Any, header: GgufHeader) -> list[Tensor]:
     )
 
     if header.architecture in GGUF_ARCHS:  # the loader itself reports what it leaves out
-        return []
+        return
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
-    places: dict[str, str] = {}
-    for part in (model, model.base_model):  # names may start at either; further parts take minutes
-        alone = SimpleNamespace(
-            config=model.config, state_dict=part.state_dict, named_children=list
-        )
-        places |= get_gguf_hf_weights_map(alone, processor({}))
-    head = {"output.weight"} if header.architecture == "gpt2" else set()
-    return [
-        tensor
-        for tensor in header.tensors
-        if not {tensor.name, tensor.name.removesuffix(".weight")} & (places.keys() | head)
-    ]
+    names: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for part in (model.base_model, model):  # names may start at either; further parts take minutes
+        state = part.state_dict()
+        alone = SimpleNamespace(config=model.config, state_dict=state.copy, named_children=list)
+        names |= get_gguf_hf_weights_map(alone, processor({}))
+        sizes |= {name: place.numel() for name, place in state.items()}
+    if header.architecture == "gpt2":  # read under another name
+        names["output.weight"] = "lm_head.weight"
+    for tensor in header.tensors:
+        whole = math.prod(tensor.shape)
+        if tensor.name in names:
+            yield tensor, sizes.get(names[tensor.name], whole)
+        else:  # experts of several tensors share a place
+            yield tensor, whole if tensor.name.removesuffix(".weight") in names else None
 
 
 def _changes_nothing(model: Any, header: GgufHeader, path: Path, tensor: Tensor) -> bool:

@@ -118,7 +118,7 @@ def check_taken(
         InvalidInputError: weights are missing, not used, or quantized in a way that is not undone.
     """
     missing = sorted(map(str, loading["missing_keys"]))
-    missing += sorted(map(str, loading.get("mismatched_keys", ())))
+    missing += sorted(name for name, *_shapes in loading.get("mismatched_keys", ()))
     if missing:  # Transformers initializes them at random
         raise InvalidInputError(
             f"the weights of {name} must be whole and of the stated sizes; got none such for "

@@ -173,6 +173,19 @@ def test_what_the_model_leaves_out_is_named(tmp_path: Path, name: str) -> None:
     assert not list((tmp_path / "cache").glob("converted/*"))
 
 
+def test_a_tensor_of_another_size_is_named_before_anything_is_made_of_it(tmp_path: Path) -> None:
+    """A feed-forward block of two gigabytes is stated, and 64 rows of it are there."""
+    path = write_gguf(tmp_path / "m.gguf")
+    stated = b"llama.feed_forward_length" + (4).to_bytes(4, "little")
+    data = path.read_bytes().replace(
+        stated + (64).to_bytes(4, "little"), stated + (2**24).to_bytes(4, "little")
+    )
+    path.write_bytes(data)
+    words = r"whose blk\.0\.ffn_gate\.weight has 2048 weights instead of 536870912; get the file"
+    with pytest.raises(InvalidInputError, match=words):
+        loaded(path)
+
+
 def test_divisors_and_yarn_together_are_refused(tmp_path: Path) -> None:
     yarn = both(field("rope.scaling.type", "yarn"), field("rope.scaling.factor", 4.0), DIVISORS)
     with pytest.raises(InvalidInputError, match=r"whose rope_freqs\.weight has no place in"):
