@@ -147,7 +147,7 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(name=st.sampled_from(["config.json", "tokenizer_config.json", "tokenizer.json",
                              "generation_config.json"]), data=st.data())  # fmt: skip
 def test_changed_files_load_or_are_refused_in_one_line(

@@ -29,6 +29,12 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path) -> Tensors:
+    """What the tiny model loads as."""
+    return state(tiny_model)
+
+
 def damage(folder: Path, change: Change) -> None:
     tensors = load_file(folder / WEIGHTS_FILE)
     change(tensors)
@@ -94,10 +100,10 @@ PASSES = {
 
 @pytest.mark.parametrize("name", PASSES)
 def test_what_a_model_never_uses_or_is_neutral_passes(
-    folder: Path, tiny_model: Path, name: str
+    folder: Path, plain: Tensors, name: str
 ) -> None:
     damage(folder, lambda tensors: tensors.update({name: PASSES[name]}))
-    assert_same(folder, state(tiny_model))
+    assert_same(folder, plain)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +292,10 @@ def shard(folder: Path) -> tuple[Path, Path]:
     return names[0], names[1]
 
 
-def test_shards_are_one_model(folder: Path, tiny_model: Path) -> None:
+def test_shards_are_one_model(folder: Path, plain: Tensors) -> None:
     shard(folder)
     assert len(locate(str(folder)).weights_sha256) == 2
-    assert_same(folder, state(tiny_model))
+    assert_same(folder, plain)
 
 
 def test_two_shards_must_not_hold_one_tensor(folder: Path) -> None:
@@ -327,11 +333,11 @@ def test_an_adapter_must_be_merged(folder: Path, weights_file: str) -> None:
 
 
 def test_the_same_weights_in_the_format_of_mistral_are_not_counted(
-    folder: Path, tiny_model: Path
+    folder: Path, tiny_model: Path, plain: Tensors
 ) -> None:
     shutil.copy(folder / WEIGHTS_FILE, folder / "consolidated.safetensors")
     assert locate(str(folder)).weights_sha256 == locate(str(tiny_model)).weights_sha256
-    assert_same(folder, state(tiny_model))
+    assert_same(folder, plain)
     (folder / WEIGHTS_FILE).unlink()
     assert "consolidated.safetensors without them; get the model again" in refused(folder)
 
