@@ -32,10 +32,13 @@ def test_from_prompts_to_pictures(
     captured = capsys.readouterr()
     assert "exit layer" in captured.out
     assert "loading the model" in captured.err
+    told = "16 tokens of 2 texts made again by Transformers' generate, each text alone: none differ"
+    assert told in " ".join(captured.out.split()), "the last 8 of the longest text of each batch"
     assert run([*measure, "--json"]) == 0
     captured = capsys.readouterr()
     overview = json.loads(captured.out)
     assert (overview["layers"], overview["n_prompts"], overview["complete"]) == (5, 7, True)
+    assert overview["repeated"] == {"n_texts": 2, "n_tokens": 16, "n_near_ties": 0}
     assert captured.err == "", "a finished measurement is reused without loading the model"
 
     assert run(["fit", str(out), "--out", str(cal), "--resamples", "40"]) == 0

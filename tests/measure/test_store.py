@@ -52,6 +52,7 @@ def batch(*numbers: int, about: dict[str, Any] | None = None) -> tuple[Measureme
         prompt_index=place,
         complete=False,
         near_ties=({"prompt_id": f"p{numbers[0]}", "turn": 0, "position": 1, "margin": 1e-4},),
+        repeated=({"prompt_id": f"p{numbers[0]}", "turn": 0, "n_tokens": 2, "n_near_ties": 0},),
         **{name: getattr(WHOLE, name)[mine] for name in names},
     )
     ids = np.arange(part.n_tokens * LAYERS * 8).reshape(-1, LAYERS, 8) % 97 + 100 * numbers[0]
@@ -141,12 +142,13 @@ def test_joined_batches_are_the_whole_in_the_order_of_the_prompts(tmp_path: Path
     for name in ("prompt_index", "turn", "position", "token_id", "rank"):
         assert np.array_equal(getattr(found, name), getattr(WHOLE, name)), name
     assert [tie["prompt_id"] for tie in found.near_ties] == ["p0", "p2", "p4"]
+    assert [text["prompt_id"] for text in found.repeated] == ["p0", "p2", "p4"]
     ids = np.concatenate([batch(n, n + 1)[1].ids for n in (0, 2, 4)])
     assert np.array_equal(load_guesses(tmp_path).ids, ids)
     summary = json.loads((tmp_path / SUMMARY_FILE).read_text("utf-8"))
     assert (summary["n_tokens"], summary["n_prompts"]) == (COUNT * TOKENS, COUNT)
     assert summary["complete"] is True
-    assert len(summary["near_ties"]) == 3
+    assert len(summary["near_ties"]) == len(summary["repeated"]) == 3
 
 
 def test_parts_are_joined_as_incomplete_and_later_ones_added(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_tables_of_the_older_format_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m" / "tokens.parquet"
     table = pq.read_table(path)
     about = json.loads(table.schema.metadata[files.MEASUREMENT.encode()])
-    for name in ("prompt_numbers", "coupled", "near_ties"):
+    for name in ("prompt_numbers", "coupled", "near_ties", "repeated"):
         del about[name]
     older = table.drop_columns(["turn"]).replace_schema_metadata(
         {files.MEASUREMENT: json.dumps(about)}
@@ -149,7 +149,7 @@ def test_tables_of_the_older_format_are_read(tmp_path: Path) -> None:
     pq.write_table(older, path)
     summary = tmp_path / "m" / "summary.json"
     document = json.loads(summary.read_text("utf-8"))
-    for name in ("by_category", "matches", "near_ties"):
+    for name in ("by_category", "matches", "near_ties", "repeated"):
         del document[name]
     summary.write_text(json.dumps(document), encoding="utf-8")
     found = load(tmp_path / "m")

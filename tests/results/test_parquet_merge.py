@@ -15,6 +15,7 @@ import pytest
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.measurement import Guesses, Measurement
 from ppdmodel.results.parquet import (
+    SINGLES,
     guesses_beside,
     read_guesses,
     read_tokens,
@@ -34,8 +35,13 @@ def whole(coupled: bool = False) -> tuple[Measurement, Guesses]:
     places = [{"prompt_id": f"p{n}/ä", "position": 0, "margin": 1e-6} for n in (0, 3)]
     ties = tuple(place | {"rank": 2} for place in places)
     near = tuple(place | {"turn": 0} for place in places[1:])
+    again = tuple(
+        {"prompt_id": place["prompt_id"], "turn": 0, "n_tokens": 1, "n_near_ties": 0}
+        for place in places
+    )
+    lists: dict[str, Any] = {"ties": ties, "near_ties": near, "repeated": again}
     return (
-        replace(made, ties=ties, near_ties=near, prompt_numbers=tuple(range(5)), complete=True),
+        replace(made, **lists, prompt_numbers=tuple(range(5)), complete=True),
         made_guesses(LENGTHS, 3, 300),
     )
 
@@ -51,7 +57,7 @@ def rows_of(result: Any, first: int, end: int) -> Any:
             "prompt_numbers") if hasattr(result, name)}  # fmt: skip
     part = replace(result, **arrays, **kept)
     if isinstance(result, Measurement):
-        for name in ("ties", "near_ties"):
+        for name in SINGLES:
             ties = [t for t in getattr(result, name) if t["prompt_id"] in part.prompt_ids]
             part = replace(part, **{name: tuple(ties)})
     return part
