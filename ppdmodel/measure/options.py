@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from ..checks import positive_integer
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, excerpt
 from .decoder.sampling import Sampling
 from .models.loading import LoadedModel, check_hardware, threads
 from .prompts import Prompt
@@ -41,6 +42,14 @@ class PromptFormat:
             )
         if self.system is not None and not self.system.strip():
             raise InvalidInputError("the system message must have text; got none; leave it out")
+        try:
+            given = [self.system, dict(self.template_args)]
+            json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                "a system message and arguments of the chat template must be Unicode text and JSON "
+                f"values; got: {excerpt(error)}; give others"
+            ) from None
 
     @property
     def provenance(self) -> dict[str, Any]:

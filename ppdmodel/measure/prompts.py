@@ -44,7 +44,7 @@ IDS, LABELS = ("id", "question_id", "task_id"), ("category", "language")
 METADATA = frozenset(
     (
         "key", "idx", "index", "uid", "uuid", "hash", "dataset", "split", "subset", "url",
-        "license", "version", "author", "date", "timestamp", "lang", "type", "level",
+        "metadata", "license", "version", "author", "date", "timestamp", "lang", "type", "level",
         "difficulty", "tags", "domain", "model", "generator", "instruction_id_list", "kwargs",
         "reference", "references", "reference_answer", "answer", "answers", "solution",
         "solutions", "canonical_solution", "output", "outputs", "response", "responses",

@@ -73,12 +73,29 @@ def test_what_is_given_reaches_the_model_and_is_compared_later(
     assert run(styled, tmp_path / "m", prompts, **told).provenance == result.provenance
 
 
-@pytest.mark.parametrize("name", ["system", "template_args"])
-def test_raw_texts_have_no_template_to_tell(name: str) -> None:
-    with pytest.raises(InvalidInputError, match="need the template; got them with raw texts"):
-        PromptFormat(raw=True, **{name: {"a": 1} if name == "template_args" else "a"})
-    with pytest.raises(InvalidInputError, match="the system message must have text; got none"):
-        PromptFormat(system=" ")
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"raw": True, "system": "a"}, "need the template; got them with raw texts"),
+        ({"raw": True, "template_args": {"a": 1}}, "need the template; got them with raw texts"),
+        ({"system": " "}, "the system message must have text; got none"),
+        ({"system": "\udcff"}, "of the chat template must be Unicode text and JSON values; got"),
+        ({"template_args": {"a": "\ud800"}}, "must be Unicode text and JSON values; got"),
+        ({"template_args": {"a": {1}}}, "JSON values; got: Object of type set is not JSON"),
+    ],
+)
+def test_what_a_template_cannot_be_told_is_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        PromptFormat(**given)
+
+
+def test_half_a_character_is_named_whoever_wrote_it(dated: Path, tiny_model: Path) -> None:
+    loaded = load_model(locate(str(tiny_model)))
+    with pytest.raises(InvalidInputError, match="each prompt must be Unicode text; got half"):
+        PromptFormat(raw=True).encode(loaded, [Prompt("a", "x\ud800")])
+    loaded.tokenizer.chat_template = "{{ messages[0].content }}{{ '\\ud800' }}"
+    with pytest.raises(InvalidInputError, match="each prompt must be Unicode text; got half"):
+        PromptFormat().encode(loaded, PROMPTS)
 
 
 def test_a_system_message_is_given_once(styled: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def render(
         InvalidInputError: the template fails, drops a message, exceeds its budget, or does not use
             one of the arguments.
     """
-    setting = str(tokenizer.chat_template), json.dumps(arguments, sort_keys=True, default=str)
+    setting = str(tokenizer.chat_template), json.dumps(arguments, sort_keys=True)
     shapes = {
         (
             *setting,
@@ -100,8 +100,9 @@ def _try(
             if error:
                 raise InvalidInputError(error)
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        with suppress(ProcessLookupError, ChildProcessError):  # where ended children are not kept
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         receiver.close()
 
 

@@ -117,6 +117,13 @@ class LoadedModel:
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         found = []
         for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InvalidInputError(
+                    "each prompt must be Unicode text; got half a character (a lone surrogate) in "
+                    f"{text[:EXCERPT]!a}; repair it"
+                ) from None
             ids: list[int] = self.tokenizer(text, add_special_tokens=not chat).input_ids
             if not ids:
                 raise InvalidInputError(
