@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ CHAT = (
 )
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples() -> Iterator[None]:
     """A tenth of the resamples is enough where a test is not about the intervals of a curve."""
-    monkeypatch.setattr("ppdmodel.fitting.calibrate.MIN_RESAMPLES", 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppdmodel.fitting.calibrate.MIN_RESAMPLES", 40)
+        yield
 
 
 def pytest_collection_finish() -> None:

@@ -243,8 +243,9 @@ class Selection(Generic[Space]):
             space, places = selected
             return np.stack([_evaluated(space, each, weights) for each in places], axis=1)
 
-        prompts = self.prompts
-        found = cross_fitted(prompts.tokens, prompts.weights, prompts.seed, select, evaluate)
+        prompts, found = self.prompts, None
+        if rules:
+            found = cross_fitted(prompts.tokens, prompts.weights, prompts.seed, select, evaluate)
         if found is None:
             return [None] * len(rules)
         values, draws = found

@@ -144,24 +144,24 @@ def test_each_resample_chooses_again(rule: Rule, second: bool) -> None:
     assert found.values[0] == pytest.approx(share @ table.latency[:, place])
     assert found.values[1] == pytest.approx(share @ table.compute[:, place])
     others = set()
-    for row, draws in zip(sample.weights, found.draws, strict=True):
-        mine = row * table.tokens / (row * table.tokens).sum()
+    for drawn, draws in zip(sample.weights, found.draws, strict=True):
+        mine = drawn * table.tokens / (drawn * table.tokens).sum()
         its = mine @ table.latency, mine @ table.compute
-        chosen = brute_force(rule, *its)
-        if second and chosen is not None:
-            its[0][chosen] = its[1][chosen] = math.inf
-            chosen = brute_force(rule, *its)
-        chosen = place if chosen is None else chosen
-        others.add(chosen)
-        off = np.array([its[0][chosen] - latency[chosen], its[1][chosen] - compute[chosen]])
-        assert draws == pytest.approx(found.values - off)
+        mine_best = brute_force(rule, *its)
+        if second and mine_best is not None:
+            its[0][mine_best] = its[1][mine_best] = 1e9
+            mine_best = brute_force(rule, *its)
+        mine_best = place if mine_best is None else mine_best
+        others.add(mine_best)
+        off = [x[mine_best] - y[mine_best] for x, y in zip(its, (latency, compute), strict=True)]
+        assert draws == pytest.approx(found.values - np.array(off))
     assert len(others) > 1
-    for interval, draws, value in zip(
+    for interval, column, value in zip(
         (found.latency, found.compute), found.draws.T, found.values, strict=True
     ):
-        reach = t.ppf(0.975, 12) * draws.std() * math.sqrt(13 / 12)
-        assert interval.ci_low == pytest.approx(min(value, draws.mean() - reach))
-        assert interval.ci_high == pytest.approx(max(value, draws.mean() + reach))
+        reach = t.ppf(0.975, 12) * column.std() * math.sqrt(13 / 12)
+        assert interval.ci_low == pytest.approx(min(value, column.mean() - reach))
+        assert interval.ci_high == pytest.approx(max(value, column.mean() + reach))
         assert (interval.n_prompts, interval.n_tokens) == (13, table.tokens.sum())
         assert interval.method == CHOICE_METHOD
 
@@ -223,6 +223,11 @@ def test_held_out_is_selected_on_the_other_folds(rule: Rule) -> None:
             total += table.tokens[prompt] * np.array(of_it)
     expected = total / table.tokens.sum()
     assert (found.latency.value, found.compute.value) == pytest.approx(tuple(expected))
+
+
+def test_without_a_rule_there_is_nothing_to_evaluate() -> None:
+    table = table_of()
+    assert Selection(sample_of(table), table).held_out([]) == []
 
 
 def test_too_few_prompts_for_folds() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from experiments import coverage
 from ppdmodel import Measurement, compare, load, load_guesses, threshold_report
 from ppdmodel.decide.hardware import shape
 from ppdmodel.results.intervals import Interval
@@ -62,16 +63,20 @@ def percent(latency: Interval, compute: Interval) -> tuple[int, int]:
     return round(100 * (1 - latency.value)), round(100 * (compute.value - 1))
 
 
-def test_the_table_of_coverage_is_the_committed_one() -> None:
+def test_the_tables_of_coverage_are_the_committed_ones() -> None:
     document = json.loads((ROOT / "data" / "interval-coverage.json").read_text("utf-8"))
-    rows = document["rows"]
-    for p in {row["p_correct"] for row in rows}:
-        mine = sorted((r for r in rows if r["p_correct"] == p), key=lambda r: r["prompts"])
-        cells = [f"{row['coverage']:.3f}" for row in mine]
-        wilson = next(row["wilson_coverage"] for row in mine if row["prompts"] == 72)
-        assert f"| {p:g} | {' | '.join(cells)} | {wilson:.3f} |" in PAGE
-    for row in rows:
-        if row["prompts"] >= 60 and 0.1 <= row["p_correct"] <= 0.9:
-            assert 0.93 <= row["coverage"] <= 0.97
-            assert row["wilson_coverage"] < 0.8
-    assert f"({rows[0]['n']} measurements each)" in PAGE
+    rows, words = document["rows"], " ".join(PAGE.split())
+    for prompts in (coverage.FEW, coverage.PROMPTS):
+        assert coverage.table(rows, prompts) in PAGE
+    assert f"({rows[0]['n']} measurements each; standard error at most 0.003)" in words
+    many = [row for row in rows if row["prompts"] in coverage.PROMPTS]
+    assert max(row["standard_error"] for row in many) < 0.0035
+    assert f"it is down to {min(row['coverage'] for row in many):.3f}" in words
+    for name, some in (("bootstrap", {12}), ("bootstrap", {60}), ("wilson", {12, 24, 60})):
+        found = [row[name] for row in rows if row["prompts"] in some]
+        assert f"in {100 * min(found):.0f}% to {100 * max(found):.0f}%" in words
+    measured = document["measured_correlations"]
+    low, high = min(row["p5"] for row in measured), max(row["p95"] for row in measured)
+    assert f"a correlation of {low:.3f} to {high:.3f}" in words
+    medians = [row["median"] for row in measured]
+    assert f"medians {min(medians):.2f} to {max(medians):.2f}" in words

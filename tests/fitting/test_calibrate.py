@@ -44,7 +44,7 @@ def test_bad_input_is_named(measurement: Measurement, monkeypatch: pytest.Monkey
         fit(make_measurement(layers=1))
     with pytest.raises(InvalidInputError, match="k_max must be a positive integer; got 0"):
         fit(measurement, k_max=0)
-    monkeypatch.undo()
+    monkeypatch.setattr("ppdmodel.fitting.calibrate.MIN_RESAMPLES", MIN_RESAMPLES)
     with pytest.raises(InvalidInputError, match="resamples must be at least 400, of which ten"):
         fit(measurement, resamples=399)
     recorded = replace(measurement, provenance={**measurement.provenance, "k_max": 31})

@@ -229,9 +229,8 @@ def test_the_errors_of_probabilities_that_are_right_or_wrong_by_so_much() -> Non
 
 
 def test_few_guesses_have_a_bin_each_and_none_have_no_error() -> None:
-    assert _bin_errors(np.array([0.9, 0.2]), np.array([True, True])).tolist() == pytest.approx(
-        [0.8, 0.1]
-    )
+    found = _bin_errors(np.array([0.9, 0.2]), np.array([True, True]))
+    assert found == pytest.approx(np.array([0.8, 0.1]))
     assert mean_error(_bin_errors(np.empty(0), np.empty(0, dtype=bool))) is None
 
 

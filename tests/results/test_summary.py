@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ppdmodel import save
 from ppdmodel.results import files
+from ppdmodel.results.intervals import RATE_METHOD
 from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.summary import DETAILED_K, Tally, summarize
 from tests.conftest import make_measurement
@@ -183,7 +184,11 @@ def test_prompts_are_resampled_and_not_tokens() -> None:
     found = summary["matches"]
     for name in ("autocorrelation", "run_length"):
         assert found[f"{name}_ci_low"][0] == found[name][0] == found[f"{name}_ci_high"][0]
-    assert summary["ci_low"] == summary["ci_high"]
+    low, high = (np.array(summary[end]) for end in ("ci_low", "ci_high"))
+    rates = np.array(summary["hits"]) / summary["n_tokens"]
+    assert (low < rates).all(), "equal prompts show no spread; what their tokens are worth is left"
+    assert (rates < high).sum() == (rates < 1).sum()
+    assert summary["interval"]["method"] == RATE_METHOD
 
 
 def test_what_is_undefined_is_null_and_not_a_warning(tmp_path: Path) -> None:
