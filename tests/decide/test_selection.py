@@ -179,7 +179,7 @@ def test_the_interval_of_a_choice_holds_where_that_of_a_fixed_setting_does_not()
         assert held_out is not None
         low, high = percentiles(selection.draws[0][:, best])
         held += found.ci_low <= 0.8 <= found.ci_high
-        fixed += low <= 0.8 <= high
+        fixed += bool(low <= 0.8 <= high)
         out += held_out.latency.ci_low <= 0.8 <= held_out.latency.ci_high
     assert fixed / 80 < 0.6
     assert held / 80 > 0.85
