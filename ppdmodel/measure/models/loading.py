@@ -16,7 +16,7 @@ import transformers
 
 from ...errors import EXCERPT, InvalidInputError, RunFailedError, excerpt
 from ...results.files import flush
-from ...results.locks import only_one
+from ...results.locks import LOCK_FILE, only_one
 from ..decoder.lengths import context
 from .cache import cache_dir
 from .chat import Message, render
@@ -333,15 +333,14 @@ def _converted(source: ModelSource) -> Path | None:
     )
     if (folder / CONFIG).is_file():  # folders are renamed into place when whole
         return folder
-    prefix = f".part-{folder.name}-"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with only_one(home / f"{folder.name}.lock") as alone:
+        with only_one(home / LOCK_FILE) as alone:
             if (folder / CONFIG).is_file():  # another process has made it meanwhile
                 return folder
-            for left in home.glob(f"{prefix}*") if alone else ():  # by killed processes
+            for left in home.glob(".part-*") if alone else ():  # by killed processes
                 shutil.rmtree(left, ignore_errors=True)
-            return _convert(source, folder, Path(tempfile.mkdtemp(prefix=prefix, dir=home)))
+            return _convert(source, folder, Path(tempfile.mkdtemp(prefix=".part-", dir=home)))
     except OSError:  # the cache is not writable: read the GGUF file each time
         return None
 

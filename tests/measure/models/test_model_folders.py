@@ -562,6 +562,7 @@ def test_a_conversion_that_dies_leaves_nothing_that_is_taken_for_whole(
         for folder in conversions(cache):
             assert snapshot(folder).keys() == complete, moment
         assert torch.equal(embedding(gguf), expected)
+        assert not any(cache.glob(".part-*")), "what was begun is cleared away"
         moments += 1
     assert moments >= 2, "a folder is begun, and renamed"
     assert [path.name for path in cache.iterdir()] == [whole.name]
