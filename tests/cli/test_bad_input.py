@@ -69,7 +69,7 @@ READERS = {
     "timing.json": (
         "decode --exit-layer 2 --prompt x --model {at}/no.gguf --timing {at}/timing.json",
     ),
-    "m/summary.json": ("estimate --from {at}/m", "merge {at}/m --out {at}/merged"),
+    "m/summary.json": ("estimate --from {at}/m",),
     "m/tokens.parquet": ("estimate --from {at}/m", "merge {at}/m --out {at}/merged"),
     "m/guesses.parquet": ("compare {at}/m", "merge {at}/m --out {at}/merged"),
     "validation.json": ("plot --kind predicted {at}/validation.json --out {at}/plot.txt",),
@@ -192,6 +192,10 @@ def test_a_sound_file_is_read(name: str) -> None:
 # ---------------------------------------------------------------- files
 
 
+#: which of a file's readers, mostly the first, which is the fastest
+WHICH = st.sampled_from([0, 0, 0, 1, 2])
+
+
 def changed(document: Any, data: st.DataObject) -> tuple[Any, str]:
     """A document with one value changed or removed; the field where a message must name it."""
     result, found = copy.deepcopy(document), list(places(document))
@@ -218,7 +222,7 @@ def test_a_document_with_a_changed_value(data: st.DataObject) -> None:
     document, field = changed(json.loads((sound() / name).read_text("utf-8")), data)
     with workplace() as at:
         (at / name).write_text(json.dumps(document), encoding="utf-8")
-        code, error = read(at, name, data.draw(st.integers(0, 9)))
+        code, error = read(at, name, data.draw(WHICH))
         assert is_told(code, error, at, name), error
         assert not field or field in error, error
 
@@ -233,7 +237,7 @@ def test_a_table_with_changed_metadata(data: st.DataObject) -> None:
         document, field = changed(json.loads(table.schema.metadata[key]), data)
         metadata = {**table.schema.metadata, key: json.dumps(document)}
         pq.write_table(table.replace_schema_metadata(metadata), at / name)
-        code, error = read(at, name, data.draw(st.integers(0, 9)))
+        code, error = read(at, name, data.draw(WHICH))
         assert is_told(code, error, at, name), error
         assert not field or field in error, error
 
@@ -254,7 +258,7 @@ def test_a_file_with_changed_bytes(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(READERS)))
     with workplace() as at:
         (at / name).write_bytes(flipped((at / name).read_bytes(), data))
-        code, error = read(at, name, data.draw(st.integers(0, 9)))
+        code, error = read(at, name, data.draw(WHICH))
         assert is_told(code, error, at, name), error
 
 
@@ -303,7 +307,7 @@ def test_a_table_with_other_columns_or_rows(data: st.DataObject) -> None:
         row = data.draw(st.integers(0, len(table) - 1))
         change = data.draw(st.sampled_from(list(kinds)))
         pq.write_table(kinds[change](column, row), at / name)
-        code, error = read(at, name, data.draw(st.integers(0, 9)))
+        code, error = read(at, name, data.draw(WHICH))
         assert is_told(code, error, at, name), (change, error)
 
 
@@ -312,7 +316,7 @@ CELLS = st.sampled_from(
 )
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_csv_table_with_a_changed_cell(data: st.DataObject) -> None:
     rows = [line.split(",") for line in COUNTS.splitlines()]
@@ -376,7 +380,8 @@ BASES = {
     "merge": "{at}/m --out {at}/merged",
     "train-exits": "--model {at}/no.gguf --out {at}/out",
     "differ": "{at}/m {at}/m",
-    "fit": "--table {at}/counts.csv --layers 4 --resamples 40 --out {at}/out.json",
+    "fit": "--table {at}/counts.csv --layers 4 --resamples 40 --family 'rank tail' "
+    "--out {at}/out.json",
     "optimize": "{at}/cal.json",
     "compare": "{at}/m",
     "replay": "{at}/m --exit-layer 2",
@@ -401,7 +406,7 @@ def parameters() -> list[tuple[str, Any]]:
 
 def words_with(at: Path, command: str, parameter: Any, value: str) -> list[str]:
     """A command with one more value: of an option, or of an argument before the others."""
-    words = [command, *(word.format(at=at) for word in BASES[command].split())]
+    words = [command, *(word.format(at=at) for word in shlex.split(BASES[command]))]
     is_option = parameter.param_type_name == "option"
     return [*words, parameter.opts[0], value] if is_option else [command, value, *words[1:]]
 
@@ -420,7 +425,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=320, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_command_with_any_value(data: st.DataObject) -> None:
     command, parameter = data.draw(st.sampled_from(parameters()))

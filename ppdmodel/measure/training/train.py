@@ -141,6 +141,13 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
         for name, tensor in tensors.items():
             if not tensor.is_floating_point() or not tensor.isfinite().all():
                 raise ValueError(f"{name} is not of finite numbers")
+        trained = {
+            int(layer)
+            for layer, one in document["by_layer"].items()
+            if one["penalty"] is not None or one["epochs"]  # else the logit exit was the best
+        }
+        if trained != maps.keys():
+            raise ValueError(f"maps of layers {sorted(maps)}, not {sorted(trained)}")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InvalidInputError(
             f"{folder / WEIGHTS_FILE} must hold weight and bias by layer; got: {error}; train again"
