@@ -81,9 +81,10 @@ READERS = {
     ),
     "config.json": ("optimize {at}/cal.json --roofline {at}/config.json",),
     "counts.csv": (
-        "fit --table {at}/counts.csv --layers 4 --resamples 40 --family 'rank tail' "
+        "fit --table {at}/counts.csv --layers 4 --resamples 400 --family 'rank tail' "
         "--out {at}/out.json",
     ),
+    "prompts.jsonl": ("measure --prompts {at}/prompts.jsonl --model {at}/no.gguf --out {at}/out",),
     "model.gguf": ("measure --model {at}/model.gguf --exits {at}/no --out {at}/out",),
 }
 DOCUMENTS = [name for name in READERS if name.endswith(".json")]
@@ -98,7 +99,9 @@ def sound() -> Path:
     save(measured, at / "m")
     write_guesses(repeating_guesses(measured), at / "m" / GUESSES_FILE)
     guesses = repeating_guesses(measured)
-    save(fit(measured, guesses=guesses, k_max=2, family="rank tail", resamples=40), at / "cal.json")
+    save(
+        fit(measured, guesses=guesses, k_max=2, family="rank tail", resamples=400), at / "cal.json"
+    )
     save(a_timing(), at / "timing.json")
     report = json.loads((DATA / "smollm2-135m-validation" / "validation.json").read_text("utf-8"))
     report["cells"] = report["cells"][:2]
@@ -106,6 +109,8 @@ def sound() -> Path:
     (at / "config.json").write_text(json.dumps(CONFIG))
     (at / "counts.csv").write_text(COUNTS)
     (at / "model.gguf").write_bytes(gguf())
+    rows = [{"id": n, "text": f"the {n} fox", "category": "a"} for n in ("p", "q")]
+    (at / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (at / "model").mkdir()
     save_file({"w": torch.zeros(2)}, at / "model" / "model.safetensors")
     (at / "exits").mkdir()
@@ -380,7 +385,7 @@ BASES = {
     "merge": "{at}/m --out {at}/merged",
     "train-exits": "--model {at}/no.gguf --out {at}/out",
     "differ": "{at}/m {at}/m",
-    "fit": "--table {at}/counts.csv --layers 4 --resamples 40 --family 'rank tail' "
+    "fit": "--table {at}/counts.csv --layers 4 --resamples 400 --family 'rank tail' "
     "--out {at}/out.json",
     "optimize": "{at}/cal.json",
     "compare": "{at}/m",
@@ -447,8 +452,7 @@ def hostile(at: Path) -> dict[str, str]:
 
 
 def test_a_path_to_what_no_command_may_read_or_write() -> None:
-    of_paths = [(c, p) for c, p in parameters() if "path" in type(p.type).__name__.lower()]
-    places = [(c, p) for c, p in of_paths if p.name != "prompts"]
+    places = [(c, p) for c, p in parameters() if "path" in type(p.type).__name__.lower()]
     assert len(places) > 25
     with workplace() as at:
         for kind, path in hostile(at).items():

@@ -95,7 +95,7 @@ NAMED = (
     "compare {at}/m",
     "replay {at}/m --exit-layer 2",
     "differ {at}/m --by-category --k 1",
-    "fit {at}/m --k-max 2 --resamples 40 --family 'rank tail' --out {at}/cal.json",
+    "fit {at}/m --k-max 2 --resamples 400 --family 'rank tail' --out {at}/cal.json",
     "optimize {at}/cal.json",
     "estimate --from {at}/other",
     "merge {at}/m --out {at}/merged",

@@ -16,7 +16,7 @@ from ppdmodel.show import plots
 
 @pytest.fixture(scope="module")
 def calibration(measurement: Measurement) -> Calibration:
-    return fit(measurement, k_max=10, resamples=40)
+    return fit(measurement, k_max=10, resamples=400)
 
 
 def test_match_rate_draws_points_bands_and_curves(calibration: Calibration) -> None:
@@ -48,7 +48,7 @@ def test_a_k_that_was_not_recorded_is_refused(calibration: Calibration) -> None:
 def test_the_k_that_are_drawn_are_those_that_were_counted(
     measurement: Measurement, k_max: int, drawn: list[int]
 ) -> None:
-    few = fit(measurement, k_max=k_max, family="rank tail", resamples=40)
+    few = fit(measurement, k_max=k_max, family="rank tail", resamples=400)
     (ax,) = plots.match_rate(few).axes
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"k = {k}" for k in drawn]
 
@@ -58,7 +58,7 @@ def test_layers_and_k_of_ones_own_counts_are_drawn_and_no_others(tmp_path: Path)
     lines = [f"{e},{k},{hits},9,{prompt}" for prompt in "ab" for e, k, hits in rows]
     path = tmp_path / "counts.csv"
     path.write_text("\n".join(["exit_layer,k,hits,n,prompt_id", *lines]), encoding="utf-8")
-    own = fit_table(path, 5, family="rank tail", resamples=40)
+    own = fit_table(path, 5, family="rank tail", resamples=400)
     (ax,) = plots.match_rate(own).axes
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["k = 2", "k = 4"]
     assert list(ax.lines[0].get_xdata()) == [2, 3, 5]
