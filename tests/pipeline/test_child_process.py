@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import count, cycle
+from itertools import chain, count, cycle
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +24,11 @@ from ppdmodel.pipeline.worker_pool import WorkerPool
 from tests.pipeline.conftest import CAPACITY, CPUS
 from tests.support import runs
 
-#: calls of functions between two moments at which a starting pool gets a signal
-EVERY_CALLS = 1 if os.environ.get("EVERY_MOMENT") else 1100
+#: moments at which units get a signal: calls of functions between two of them while they are
+#: started, and seconds after that, while they import their libraries
+EVERY_CALLS, AFTER_S = 1100, [0.1, 0.5]
+if os.environ.get("EVERY_MOMENT"):
+    EVERY_CALLS, AFTER_S = 1, [n / 100 for n in range(300)]
 #: seconds in which all processes of a program must be gone
 GONE_S = 2.0
 
@@ -173,6 +177,25 @@ def test_a_process_outlives_the_thread_that_started_it() -> None:
     assert process.communicate(timeout=10)[1] == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process ignores")
+def test_a_process_is_deaf_to_ctrl_c_from_its_first_moment() -> None:
+    """Also the first one of a program, which comes after the resource tracker of its library."""
+    process = program(
+        "with signals_held():\n"
+        "    child = start_process('spawn', time.sleep, 60)\n"
+        "def hears():\n"
+        "    with open(f'/proc/{child.pid}/status') as status:\n"
+        "        masks = [line.split()[1] for line in status if line[:6] in ('SigBlk', 'SigIgn')]\n"
+        "    return not any(int(mask, 16) & 2 for mask in masks)\n"
+        "assert not any(hears() or time.sleep(1e-3) for _ in range(300))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    os.killpg(process.pid, signal.SIGTERM)
+    assert left_of(process.pid) == []
+    assert process.communicate(timeout=10)[1] == ""
+
+
 def test_a_process_does_not_import_the_main_module(tmp_path: Path) -> None:
     """A program without a guard starts no second one."""
     script = tmp_path / "unguarded.py"
@@ -209,19 +232,28 @@ def signal_at(nth: int, number: signal.Signals) -> Callable[[], bool]:
 
 
 def start_pool(
-    engine: SharedEngine, nth: int, number: signal.Signals, said: Path, done: Path
+    engine: SharedEngine, moment: int | float, number: signal.Signals, said: Path, done: Path
 ) -> None:
-    """Start units, and get a signal meanwhile; what it and they say goes to a file."""
+    """Start units, and get a signal meanwhile; what it and they say goes to a file.
+
+    The moment is a number of calls of functions, or of seconds after the start.
+    """
     os.setsid()
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGTERM, interrupt)
+    tracker: Any = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracker._fd = None  # it must be started, as in a new program, and not be the server's
     pool = WorkerPool(engine, CPUS, CAPACITY)
+    in_seconds = isinstance(moment, float)
     try:
-        sent = signal_at(nth, number)
+        sent = signal_at(0 if in_seconds else int(moment), number)
         pool.start()
         sys.setprofile(None)
-        if sent():
+        if in_seconds:
+            time.sleep(moment)
+            os.killpg(0, number)
+        if in_seconds or sent():
             time.sleep(1)  # in vain
         done.write_text("started")
     except KeyboardInterrupt:
@@ -234,12 +266,13 @@ def start_pool(
 def test_a_signal_to_the_group_while_units_start(engine: SharedEngine, tmp_path: Path) -> None:
     """At every moment either of the two signals ends all of them, and they say nothing."""
     said, done = tmp_path / "said", tmp_path / "done"
-    for nth, number in zip(count(1, EVERY_CALLS), cycle(ENDING), strict=False):
-        process = runs.start(start_pool, engine, nth, number, said, done)
+    moments = chain(AFTER_S, count(1, EVERY_CALLS))
+    for moment, number in zip(moments, cycle(ENDING), strict=False):
+        process = runs.start(start_pool, engine, moment, number, said, done)
         assert runs.ended(process) == 0, said.read_text()
         assert left_of(process.pid) == []
-        assert said.read_text() == "", f"at call {nth}"
+        assert said.read_text() == "", f"at {moment}"
         if done.read_text() == "started":
             break
         assert done.read_text() == "interrupted"
-    assert nth > 2 * EVERY_CALLS, "both signals were tried"
+    assert moment > 2 * EVERY_CALLS, "both signals were tried"

@@ -60,6 +60,8 @@ def test_the_default_model_from_time_to_validation(
     for row in report["cells"]:
         assert 0.2 < row["measured"] < 5
         assert row["predicted"] == pytest.approx(row["measured"] * (1 + row["error"]))
+        assert row["right_rate"] == pytest.approx(row["match_rate"] + row["late_rate"])
+        assert row["predicted_match_rate"] <= row["predicted_right_rate"]
     runs = (out / "runs.jsonl").read_text()
     written = (out / "predictions.json").read_bytes()
     assert run_command(command) == 0, "all is done: nothing is run again"
@@ -139,6 +141,9 @@ def test_decode_by_command(
     )
     assert set(names.split()) <= set(found)
     assert len(found["token_ids"]) == 12
+    assert found["n_matched"] + found["n_late"] + found["n_wrong"] == found["n_trials"] == 10
+    assert found["match_rate"] == found["n_matched"] / 10
+    assert found["right_rate"] == (found["n_matched"] + found["n_late"]) / 10
     assert run_command([*common, "--exit-layer", "3", "--trace", str(tmp_path / "t.json")]) == 0
     shown = capsys.readouterr().out
     assert "plain, split over the same units" in shown
