@@ -16,6 +16,8 @@ from .shared_memory import SharedTensors
 
 #: in `row`: no guess was right, so the process starts from layer 0 on the unit that verified
 NO_MATCH = -1
+#: in `n_guesses`: the unit has not read that exit
+UNREAD = -1
 
 
 def new_board(tokens: int, units: int, k: int, width: int, dtype: torch.dtype) -> SharedTensors:
@@ -83,8 +85,9 @@ class Board:
 
     def clear(self) -> None:
         """Reset for another text; all units must be idle."""
-        for name in ("stop", "abandoned", "progress", "verdict", "owner", "row", "n_guesses"):
+        for name in ("stop", "abandoned", "progress", "verdict", "owner", "row"):
             getattr(self, name).fill(0)
+        self.n_guesses.fill(UNREAD)
         self.guessed.fill(-1)
         self.fence()
 

@@ -20,8 +20,8 @@ from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
 
-#: what asks a program to end: Ctrl-C, and what `kill` sends
-ENDING = (signal.SIGINT, signal.SIGTERM)
+#: what asks a program to end: Ctrl-C, what `kill` sends, and the end of its terminal
+ENDING = tuple(signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
 #: of Linux's prctl
 PR_SET_PDEATHSIG = 1
 _CAN_MASK = hasattr(signal, "pthread_sigmask")
@@ -56,7 +56,7 @@ def start_process(method: str, target: Callable[..., None], *args: Any) -> Any:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the end, so that no process is half started or left behind."""
+    """Signals wait until the end, so that no process is half started or left behind."""
     came: list[int] = []
 
     def resend() -> None:
@@ -67,7 +67,8 @@ def signals_held() -> Iterator[None]:
         stack.callback(resend)
         if threading.current_thread() is threading.main_thread():  # it runs the handlers
             for number in ENDING:
-                if (before := signal.getsignal(number)) is not None:
+                before = signal.getsignal(number)
+                if before not in (None, signal.SIG_IGN):  # what is ignored, processes ignore too
                     stack.callback(signal.signal, number, before)
                     signal.signal(number, lambda held, _frame: came.append(held))
         if _CAN_MASK:  # processes inherit it; the handlers they do not

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
-from .board import Board
+from .board import UNREAD, Board
 from .devices import synchronize
 from .engine import Engine
 from .kv_cache import KVCache
@@ -98,7 +98,6 @@ class Unit:
         own = engine.shape.guesses(k)
         self.own = torch.zeros(own, dtype=engine.dtype, device=engine.device)
         self.events: list[tuple[int, int, int, int, int, int]] = []
-        self.unread: list[int] = []
 
     @property
     def _setting(self) -> PpdSetting:
@@ -109,10 +108,11 @@ class Unit:
     @torch.inference_mode()
     def run(self, task: Task) -> np.ndarray:
         """Run a task; returns its trace, [events, len(EVENT)]."""
-        self.events, self.unread = [], []
+        self.events = []
         with suppress(TextEndedError):
             self._text(task)
-        self._read_late()
+        if task.setting is not None:
+            self._read_late(task)
         return np.array(self.events, dtype=np.int64).reshape(-1, len(EVENT))
 
     def _text(self, task: Task) -> None:
@@ -204,9 +204,7 @@ class Unit:
                 token,
                 soon=lambda: progress[token] >= exit_layer - NEAR_LAYERS,
             )
-            if decided[token]:
-                self.unread.append(token)
-            else:
+            if not decided[token]:
                 begin = time.monotonic_ns()
                 guesses = self._read_exit(token)
                 self._record(begin, EventKind.EXIT, token, exit_layer, 1)
@@ -232,12 +230,15 @@ class Unit:
         share: np.ndarray = guesses[others.index(self.number) :: len(others)]
         return share
 
-    def _read_late(self) -> None:
-        """Read the exits that nobody waited for, after the text: which guesses were only late?"""
-        for token in self.unread:
-            if self.board.abandoned:
+    def _read_late(self, task: Task) -> None:
+        """Read the exits that it came too late for, after the text: were their guesses right?"""
+        board = self.board
+        for token in range(1, task.max_new_tokens - 1):
+            if board.abandoned:
                 return
-            self.board.publish_guesses(self.number, token, self._read_exit(token))
+            unread = board.n_guesses[self.number, token] == UNREAD
+            if unread and board.verdict[token] and board.owner[token] != self.number:
+                board.publish_guesses(self.number, token, self._read_exit(token))
 
     def _forced_guesses(self, token: int, forced: ForcedMatches, k: int) -> np.ndarray:
         true_id = forced.token_ids[token]

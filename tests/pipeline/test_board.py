@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppdmodel.pipeline.board import NO_MATCH, Board, new_board
+from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, new_board
 
 TOKENS, UNITS, K = 6, 3, 4
 
@@ -86,10 +86,11 @@ def test_a_cleared_board_is_as_new(boards: tuple[Board, Board]) -> None:
     writer.publish_verdict(0, 5, owner=1, row=0, now_ns=1)
     writer.stop[0], writer.abandoned[0], writer.progress[2] = 1, 1, 9
     writer.clear()
-    for name in ("stop", "abandoned", "progress", "verdict", "owner", "row", "n_guesses"):
+    for name in ("stop", "abandoned", "progress", "verdict", "owner", "row"):
         array = getattr(reader, name)
         assert not array.any()
     assert reader.find_match(0, 7, 0) == (0, NO_MATCH)
+    assert (reader.n_guesses == UNREAD).all()
 
 
 def test_the_payload_is_written_before_the_message(

@@ -101,6 +101,17 @@ def test_another_thread_leaves_the_handlers_alone() -> None:
     assert seen == [signal.getsignal(number) for number in ENDING]
 
 
+def test_what_a_program_ignores_its_processes_ignore() -> None:
+    """As `nohup` has it; a process inherits that, but no handler."""
+    seen: list[Any] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hold(lambda: seen.append(signal.getsignal(signal.SIGHUP)))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert seen == [signal.SIG_IGN]
+
+
 def test_without_signal_masks_signals_wait_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_process, "_CAN_MASK", False)
     seen: list[str] = []
@@ -241,7 +252,8 @@ def start_pool(
     os.setsid()
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGTERM, interrupt)
+    for each in ENDING:
+        signal.signal(each, interrupt)
     tracker: Any = resource_tracker._resource_tracker  # type: ignore[attr-defined]
     tracker._fd = None  # it must be started, as in a new program, and not be the server's
     pool = WorkerPool(engine, CPUS, CAPACITY)
@@ -264,7 +276,7 @@ def start_pool(
 
 
 def test_a_signal_to_the_group_while_units_start(engine: SharedEngine, tmp_path: Path) -> None:
-    """At every moment either of the two signals ends all of them, and they say nothing."""
+    """At every moment each of the signals ends all of them, and they say nothing."""
     said, done = tmp_path / "said", tmp_path / "done"
     moments = chain(AFTER_S, count(1, EVERY_CALLS))
     for moment, number in zip(moments, cycle(ENDING), strict=False):
@@ -275,4 +287,4 @@ def test_a_signal_to_the_group_while_units_start(engine: SharedEngine, tmp_path:
         if done.read_text() == "started":
             break
         assert done.read_text() == "interrupted"
-    assert moment > 2 * EVERY_CALLS, "both signals were tried"
+    assert moment > 2 * EVERY_CALLS, "every signal was tried"

@@ -17,7 +17,7 @@ from ppdmodel.measure import Sampling
 from ppdmodel.measure.decoder.sampling import TokenPosition, choose, gumbel, scaled
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import unit as unit_module
-from ppdmodel.pipeline.board import NO_MATCH, Board, new_board
+from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, new_board
 from ppdmodel.pipeline.engine import SharedEngine
 from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.options import PpdSetting
@@ -339,17 +339,30 @@ def test_guesses_that_come_after_the_verdict_are_known_in_the_end(
     kinds = [kind for kind, *_ in trace]
     assert EventKind.PROMOTE not in kinds
     assert kinds.count(EventKind.EXIT) == reads, "what is read in the end took no time of the text"
-    assert unit.unread == ([2] if reads else [1, 2])
+    assert unit.board.n_guesses[1, 1:4].tolist() == [2, 2, UNREAD], "the last has none"
     assert (unit.board.row[1:4] == NO_MATCH).all()
     assert unit.board.guessed_right(4).tolist() == [False, True, False, False]
 
 
 def test_an_abandoned_text_is_not_read_to_its_end(engine: SharedEngine, texts: Texts) -> None:
     unit = a_unit(engine, 1, units=2)
-    unit.task = Task(texts[0], 4, setting=PpdSetting(2))
-    unit.unread, unit.board.abandoned[0] = [1, 2], 1
-    unit._read_late()
-    assert not unit.board.n_guesses.any()
+    unit.task = task = Task(texts[0], 4, setting=PpdSetting(2))
+    unit.board.verdict[:3] = 1
+    unit.board.abandoned[0] = 1
+    unit._read_late(task)
+    assert (unit.board.n_guesses == UNREAD).all()
+
+
+@torch.inference_mode()
+def test_a_unit_that_lags_behind_reads_every_exit_that_it_left_out(
+    engine: SharedEngine, texts: Texts
+) -> None:
+    """Others have ended the text when it comes to the first; those it owned are not guessed."""
+    unit = a_unit(engine, 1, units=2)
+    unit.board.verdict[:6], unit.board.stop[0] = 1, 1
+    unit.board.owner[3] = 1
+    unit.run(Task(texts[0], 8, setting=PpdSetting(2, 2)))
+    assert unit.board.n_guesses[1, :8].tolist() == [UNREAD, 2, 2, UNREAD, 2, 2, UNREAD, UNREAD]
 
 
 # ---------------------------------------------------------------- several of them
