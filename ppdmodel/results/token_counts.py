@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,21 +189,23 @@ def rounds_of(measurement: Measurement, drafted: Sequence[int] = DRAFTED) -> Int
     of an accepted draft are the model's own, so the record is exact. A text's last round may be cut
     short by its end.
     """
-    most = np.array(drafted)
-    found = np.zeros((len(measurement.prompt_ids), measurement.layers, len(most)), dtype=np.int64)
-    for start, end in pairwise(measurement.starts().tolist()):
-        hits = measurement.rank[start:end] == 1
-        runs = np.zeros((len(hits) + 1, measurement.layers), dtype=np.int64)
-        for row in reversed(range(len(hits))):
-            runs[row] = np.where(hits[row], runs[row + 1] + 1, 0)
-        place = np.zeros(found.shape[1:], dtype=np.int64)
-        rounds = np.zeros_like(place)
-        columns = np.arange(measurement.layers)[:, None]
-        while (going := place < len(hits)).any():
-            accepted = np.minimum(runs[np.minimum(place, len(hits)), columns], most)
-            rounds += going
-            place = np.where(going, place + accepted + 1, place)
-        found[measurement.prompt_index[start]] += rounds
+    most, tokens = np.array(drafted), measurement.n_tokens
+    starts, ends = measurement.starts()[:-1], measurement.starts()[1:]
+    places = np.arange(tokens, dtype=np.int32)[:, None]
+    misses = np.where(measurement.rank == 1, np.int32(tokens), places)
+    following = np.minimum.accumulate(misses[::-1], axis=0)[::-1]  # the next miss
+    text_end = np.repeat(ends, ends - starts)[:, None]
+    runs = np.minimum(following, text_end) - places  # hits in a row up to the end of the text
+    columns = np.arange(measurement.layers)[:, None]
+    shape = (len(starts), measurement.layers, len(most))
+    place, end = np.broadcast_to(starts[:, None, None], shape), ends[:, None, None]
+    rounds = np.zeros(shape, dtype=np.int64)
+    while (going := place < end).any():
+        accepted = np.minimum(runs[np.minimum(place, end - 1), columns], most)
+        rounds += going
+        place = np.where(going, place + accepted + 1, place)
+    found = np.zeros((len(measurement.prompt_ids), *shape[1:]), dtype=np.int64)
+    np.add.at(found, measurement.prompt_index[starts], rounds)
     return found
 
 
