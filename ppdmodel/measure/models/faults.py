@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import transformers
 
+from ...checks import MOST_LAYERS
 from ...errors import InvalidInputError, PpdModelError, RunFailedError, excerpt
 from ...results.files import parse_json
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-#: more layers than any decoder has
-MOST_LAYERS = 1000
 
 
 def model_without_weights(config: Any) -> Any:

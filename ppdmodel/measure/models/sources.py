@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,17 +65,19 @@ def locate(name: str) -> ModelSource:
         return ModelSource(name, path.parent, path, (model.sha256,), model.quantization)
     path = Path(name)
     try:
-        kind = _kind(path)
-        if kind == "file":
+        if path.is_file():
             quantization = read_header(path).quantization
             return ModelSource(path.name, path.parent, path, (sha256(path),), quantization)
-        if kind == "folder":
+        if path.is_dir():
             return _folder(path.resolve().name, path)
     except OSError as error:
         raise RunFailedError(
             f"the model must be readable; got {error.strerror} at {error.filename}; "
             "check its permissions"
         ) from error
+    if os.path.lexists(path):
+        found = "a link to nothing" if path.is_symlink() else "a pipe or a device"
+        raise InvalidInputError(f"model must be a file or a folder; got {name}, {found}")
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or path.suffix == ".gguf" or parts[0].startswith("."):
         raise InvalidInputError(
@@ -84,32 +85,6 @@ def locate(name: str) -> ModelSource:
             f"Hugging Face id (owner/name); got {name!r}"
         )
     return _folder(name, _hub_snapshot(name))
-
-
-def _kind(path: Path) -> str | None:
-    """What is at a path, "file" or "folder"; None if there is nothing.
-
-    Raises:
-        InvalidInputError: a path that no file can have, links in a circle, a pipe or a device.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        if not path.is_symlink():
-            return None
-        reason = "a link to nothing"
-    except PermissionError:
-        raise
-    except (OSError, ValueError) as error:  # too long, links in a circle, a null byte
-        reason = getattr(error, "strerror", None) or str(error)
-    else:
-        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-            return "file" if stat.S_ISREG(mode) else "folder"
-        reason = "a pipe or a device"
-    shown = str(path) if len(str(path)) <= EXCERPT else f"{str(path)[:EXCERPT]}..."
-    raise InvalidInputError(
-        f"model must be a file, a folder or a name; got {shown!r} ({reason}); check the path"
-    )
 
 
 def _folder(name: str, folder: Path) -> ModelSource:

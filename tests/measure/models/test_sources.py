@@ -184,12 +184,8 @@ def test_paths_that_no_model_can_have_are_named(
     }.items():
         with pytest.raises(InvalidInputError) as caught:
             locate(name)
-        message = str(caught.value)
-        assert message.startswith(
-            f"model must be a file, a folder or a name; got {name[:40]!r}"[:-1]
-        )
-        assert message.endswith(f" ({reason}); check the path")
-        assert len(message) < 400
+        assert reason in str(caught.value)
+        assert str(Path(name)) in str(caught.value)
 
 
 def test_a_model_that_cannot_be_read_is_no_bad_input(
