@@ -33,7 +33,7 @@ def main() -> None:
     whole = seconds(lambda: fit(measurement, k_max=100), rounds=1)
     print(f"    with three families of surfaces, chosen and refitted to each: {whole} s")
     large = made_up(layers=80)
-    counts = replace(HitCounts.of(large, with_recorded=False), resamples=40)
+    counts = replace(HitCounts.of(large, with_recorded=False), resamples=400)
     calibration = replace(fit_counts(counts, timing=None, family="rank tail"), resamples=1000)
     decided = seconds(lambda: optimize(calibration, max_depth=4))
     print(f"  80 layers, k to 32, depths 1 to 4: optimize in {decided} s, limit {OPTIMIZE_S:g} s")
