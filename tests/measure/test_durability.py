@@ -233,7 +233,8 @@ def test_a_second_run_on_a_folder_is_refused_and_disturbs_nothing(
     for _ in range(2):
         outcome = command(*words)
         assert outcome.code == 2
-        assert f"got {out}, which process {first.pid} on {gethostname()} is using" in outcome.error
+        words_said = f"got {out}, which process {first.pid} on {gethostname()} is using"
+        assert words_said in outcome.err.splitlines()[-1]
     assert snapshot(out) == before
     if killed_first:
         first.kill()
