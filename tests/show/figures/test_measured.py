@@ -50,7 +50,7 @@ def test_the_k_that_are_drawn_are_those_that_were_counted(
 ) -> None:
     few = fit(measurement, k_max=k_max, family="rank tail", resamples=400)
     (ax,) = plots.match_rate(few).axes
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"k = {k}" for k in drawn]
+    assert ax.get_legend_handles_labels()[1] == [f"k = {k}" for k in drawn]
 
 
 def test_layers_and_k_of_ones_own_counts_are_drawn_and_no_others(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_layers_and_k_of_ones_own_counts_are_drawn_and_no_others(tmp_path: Path)
     path.write_text("\n".join(["exit_layer,k,hits,n,prompt_id", *lines]), encoding="utf-8")
     own = fit_table(path, 5, family="rank tail", resamples=400)
     (ax,) = plots.match_rate(own).axes
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["k = 2", "k = 4"]
-    assert list(ax.lines[0].get_xdata()) == [2, 3, 5]
+    assert ax.get_legend_handles_labels()[1] == ["k = 2", "k = 4"]
+    assert ax.lines[0].get_xdata() == pytest.approx([2, 3, 5])
     points = plots.trade_off(own).axes[0].collections[0].get_offsets()
     assert len(points) == len(rows)  # type: ignore[arg-type]
 
