@@ -254,7 +254,7 @@ def start_pool(
         os.dup2(file.fileno(), 2)
     for each in ENDING:
         signal.signal(each, interrupt)
-    tracker: Any = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracker: Any = resource_tracker._resource_tracker
     tracker._fd = None  # it must be started, as in a new program, and not be the server's
     pool = WorkerPool(engine, CPUS, CAPACITY)
     in_seconds = isinstance(moment, float)
