@@ -35,6 +35,7 @@ T = TypeVar("T")
 #: remarks on standard error beside a result or an error
 NOTES = re.compile(
     r"loading the model \.\.\.|\d+% done, .*|.* (is|are) kept in .*goes on from there"
+    r"|only first turns are used; .*"
 )
 #: what a process does to files, as Python's audit events name it
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
