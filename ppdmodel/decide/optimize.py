@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +27,8 @@ from .selection import (
 )
 
 if TYPE_CHECKING:
-    from .._types import Floats
+    from .._types import Floats, Ints
+    from .selection import SearchSpace
 
 DEFAULT_BUDGETS = (1.5, 2.0, 3.0)
 
@@ -145,12 +145,13 @@ def plain_and_split(costs: CostModel) -> tuple[float | None, float | None]:
 class _PpdSelection(Selection[PpdSettings]):
     """The selection of a PPD setting."""
 
-    @cached_property
-    def draws(self) -> Ratios:
-        """Those of every setting in single precision: half the memory, and faster."""
-        space = self.space
-        rates = resampled_rates(space.hits, space.tokens, self.prompts.weights)
-        return space.draws(rates.astype(np.float32))
+    def _of_all(self, space: SearchSpace, weights: Ints | Floats) -> Ratios:
+        """Those of resamples in single precision: half the memory, and faster."""
+        if len(weights) == 1:
+            return super()._of_all(space, weights)
+        mine = self.space
+        rates = resampled_rates(mine.hits, mine.tokens, weights)
+        return mine.draws(rates.astype(np.float32))
 
     def setting(self, rule: Rule, place: int, *, second: bool = False) -> Setting:
         """The setting that a rule selects, or its runner-up, with intervals."""

@@ -182,16 +182,42 @@ class Selection(Generic[Space]):
     @cached_property
     def ratios(self) -> Ratios:
         """Latency and compute of every setting on all prompts, each [settings]."""
-        (latency,), (compute,) = self._of_all(self.prompts.all_once)
+        (latency,), (compute,) = self._of_all(self.space, self.prompts.all_once)
         return latency, compute
 
     @cached_property
     def draws(self) -> Ratios:
         """Latency and compute of every setting on each resample, each [resamples, settings]."""
-        return self._of_all(self.prompts.weights)
+        return self._of_all(self.space, self.prompts.weights)
 
-    def _of_all(self, weights: Ints | Floats) -> Ratios:
-        return self.space.evaluate(weights, np.arange(self.space.size))
+    def _of_all(self, space: SearchSpace, weights: Ints | Floats) -> Ratios:
+        return space.evaluate(weights, np.arange(space.size))
+
+    @cached_property
+    def _fronts(self) -> tuple[Floats, Ints]:
+        """Compute and index of the settings on each resample's frontier, each [resamples, places].
+
+        Plain decoding, -1, comes first and is within any budget; places to spare take infinite
+        compute.
+        """
+        latency, compute = self.draws
+        fronts = [_front(*row) for row in zip(latency, compute, strict=True)]
+        shape = len(fronts), 1 + max(map(len, fronts))
+        found, places = np.full(shape, np.inf, dtype=compute.dtype), np.full(shape, -1)
+        found[:, 0] = -np.inf
+        for row, mine in enumerate(fronts):
+            found[row, 1 : 1 + len(mine)] = compute[row, mine]
+            places[row, 1 : 1 + len(mine)] = mine
+        return found, places
+
+    def _best_on_draws(self, rule: Rule) -> Ints:
+        """The best setting on each resample, [resamples]; -1 where that is plain decoding."""
+        if rule.price is not None or rule.max_compute is None:
+            return rule.best(*self.draws)
+        compute, places = self._fronts
+        within = (compute <= min(rule.max_compute, MOST_COMPUTE)).sum(axis=1)
+        best: Ints = places[np.arange(len(places)), within - 1]
+        return best
 
     def best(self, rule: Rule) -> int | None:
         """The best setting on all prompts; None where that is plain decoding."""
@@ -215,7 +241,7 @@ class Selection(Generic[Space]):
             place: the setting, by its index.
             second: it is the runner-up, and each resample takes its own.
         """
-        chosen = rule.best(*self.draws)
+        chosen = self._best_on_draws(rule)
         if second:
             chosen = rule.best(*_without(self.draws, chosen))
         chosen = np.where(chosen < 0, place, chosen)
@@ -236,7 +262,7 @@ class Selection(Generic[Space]):
             if fold not in spaces:
                 spaces[fold] = self._refit(fold, training[0] > 0)
             space = spaces[fold]
-            ratios = space.evaluate(training, np.arange(space.size))
+            ratios = self._of_all(space, training)
             return space, [rule.best(*ratios) for rule in rules]
 
         def evaluate(selected: tuple[SearchSpace, list[Ints]], weights: Ints | Floats) -> Floats:
@@ -265,6 +291,17 @@ def chosen_share(rule: Rule, draws: Ratios, best: int | None) -> float | None:
     if not draws[0].size:
         return None
     return float(np.mean(rule.best(*draws) == (-1 if best is None else best)))
+
+
+def _front(latency: Floats, compute: Floats) -> Ints:
+    """Settings that are faster than plain decoding and all that take less compute, by compute.
+
+    Of those that take the same, the last is the fastest.
+    """
+    order = np.argsort(compute)
+    ordered = latency[order]
+    before = np.minimum.accumulate(np.concatenate([[1], ordered[:-1]]), dtype=ordered.dtype)
+    return order[ordered < before]
 
 
 def _without(ratios: Ratios, places: Ints) -> Ratios:
