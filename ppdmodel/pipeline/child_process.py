@@ -98,15 +98,16 @@ def _main(call: _Call, from_main_thread: bool) -> None:
         # the kernel ends this process with the thread that started it, even amid an import, where
         # no other thread can run
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_parent(timeout=0)  # which may have ended before
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if _CAN_MASK:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     call()
 
 
-def _end_with_parent() -> None:
-    """Wait for the end of the parent, be it over already; then end this process at once."""
+def _end_with_parent(timeout: float | None = None) -> None:
+    """Wait so many seconds for the end of the parent, or until it comes; then end at once."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    if wait([parent.sentinel], timeout):
+        os._exit(1)

@@ -82,8 +82,8 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(
         ["time", "--out", place],
         ["decode", "--exit-layer", "2", "--prompt", "x", "--trace", place],
     ):
-        assert run_command([*command, "--model", "no such model"]) == 1
-        assert "x.json must be writable" in capsys.readouterr().err
+        assert run_command([*command, "--model", "no such model"]) == 2
+        assert "got Not a directory for" in capsys.readouterr().err
     new = tmp_path / "new" / "x.json"
     assert run_command(["time", "--out", str(new), "--model", "no such model"]) != 0
     assert not new.parent.exists(), "nothing is left of the trial"

@@ -124,8 +124,10 @@ def test_a_text_shorter_than_the_probe(deep: LoadedModel) -> None:
 
 def test_what_is_not_given_is_what_the_command_takes() -> None:
     own, command = (inspect.signature(made).parameters for made in (decode, decode_command))
-    for name in ("max_new_tokens", "raw"):
-        assert own[name].default == command[name].default
+    assert own["max_new_tokens"].default == command["max_new_tokens"].default
+    assert own["prompt_format"].default == PromptFormat(
+        raw=command["raw"].default, system=command["system"].default
+    )
 
 
 def test_a_setting_that_the_model_has_not_is_refused_first(deep: LoadedModel) -> None:
