@@ -18,7 +18,7 @@ from ppdmodel.fitting.curves import FAMILIES, CurveFamily, family_of
 from ppdmodel.fitting.likelihood import Cells, maximize
 from ppdmodel.results.calibration import MatchCurve
 from ppdmodel.results.hit_counts import HitCounts
-from ppdmodel.results.intervals import prompt_weights
+from ppdmodel.results.intervals import percentiles, prompt_weights
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_measurement
 
@@ -208,7 +208,7 @@ def test_intervals_and_covariance_are_of_refits_to_resampled_prompts(chosen: Cal
     draws = np.array(
         [maximize(cells, np.tensordot(w, inner, 1), float(w @ tokens), best)[0] for w in weights]
     )
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    low, high = percentiles(draws, 12)
     known = [name for name, error in curve.standard_errors.items() if error is not None]
     assert known
     for place, (name, value) in enumerate(curve.parameters.items()):
