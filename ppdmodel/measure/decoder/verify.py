@@ -15,7 +15,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ...errors import InvalidInputError, RunFailedError, excerpt
 from .exit import TOLERANCE, Exit, logit_exit
-from .generate import Batch, Context, forget_lengths
+from .forward import Batch, forget_lengths
+from .generate import Context
 from .kernels import prepack_head, prepack_layers
 from .lengths import alone_beyond, changes
 from .ranks import BLOCK

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure import load_model, locate
-from ppdmodel.measure.decoder.generate import Batch
+from ppdmodel.measure.decoder.forward import Batch
 from ppdmodel.measure.decoder.kernels import _has_onednn
 from ppdmodel.measure.decoder.verify import KEPT, LENGTHS, PREFIX_LENGTH, probe_texts, verified
 from tests.conftest import make_tiny_llama
