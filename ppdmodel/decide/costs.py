@@ -42,7 +42,11 @@ class Grid:
 
     @classmethod
     def of(cls, layers: int, ks: int | tuple[int, ...], max_depth: int) -> Grid:
-        """All exit layers 1...layers-1, k's (a number: from 1 to it) and depths 1...max_depth."""
+        """All exit layers 1...layers-1, k's (a number: from 1 to it) and depths 1...max_depth.
+
+        Depths that change nothing are left out: those beyond the first with
+        (depth + 1) exit_layer >= layers.
+        """
         axes = np.meshgrid(
             np.arange(1, max_depth + 1),
             np.arange(1, layers),
@@ -50,7 +54,8 @@ class Grid:
             indexing="ij",
         )
         depth, exit_layer, k = (axis.ravel() for axis in axes)
-        return cls(layers, exit_layer, k, depth)
+        keep = (depth == 1) | (depth * exit_layer < layers)
+        return cls(layers, exit_layer, k, depth).only(keep)
 
     @property
     def size(self) -> int:

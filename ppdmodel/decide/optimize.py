@@ -71,8 +71,11 @@ def optimize(
     """
     rules = _rules(max_compute, price)
     deepest = min(positive_integer("max_depth", max_depth), calibration.layers - 1)
-    settings = deepest * (calibration.layers - 1) * calibration.k_max
-    check_draws(calibration.resamples, settings, "depths times exit layers times k")
+    exits = range(1, calibration.layers)
+    useful = sum(min(deepest, -(-calibration.layers // e)) for e in exits)
+    check_draws(
+        calibration.resamples, useful * calibration.k_max, "depths times exit layers times k"
+    )
     costs = cost_model(calibration, ideal=ideal)
     if max_depth > 1 and isinstance(costs, TimedCosts):
         raise InvalidInputError(

@@ -284,6 +284,7 @@ class _RunLog:
         """The lines on file; an incomplete last line is removed from it."""
         if not self.path.exists():
             return []
+        files.check_regular(self.path)
         text = self.path.read_text(encoding="utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:

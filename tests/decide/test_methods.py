@@ -198,8 +198,8 @@ def test_ppd_is_the_closed_form_at_the_match_rates(
     space, weights = ppd_of(measurement, link_time), weights_of(measurement)
     d, grid, every = measurement.layers, space.grid, np.arange(space.size)
     found = [space.evaluate(rows, every) for rows in (weights[:1], weights)]
-    assert space.size == 7 * 4 * 2
-    for place in (0, 5, 20, 31, 55):
+    assert space.size == (7 + 3) * 4, "at half of the layers and later, depth 2 changes nothing"
+    for place in (0, 5, 20, 31, 39):
         e, k, depth = (int(x[place]) for x in (grid.exit_layer, grid.k, grid.depth))
         hit, at = measurement.rank[:, e - 1] <= k, min(e + link_time, d)
         for row, weight in enumerate(weights):
@@ -236,7 +236,8 @@ def test_ppd_settings_are_those_that_were_counted(measurement: Measurement) -> N
             space = PpdSettings.of(counts, LayerCosts(), depths)
             grid = space.grid
             found = [*zip(grid.depth, grid.exit_layer, grid.k, strict=True)]
-            assert found == [*product(range(1, depths + 1), exits, ks)]
+            every = product(range(1, depths + 1), exits, ks)
+            assert found == [s for s in every if s[0] == 1 or s[1] < 4]
     alone = PpdSettings.of(calibration, LayerCosts())
     assert set(alone.grid.depth) == {1}
     assert alone.link_time == 0
