@@ -83,22 +83,25 @@ def verified(model: Any) -> Decoder:
 @torch.inference_mode()
 def _fault(model: Any, exit_: Exit, drop: bool) -> str | None:
     """How batched decoding differs from decoding each text alone; None if it agrees."""
-    texts = probe_texts(int(model.config.get_text_config().vocab_size), probe_lengths(model.config))
+    lengths = probe_lengths(model.config)
+    read = [length + len(KEPT) - 1 for length in lengths]
+    texts = probe_texts(int(model.config.get_text_config().vocab_size), read)
+    given = [text[:length] for text, length in zip(texts, lengths, strict=True)]
     try:
-        batch = Batch(model, exit_, texts, room=len(KEPT))
-        for number, kept in enumerate(KEPT, start=1):
+        alone = [_alone(model, text) for text in texts]
+        batch = Batch(model, exit_, given, room=len(KEPT))
+        for step, kept in enumerate(KEPT):
+            if step:
+                chosen = [texts[row][lengths[row] + step - 1] for row in batch.rows]
+                batch.append(torch.tensor(chosen))
             if drop and kept:
                 batch.keep(kept)
             logits, _ = batch.step()
             for place, row in enumerate(batch.rows):
-                alone = _alone(model, texts[row])
-                gap = (logits[place].float() - alone).abs().max() / alone.abs().max()
+                expected = alone[row][step]
+                gap = (logits[place].float() - expected).abs().max() / expected.abs().max()
                 if not gap <= TOLERANCE[logits.dtype]:
-                    return f"logits {float(gap):.2g} of the largest away at step {number}"
-            chosen = logits.argmax(-1)
-            for place, row in enumerate(batch.rows):
-                texts[row].append(int(chosen[place]))
-            batch.append(chosen)
+                    return f"logits {float(gap):.2g} of the largest away at step {step + 1}"
     except Exception as error:  # the model's own code may raise anything
         return f"{type(error).__name__}: {excerpt(error)}"
     return None
@@ -122,12 +125,12 @@ def probe_texts(vocabulary: int, lengths: Sequence[int] = LENGTHS) -> list[list[
 
 
 def _alone(model: Any, ids: list[int]) -> Tensor:
-    """Logits [vocabulary] after one text, without a cache."""
+    """Logits [steps, vocabulary] after a text's last tokens, read by itself without a cache."""
     given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
     logits: Tensor = model(
         input_ids=given, attention_mask=torch.ones_like(given), use_cache=False
     ).logits
-    return logits[0, -1].float()
+    return logits[0, -len(KEPT) :].float()
 
 
 @dataclass(frozen=True)
