@@ -53,20 +53,20 @@ def places(value: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
             yield from places(value[name], *above, name)
 
 
-def written(kind: str, changed: Any, folder: Path) -> Path:
-    """A result's file, or its folder, with a changed document."""
-    path = folder / "result.json"
-    if kind == "summary":
-        save(make_measurement(prompts=4, tokens=6, layers=3), folder / "m")
-        path = folder / "m" / "summary.json"
-    path.write_text(json.dumps(changed), encoding="utf-8")
-    return path
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A measurement's folder, whose summary is written anew for each case."""
+    folder = tmp_path_factory.mktemp("changed") / "m"
+    save(make_measurement(prompts=4, tokens=6, layers=3), folder)
+    return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=250, deadline=None)
 @given(data=st.data())
-def test_a_changed_value_is_refused_by_name_or_read(kind: str, data: st.DataObject) -> None:
+def test_a_changed_value_is_refused_by_name_or_read(
+    measured: Path, kind: str, data: st.DataObject
+) -> None:
     whole, found = document(kind)
     changed = copy.deepcopy(whole)
     # a field of the document first, since most places are in its largest table
@@ -79,11 +79,11 @@ def test_a_changed_value_is_refused_by_name_or_read(kind: str, data: st.DataObje
         del inner[last]
     else:
         inner[last] = data.draw(OTHERS)
-    with tempfile.TemporaryDirectory() as folder:
-        path = written(kind, changed, Path(folder))
-        try:
-            load(path.parent if kind == "summary" else path)
-        except InvalidInputError as error:
-            message = str(error)
-            assert str(path) in message or str(path.parent) in message
-            assert "\n" not in message
+    path = measured / "summary.json" if kind == "summary" else measured.parent / "result.json"
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    try:
+        load(path.parent if kind == "summary" else path)
+    except InvalidInputError as error:
+        message = str(error)
+        assert str(path) in message or str(path.parent) in message
+        assert "\n" not in message
