@@ -91,9 +91,6 @@ def _fault(model: Any, exit_: Exit, drop: bool) -> str | None:
         alone = [_alone(model, text) for text in texts]
         batch = Batch(model, exit_, given, room=len(KEPT))
         for step, kept in enumerate(KEPT):
-            if step:
-                chosen = [texts[row][lengths[row] + step - 1] for row in batch.rows]
-                batch.append(torch.tensor(chosen))
             if drop and kept:
                 batch.keep(kept)
             logits, _ = batch.step()
@@ -102,6 +99,9 @@ def _fault(model: Any, exit_: Exit, drop: bool) -> str | None:
                 gap = (logits[place].float() - expected).abs().max() / expected.abs().max()
                 if not gap <= TOLERANCE[logits.dtype]:
                     return f"logits {float(gap):.2g} of the largest away at step {step + 1}"
+            if step + 1 < len(KEPT):
+                chosen = [texts[row][lengths[row] + step] for row in batch.rows]
+                batch.append(torch.tensor(chosen, device=logits.device))
     except Exception as error:  # the model's own code may raise anything
         return f"{type(error).__name__}: {excerpt(error)}"
     return None
