@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure import Prompt, locate
-from ppdmodel.measure.decoder import attention, generate
+from ppdmodel.measure.decoder import attention, forward
 from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import TEXT
@@ -120,7 +120,7 @@ def _one_thread() -> Iterator[None]:
 def _every_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding is left out and a common beginning read apart, however little that saves."""
     monkeypatch.setattr(attention, "MIN_KEYS_SAVED", 1)
-    monkeypatch.setattr(generate, "MIN_SHARED_TOKENS", 1)
+    monkeypatch.setattr(forward, "MIN_SHARED_TOKENS", 1)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
