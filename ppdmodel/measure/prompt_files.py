@@ -8,6 +8,7 @@ import io
 import re
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from ..results.files import parse_json
 
 #: most bytes of a prompt file, after decompression, and most rows of a table
 MAX_BYTES, MAX_ROWS = 1 << 26, 1_000_000
+#: most commas or tabs of a table of text, those within its texts too
+MAX_DELIMITERS = 10_000_000
 #: rows of a Parquet table that are read together
 ROWS = 64
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
@@ -128,6 +131,11 @@ def _not_json(what: str, where: str, error: ValueError) -> InvalidInputError:
 
 def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
     """Rows by the names in the first; cells of lists hold JSON."""
+    if text.count(delimiter) > MAX_DELIMITERS:
+        raise InvalidInputError(
+            f"a table of prompts must have at most {MAX_DELIMITERS} delimiters; got {path} with "
+            "more; give a part of it"
+        )
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     before = csv.field_size_limit(MAX_BYTES)
     try:
@@ -207,7 +215,8 @@ def _parquet_rows(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
-    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
+    counted = Counter(names)
+    twice = next((name for name in names if counted[name] > 1), None)
     if twice is not None:
         raise InvalidInputError(
             f"columns of a table must have names of their own; got {twice!r} twice in {path}; "

@@ -207,6 +207,19 @@ def test_a_large_file_of_nothing_ends_soon(tmp_path: Path, name: str, data: byte
     assert len(str(caught.value)) < 900
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.tsv"])
+def test_a_table_of_nothing_but_columns_ends_soon(tmp_path: Path, name: str) -> None:
+    delimiter = "\t" if name.endswith("tsv") else ","
+    (tmp_path / name).write_text(delimiter * (prompt_files.MAX_DELIMITERS + 1))
+    with pytest.raises(InvalidInputError, match=r"at most 10000000 delimiters; got .*p\."):
+        read_prompts(tmp_path / name)
+    (tmp_path / name).write_text(delimiter.join(map(str, range(100_000))) + "\n")
+    start = time.process_time()
+    with pytest.raises(InvalidInputError, match="which is empty"):
+        read_prompts(tmp_path / name)
+    assert time.process_time() - start < 2
+
+
 def test_a_parquet_table_that_swells_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     large = pa.DictionaryArray.from_arrays(
