@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jinja2 import Environment
+
 from ...errors import InvalidInputError, excerpt
 
 #: role and text
@@ -202,10 +204,11 @@ def _rendered(
 
 
 def _check_names(tokenizer: Any, arguments: Mapping[str, Any]) -> None:
-    template = tokenizer.get_chat_template()
+    lexed = Environment(autoescape=True).lex(tokenizer.get_chat_template())
+    words = {word for _, kind, word in lexed if kind == "name"}
     own = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
     for name in arguments:
-        if name in own.difference(SHARED_NAMES) or not re.search(rf"\b{name}\b", template):
+        if name in own.difference(SHARED_NAMES) or name not in words:
             raise InvalidInputError(
                 "--template-arg must name a variable of the model's chat template; got "
                 f"{name!r}, which is none; correct it or leave it out"

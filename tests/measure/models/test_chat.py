@@ -114,9 +114,16 @@ def test_variables_reach_the_template(tokenizer: Any) -> None:
     assert "'name'" in rendered(tokenizer, template, USER, tools=[{"name": "f"}])
 
 
-@pytest.mark.parametrize("name", ["thinks", "messages", "add_generation_prompt", "tokenize"])
+@pytest.mark.parametrize(
+    "name",
+    ["thinks", "messages", "add_generation_prompt", "tokenize", "helpful", "brief", "note"],
+)
 def test_a_variable_that_the_template_does_not_have_is_refused(tokenizer: Any, name: str) -> None:
-    template = "{{ messages[0].content }} {{ think }} {{ tokenize }} {{ add_generation_prompt }}"
+    """Nor is a word of the template's texts and comments one."""
+    template = (
+        "Be helpful. {{ 'be brief' }}{# a note #}"
+        "{{ messages[0].content }} {{ think }} {{ tokenize }} {{ add_generation_prompt }}"
+    )
     tokenizer.chat_template = template
     with pytest.raises(InvalidInputError, match=f"got '{name}', which is none"):
         chat.render(tokenizer, [USER], {name: 1})
