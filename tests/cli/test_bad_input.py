@@ -157,7 +157,7 @@ def contents() -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def workplace() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
     """A copy of the sound files, in which only what a case changed is put back after it."""
     at = place()
     try:
@@ -214,7 +214,7 @@ def is_told(code: int, error: str, at: Path, name: str) -> bool:
 def test_a_sound_file_is_read(name: str) -> None:
     """So that a refusal below is of the change."""
     for which in range(len(READERS[name])):
-        with workplace() as at:
+        with scratch_folder() as at:
             code, error = read(at, name, which)
             assert code == DONE or any(words in error for words in AFTERWARDS), error
 
@@ -250,7 +250,7 @@ def changed(document: Any, data: st.DataObject) -> tuple[Any, str]:
 def test_a_document_with_a_changed_value(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(DOCUMENTS))
     document, field = changed(json.loads((sound() / name).read_text("utf-8")), data)
-    with workplace() as at:
+    with scratch_folder() as at:
         (at / name).write_text(json.dumps(document), encoding="utf-8")
         code, error = read(at, name, data.draw(WHICH))
         assert is_told(code, error, at, name), error
@@ -261,7 +261,7 @@ def test_a_document_with_a_changed_value(data: st.DataObject) -> None:
 @given(data=st.data())
 def test_a_table_with_changed_metadata(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(TABLES))
-    with workplace() as at:
+    with scratch_folder() as at:
         table = pq.read_table(at / name)
         key = MEASUREMENT.encode()
         document, field = changed(json.loads(table.schema.metadata[key]), data)
@@ -286,7 +286,7 @@ def flipped(content: bytes, data: st.DataObject) -> bytes:
 @given(data=st.data())
 def test_a_file_with_changed_bytes(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(READERS)))
-    with workplace() as at:
+    with scratch_folder() as at:
         (at / name).write_bytes(flipped((at / name).read_bytes(), data))
         code, error = read(at, name, data.draw(WHICH))
         assert is_told(code, error, at, name), error
@@ -330,7 +330,7 @@ def other_columns(table: pa.Table) -> dict[str, Callable[[int, int], pa.Table]]:
 @given(data=st.data())
 def test_a_table_with_other_columns_or_rows(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(TABLES))
-    with workplace() as at:
+    with scratch_folder() as at:
         table = pq.read_table(at / name)
         kinds = other_columns(table)
         column = data.draw(st.integers(0, table.num_columns - 1))
@@ -355,7 +355,7 @@ def test_a_csv_table_with_a_changed_cell(data: st.DataObject) -> None:
     rows[row][cell] = data.draw(CELLS)
     if data.draw(st.booleans()):
         rows[row].append(data.draw(CELLS))
-    with workplace() as at:
+    with scratch_folder() as at:
         (at / "counts.csv").write_text("".join(",".join(r) + "\n" for r in rows), encoding="utf-8")
         code, error = read(at, "counts.csv", 0)
         assert is_told(code, error, at, "counts.csv"), error
@@ -375,7 +375,7 @@ EXITS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("change", EXITS)
 def test_exits_with_other_arrays(change: str) -> None:
-    with workplace() as at:
+    with scratch_folder() as at:
         path = at / "exits" / "exits.safetensors"
         tensors = load_file(path)
         EXITS[change](tensors)
@@ -389,7 +389,7 @@ def test_exits_with_other_arrays(change: str) -> None:
 
 def test_a_header_of_safetensors_that_lies() -> None:
     for size in (0, 7, 2**31, 2**63):
-        with workplace() as at:
+        with scratch_folder() as at:
             path = at / "exits" / "exits.safetensors"
             path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:])
             document = json.loads((at / "exits" / "exits.json").read_text())
@@ -461,7 +461,7 @@ VALUES = st.one_of(
 def test_a_command_with_any_value(data: st.DataObject) -> None:
     command, parameter = data.draw(st.sampled_from(parameters()))
     value = data.draw(VALUES)
-    with workplace() as at, contextlib.chdir(at):
+    with scratch_folder() as at, contextlib.chdir(at):
         outcome(words_with(at, command, parameter, value))
 
 
@@ -480,7 +480,7 @@ def hostile(at: Path) -> dict[str, str]:
 def test_a_path_to_what_no_command_may_read_or_write() -> None:
     places = [(c, p) for c, p in parameters() if "path" in type(p.type).__name__.lower()]
     assert len(places) > 25
-    with workplace() as at:
+    with scratch_folder() as at:
         for kind, path in hostile(at).items():
             for command, parameter in places:
                 if parameter.name in ("out", "trace") and kind in (
