@@ -47,15 +47,11 @@ class Grid:
         Depths that change nothing are left out: those beyond the first with
         (depth + 1) exit_layer >= layers.
         """
-        axes = np.meshgrid(
-            np.arange(1, max_depth + 1),
-            np.arange(1, layers),
-            np.arange(1, ks + 1) if isinstance(ks, int) else np.array(ks, dtype=np.int64),
-            indexing="ij",
-        )
-        depth, exit_layer, k = (axis.ravel() for axis in axes)
-        keep = (depth == 1) | (depth * exit_layer < layers)
-        return cls(layers, exit_layer, k, depth).only(keep)
+        k = np.arange(1, ks + 1) if isinstance(ks, int) else np.array(ks, dtype=np.int64)
+        depth, exit_layer = np.indices((max_depth, layers - 1)).reshape(2, -1) + 1
+        useful = (depth == 1) | (depth * exit_layer < layers)
+        depth, exit_layer = (np.repeat(axis[useful], len(k)) for axis in (depth, exit_layer))
+        return cls(layers, exit_layer, np.tile(k, useful.sum()), depth)
 
     @property
     def size(self) -> int:

@@ -71,11 +71,6 @@ def optimize(
     """
     rules = _rules(max_compute, price)
     deepest = min(positive_integer("max_depth", max_depth), calibration.layers - 1)
-    exits = range(1, calibration.layers)
-    useful = sum(min(deepest, -(-calibration.layers // e)) for e in exits)
-    check_draws(
-        calibration.resamples, useful * calibration.k_max, "depths times exit layers times k"
-    )
     costs = cost_model(calibration, ideal=ideal)
     if max_depth > 1 and isinstance(costs, TimedCosts):
         raise InvalidInputError(
@@ -83,6 +78,7 @@ def optimize(
         )
     prompts = PromptSample(calibration.tokens, calibration.resamples, calibration.seed)
     space = PpdSettings.of(calibration, costs, deepest)
+    check_draws(calibration.resamples, space.size, "depths times exit layers times k")
     if max_units is not None:
         few = space.units <= positive_integer("max_units", max_units)
         space = replace(space, grid=space.grid.only(few))
