@@ -7,6 +7,7 @@ a memory fence between: a reader that sees the message sees the payload.
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -48,6 +49,24 @@ def new_board(tokens: int, units: int, k: int, width: int, dtype: torch.dtype) -
     )
 
 
+_LOCK = threading.Lock()
+_LOCK.acquire()
+
+
+def fence() -> None:
+    """Memory fence: other processes see what was written before it before what comes after.
+
+    A lock's release keeps earlier writes before it, its acquisition later ones after it. x86 needs
+    no more than that the compiler keeps the order of the program.
+    """
+    _LOCK.release()
+    _LOCK.acquire()
+
+
+class TextEndedError(Exception):
+    """The text has ended."""
+
+
 class Board:
     """One process's view of the shared arrays.
 
@@ -80,8 +99,6 @@ class Board:
         for name in type(self).__annotations__:
             setattr(self, name, memory.tensor(name).numpy())
         self.exit_state = memory.tensor("exit_state")
-        self._lock = threading.Lock()
-        self._lock.acquire()
 
     def clear(self) -> None:
         """Reset for another text; all units must be idle."""
@@ -89,22 +106,13 @@ class Board:
             getattr(self, name).fill(0)
         self.n_guesses.fill(UNREAD)
         self.guessed.fill(-1)
-        self.fence()
-
-    def fence(self) -> None:
-        """Memory fence: other processes see what was written before it before what comes after.
-
-        A lock's release keeps earlier writes before it, its acquisition later ones after it. x86
-        needs no more than that the compiler keeps the order of the program.
-        """
-        self._lock.release()
-        self._lock.acquire()
+        fence()
 
     def publish_guesses(self, unit: int, token: int, guesses: np.ndarray) -> None:
         """Publish the token ids that a unit's rows guess for the position after `token`."""
         self.guesses[unit, token, : len(guesses)] = guesses
         self.n_guesses[unit, token] = len(guesses)
-        self.fence()
+        fence()
         self.guessed[unit] = token
 
     def find_match(self, token: int, true_id: int, verifier: int) -> tuple[int, int]:
@@ -112,7 +120,7 @@ class Board:
         for unit in range(len(self.guessed)):
             if unit == verifier or self.guessed[unit] != token:
                 continue
-            self.fence()
+            fence()
             published = self.guesses[unit, token, : self.n_guesses[unit, token]].tolist()
             if true_id in published:
                 return unit, published.index(true_id)
@@ -130,5 +138,11 @@ class Board:
         """Publish a token's id, and which process goes on as the verified one."""
         self.owner[token + 1], self.row[token + 1] = owner, row
         self.verdict_ns[token] = now_ns
-        self.fence()
+        fence()
         self.verdict[token] = true_id + 1
+
+
+def yield_cpu() -> None:
+    """Let another process run on this core, if one is ready."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()

@@ -26,3 +26,12 @@ class EngineShape:
     def guesses(self, rows: int) -> tuple[int, ...]:
         """Shape of the guesses' keys and values: [layers, 2, rows, kv heads, head size]."""
         return (self.layers, 2, rows, self.kv_heads, self.head_size)
+
+    def columns(self, name: str) -> int:
+        """Outputs of a linear layer by the name of its weight."""
+        found = {
+            "head": self.vocabulary,
+            "qkv": (self.heads + 2 * self.kv_heads) * self.head_size,
+            "gate_up": 2 * self.inner,
+        }
+        return found.get(name.rpartition(".")[2], self.width)

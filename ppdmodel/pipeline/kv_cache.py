@@ -37,21 +37,15 @@ class KVCache:
         return self.tensor[index, :, :, :place]
 
     def write(self, first: int, place: int, rows: Tensor) -> None:
-        """Write one token's rows into layers that hold all tokens before it.
+        """Write the rows of tokens that follow each other into layers that hold all before them.
 
         Args:
             first: the first layer, from 0.
-            place: the token's position.
-            rows: [layers, 2, kv heads, head size].
+            place: position of the first token.
+            rows: [layers, 2, kv heads, tokens, head size].
         """
-        layers = slice(first, first + len(rows))
-        self.tensor[layers, :, :, place] = rows
+        layers, places = slice(first, first + len(rows)), slice(place, place + rows.shape[3])
+        self.tensor[layers, :, :, places] = rows
         if self.mirror is not None:
-            self.mirror[layers, :, :, place] = rows
-            self.present[layers] = [place + 1] * len(rows)
-
-    def publish_prompt(self, n: int) -> None:
-        """Mirror the first `n` tokens of all layers, which have been written to `tensor`."""
-        if self.mirror is not None:
-            self.mirror[:, :, :, :n] = self.tensor[:, :, :, :n]
-            self.present = [n] * len(self.tensor)
+            self.mirror[layers, :, :, places] = rows
+            self.present[layers] = [places.stop] * len(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import check_schedule
+from ..checks import check_schedule, positive_integer
 from ..errors import InvalidInputError
 from ..measure.decoder.sampling import Sampling
 from .devices import CPU
@@ -42,6 +42,42 @@ class PpdSetting:
                 f"exit_layer must be below the last layer; got {self.exit_layer} of {layers}: that "
                 "is plain greedy decoding; give an earlier one"
             )
+
+
+@dataclass(frozen=True)
+class SelfSpeculation:
+    """Drafts by the first layers of the model itself, read from an exit, one after another.
+
+    Attributes:
+        exit_layer: the layer after which drafts are read, 1 ... d - 1.
+        drafted: most drafts per round.
+    """
+
+    exit_layer: int
+    drafted: int
+
+    def check(self, layers: int) -> None:
+        """Raise `InvalidInputError` unless a model of so many layers can draft like this."""
+        PpdSetting(self.exit_layer).check(layers)
+        positive_integer("drafted", self.drafted)
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Drafts by repeating what followed the last tokens where they stood before in the text.
+
+    Attributes:
+        ngram: most last tokens that are looked up; fewer where these are not found.
+        drafted: most drafts per round.
+    """
+
+    ngram: int
+    drafted: int
+
+    def check(self, layers: int) -> None:  # noqa: ARG002
+        """Raise `InvalidInputError` unless both are at least 1."""
+        positive_integer("ngram", self.ngram)
+        positive_integer("drafted", self.drafted)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """A model on its units, which decodes one text at a time by PPD or plainly.
 
-Plain decoding runs on one unit, or by tensor parallelism on all of them (threads of one process on
-CPUs), which is the baseline with the same hardware.
+Plain decoding runs on one unit, or by tensor parallelism on all of them, which is the baseline with
+the same hardware.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..checks import positive_integer
 from ..errors import InvalidInputError
@@ -16,10 +17,18 @@ from ..measure.models.loading import LoadedModel
 from ..measure.training.train import TrainedExits
 from .devices import CPU
 from .engine import SharedEngine, shared_engine
-from .options import TWO_CPUS, Capacity, PpdSetting, RunOptions, Workers
+from .options import (
+    TWO_CPUS,
+    Capacity,
+    PpdSetting,
+    PromptLookup,
+    RunOptions,
+    SelfSpeculation,
+    Workers,
+)
 from .tensor_parallel import check_shards
 from .unit import ForcedMatches, Task
-from .worker_pool import Placement, Run, WorkerPool, placements
+from .worker_pool import Run, WorkerPool, placements
 
 PLAIN = RunOptions()
 
@@ -73,15 +82,14 @@ class Pipeline:
             )
         capacity = Capacity(prompt_tokens, tokens, k)
         self.engine: SharedEngine = shared_engine(loaded, exit_, capacity.text_tokens)
-        on_cpus = set(self.devices) == {CPU}
-        if not on_cpus:
+        if set(self.devices) != {CPU}:
             check_shards(self.engine.shape, workers.units)
         self.pool = WorkerPool(self.engine, where, capacity)
         self.tensor_parallel = WorkerPool(
             self.engine,
-            [_joined(where)] if on_cpus else where,
+            where[: self.engine.shape.heads],
             Capacity(prompt_tokens, tokens),
-            tensor_parallel=not on_cpus,
+            tensor_parallel=True,
         )
 
     def __enter__(self) -> Pipeline:
@@ -118,6 +126,23 @@ class Pipeline:
     ) -> Run:
         """Plain decoding by tensor parallelism on all units; arguments as of `ppd`."""
         return self.tensor_parallel.run(self._task(prompt_ids, max_new_tokens, options))
+
+    def drafted(
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        drafts: SelfSpeculation | PromptLookup,
+        options: RunOptions = PLAIN,
+        *,
+        split: bool = False,
+    ) -> Run:
+        """Decoding with drafts on one unit, or by tensor parallelism on all units.
+
+        `Run.matched` says which tokens were accepted drafts. Other arguments are those of `ppd`.
+        """
+        drafts.check(self.layers)
+        pool = self.tensor_parallel if split else self.pool
+        return pool.run(replace(self._task(prompt_ids, max_new_tokens, options), drafts=drafts))
 
     def ppd(
         self,
@@ -161,8 +186,3 @@ class Pipeline:
             forced=forced,
             timed=options.timed,
         )
-
-
-def _joined(where: Sequence[Placement]) -> Placement:
-    cpus = [cpu for place in where for cpu in place.cpus or ()]
-    return Placement(sum(place.threads for place in where), tuple(cpus) or None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .unit import Task, TextEndedError, Unit, yield_cpu
+from .board import TextEndedError, fence, yield_cpu
+from .drafting import make_text
+from .unit import Task, Unit
 
 #: in `progress`, written by rank 0 before any unit begins a token: make it, or end the text
 CONTINUE, END = 1, 2
@@ -18,6 +20,10 @@ class TensorParallelUnit(Unit):
 
     def _text(self, task: Task) -> None:
         self.task = task
+        assert self.engine.communicator is not None
+        self.engine.communicator.reset()
+        if task.drafts is not None:
+            make_text(self, task, task.drafts)
         self._prompt()
         for token in range(1, task.max_new_tokens):
             if not self._continues(token):
@@ -30,11 +36,11 @@ class TensorParallelUnit(Unit):
             self._publish_step(token, END if self.board.stop else CONTINUE)
         while not progress[token]:
             yield_cpu()
-        self.board.fence()
+        fence()
         return bool(progress[token] == CONTINUE)
 
     def _publish_step(self, token: int, step: int) -> None:
-        self.board.fence()
+        fence()
         self.board.progress[token] = step
 
     def _publish_verdict(self, token: int, x: Tensor) -> None:

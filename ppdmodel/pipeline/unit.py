@@ -7,7 +7,6 @@ as soon as that process has passed it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,11 +18,13 @@ import torch
 from torch import Tensor
 
 from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
-from .board import UNREAD, Board
+from .board import UNREAD, Board, TextEndedError, fence, yield_cpu
+from .cpu_engine import CpuEngine
 from .devices import synchronize
-from .engine import Engine
+from .drafting import make_text
+from .engine import Engine, read_tokens
 from .kv_cache import KVCache
-from .options import PpdSetting
+from .options import PpdSetting, PromptLookup, SelfSpeculation
 
 #: sleep between two polls, in seconds, while the exit is more than `NEAR_LAYERS` layers away
 POLL_SLEEP_S, NEAR_LAYERS = 1e-4, 2
@@ -61,7 +62,7 @@ class ForcedMatches:
 
 @dataclass(frozen=True)
 class Task:
-    """One text to make: by PPD with a setting, else by plain decoding on unit 0.
+    """One text to make: by PPD with a setting, else by plain decoding on unit 0, maybe with drafts.
 
     `timed` synchronizes with the device after each layer of a plain text; PPD always does.
     """
@@ -73,6 +74,7 @@ class Task:
     sampling: Sampling | None = None
     prompt_id: str = ""
     forced: ForcedMatches | None = None
+    drafts: SelfSpeculation | PromptLookup | None = None
     timed: bool = False
 
 
@@ -85,14 +87,12 @@ class ProcessState:
     at_exit: Tensor | None = None
 
 
-class TextEndedError(Exception):
-    """The text has ended."""
-
-
 class Unit:
     """The loop of one unit, for one text after another."""
 
-    def __init__(self, number: int, engine: Engine, board: Board, cache: KVCache) -> None:
+    def __init__(
+        self, number: int, engine: Engine | CpuEngine, board: Board, cache: KVCache
+    ) -> None:
         self.number, self.engine, self.board, self.cache = number, engine, board, cache
         self.units, _, k = board.guesses.shape
         own = engine.shape.guesses(k)
@@ -118,7 +118,9 @@ class Unit:
     def _text(self, task: Task) -> None:
         self.task = task
         self.cache.reset(mirrored=task.setting is not None)
-        if self.number == 0:
+        if task.drafts is not None and self.number == 0:
+            make_text(self, task, task.drafts)
+        elif self.number == 0:
             self._prompt()
         elif task.setting is None:
             return
@@ -139,8 +141,7 @@ class Unit:
     def _prompt(self) -> None:
         ids = torch.tensor(self.task.prompt_ids)
         begin = time.monotonic_ns()
-        x = self.engine.read_prompt(ids, self.cache.tensor)
-        self.cache.publish_prompt(len(ids))
+        x = read_tokens(self.engine, ids, 0, self.cache)[-1:]
         self._finish()
         self._record(begin, EventKind.PROMPT, 0, 0, len(ids))
         self._publish_verdict(0, x)
@@ -157,8 +158,7 @@ class Unit:
         self._progress(token, started.layers, x)
         for index in range(started.layers, self.engine.shape.layers):
             begin = time.monotonic_ns()
-            x = self.engine.layer(index, x, place, self.cache.before(index, place), self.own)
-            self.cache.write(index, place, self.own[index, :, 0][None])
+            x = self.engine.advance(index, x, place, self.cache)
             self._finish()
             self._record(begin, EventKind.LAYER, token, index + 1, 1)
             self._progress(token, index + 1, x)
@@ -169,7 +169,7 @@ class Unit:
         if self.task.setting is not None:
             if layers == self.task.setting.exit_layer:
                 self.board.exit_state[token] = x
-            self.board.fence()
+            fence()
             self.board.progress[token] = layers
 
     def _publish_verdict(self, token: int, x: Tensor) -> None:
@@ -216,7 +216,7 @@ class Unit:
     def _read_exit(self, token: int) -> np.ndarray:
         """This unit's share of the k guesses from the exit of the process that makes `token`."""
         task, owner = self.task, self.board.owner[token]
-        self.board.fence()
+        fence()
         state = self.board.exit_state[token][None].clone().to(self.engine.device)
         logits = self.engine.logits(state, self._setting.exit_layer)
         if task.sampling is not None:
@@ -281,12 +281,11 @@ class Unit:
 
     def _rows(self, index: int, x: Tensor, place: int) -> Tensor:
         """A layer on all guesses as a batch, or one by one, bitwise identical to plain decoding."""
-        before = self.cache.before(index, place)
         if not self._setting.row_by_row:
-            return self.engine.layer(index, x, place, before, self.own)
+            return self.engine.layer(index, x, place, self.cache, self.own)
         return torch.cat(
             [
-                self.engine.layer(index, one, place, before, self.own[:, :, row:])
+                self.engine.layer(index, one, place, self.cache, self.own[:, :, row:])
                 for row, one in enumerate(torch.split(x, 1))
             ]
         )
@@ -294,7 +293,7 @@ class Unit:
     def _promote(self, started: ProcessState, row: int, place: int) -> None:
         """Select one guess, and copy its keys and values to the KV cache."""
         done = started.layers
-        self.cache.write(0, place, self.own[:done, :, row])
+        self.cache.write(0, place, self.own[:done, :, row, :, None])
         started.x = started.x[row][None]
         if started.at_exit is not None:
             started.at_exit = started.at_exit[row]
@@ -315,7 +314,7 @@ class Unit:
     ) -> None:
         """Poll the board until `ready`, asleep until `soon`: a busy core slows the others down."""
         if ready():
-            self.board.fence()
+            fence()
             return
         begin = time.monotonic_ns()
         while not ready():
@@ -325,14 +324,8 @@ class Unit:
                 yield_cpu()
             else:
                 time.sleep(POLL_SLEEP_S)
-        self.board.fence()
+        fence()
         self._record(begin, waiting, token, 0, 0)
 
     def _record(self, begin: int, kind: EventKind, token: int, layer: int, rows: int) -> None:
         self.events.append((begin, time.monotonic_ns(), int(kind), token, layer, rows))
-
-
-def yield_cpu() -> None:
-    """Let another process run on this core, if one is ready."""
-    if hasattr(os, "sched_yield"):
-        os.sched_yield()

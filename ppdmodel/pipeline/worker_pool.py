@@ -18,11 +18,18 @@ from ..errors import InvalidInputError, RunFailedError, excerpt
 from .board import Board, new_board
 from .child_process import signals_held, start_process
 from .devices import CPU, devices
-from .engine import SharedEngine
+from .engine import PROMPT_ROWS, SharedEngine
 from .kv_cache import KVCache
 from .options import Capacity
 from .shared_memory import SharedTensors
-from .tensor_parallel import ADDRESS, Rendezvous, backend_for
+from .tensor_parallel import (
+    ADDRESS,
+    Rendezvous,
+    Shard,
+    SharedCommunicator,
+    backend_for,
+    new_exchange,
+)
 from .tensor_parallel_unit import TensorParallelUnit
 from .unit import Task, Unit
 
@@ -124,12 +131,18 @@ class WorkerPool:
             capacity: the largest text.
             tensor_parallel: the units make plain texts together, each with a shard of the weights.
         """
-        shape, dtype = engine.shape, engine.open().dtype
+        shape = engine.shape
+        on_cpus = {place.device for place in where} == {CPU}
+        dtype = torch.float32 if on_cpus else engine.dtype
         self.where, self.engine, self.capacity = tuple(where), engine, capacity
         self.tensor_parallel = tensor_parallel
         self.memory = new_board(capacity.new_tokens, len(where), capacity.k, shape.width, dtype)
         self.cache = SharedTensors({"cache": (shape.cache(capacity.text_tokens), dtype)})
         self.board = Board(self.memory)
+        self.exchange: SharedTensors | None = None
+        if tensor_parallel and on_cpus:
+            largest = max(shape.vocabulary, PROMPT_ROWS * shape.width)
+            self.exchange = new_exchange(len(where), largest)
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._ready: set[int] = set()
@@ -138,9 +151,11 @@ class WorkerPool:
 
     def start(self) -> None:
         """Start the processes, which load their libraries at the same time."""
-        rendezvous = self._new_rendezvous() if self.tensor_parallel else None
+        meeting: Rendezvous | SharedTensors | None = self.exchange
+        if self.tensor_parallel and meeting is None:
+            meeting = self._new_rendezvous()
         for number, place in enumerate(self.where):
-            spec = _UnitSpec(number, place, self.engine, self.memory, self.cache, rendezvous)
+            spec = _UnitSpec(number, place, self.engine, self.memory, self.cache, meeting)
             with signals_held(), _thread_settings(place.threads):
                 ours, theirs = Pipe()
                 self._pipes.append(ours)
@@ -176,6 +191,8 @@ class WorkerPool:
             self._ready.clear()
             self.memory.close()
             self.cache.close()
+            if self.exchange is not None:
+                self.exchange.close()
 
     def run(self, task: Task, on_token: Callable[[int], None] | None = None) -> Run:
         """Make one text.
@@ -218,6 +235,8 @@ class WorkerPool:
                 "the units must be idle; got one that has not answered; start them again"
             )
         self.board.clear()
+        self._exchange("arrived", 0)
+        self._exchange("abandoned", 0)
         for number, pipe in enumerate(self._pipes):
             try:
                 pipe.send(task)
@@ -229,12 +248,17 @@ class WorkerPool:
         """Stop the text, and discard every answer that is still due."""
         self.board.abandoned.fill(True)
         self.board.stop.fill(True)
+        self._exchange("abandoned", 1)
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for number in tuple(self._due):
             with suppress(EOFError, OSError):
                 if self._pipes[number].poll(deadline - time.monotonic()):
                     self._pipes[number].recv()
                     self._due.discard(number)
+
+    def _exchange(self, name: str, value: int) -> None:
+        if self.exchange is not None:
+            self.exchange.tensor(name).fill_(value)
 
     def _arrived(self, timeout: float | None, known: set[int]) -> dict[int, Any]:
         waiting = [n for n in range(len(self.where)) if n not in known]
@@ -304,12 +328,17 @@ class _UnitSpec:
     engine: SharedEngine
     memory: SharedTensors
     cache: SharedTensors
-    rendezvous: Rendezvous | None
+    meeting: Rendezvous | SharedTensors | None
 
     def build(self) -> Unit:
         board, device, shared = Board(self.memory), self.place.device, self.cache.tensor("cache")
-        if self.rendezvous is not None:
-            shard = self.engine.open(device, self.rendezvous.join(self.number, device))
+        if self.meeting is not None:
+            if isinstance(self.meeting, Rendezvous):
+                communicator = self.meeting.join(self.number, device)
+            else:
+                units = len(self.meeting.tensor("arrived"))
+                communicator = SharedCommunicator(Shard(self.number, units), self.meeting)
+            shard = self.engine.open(device, communicator)
             own = torch.zeros(shard.shape.cache(shared.shape[3]), dtype=shard.dtype, device=device)
             return TensorParallelUnit(self.number, shard, board, KVCache(own))
         if device == CPU:
@@ -341,8 +370,8 @@ def _serve(spec: _UnitSpec, pipe: Connection) -> None:
     except (EOFError, OSError):
         return
     finally:
-        if spec.rendezvous is not None:
-            spec.rendezvous.leave()
+        if isinstance(spec.meeting, Rendezvous):
+            spec.meeting.leave()
 
 
 def _named(error: Exception) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppdmodel.pipeline import board as board_module
 from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, new_board
 
 TOKENS, UNITS, K = 6, 3, 4
@@ -103,7 +104,7 @@ def test_the_payload_is_written_before_the_message(
     def at_verdict() -> None:
         seen.append((int(reader.owner[1]), int(reader.row[1]), int(reader.verdict[0])))
 
-    monkeypatch.setattr(writer, "fence", at_verdict)
+    monkeypatch.setattr(board_module, "fence", at_verdict)
     writer.publish_verdict(0, 5, owner=2, row=1, now_ns=1)
     assert seen == [(2, 1, 0)]
     seen.clear()
@@ -111,7 +112,7 @@ def test_the_payload_is_written_before_the_message(
     def at_guesses() -> None:
         seen.append((*reader.guesses[1, 3, :2].tolist(), int(reader.guessed[1])))
 
-    monkeypatch.setattr(writer, "fence", at_guesses)
+    monkeypatch.setattr(board_module, "fence", at_guesses)
     writer.publish_guesses(1, 3, np.array([7, 8]))
     assert seen == [(7, 8, -1)]
     assert reader.guessed[1] == 3

@@ -22,7 +22,9 @@ from transformers import (
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.decoder.exit import AffineMap, logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
-from ppdmodel.pipeline.engine import PROBE, Engine, SharedEngine, shared_engine
+from ppdmodel.pipeline.cpu_engine import CpuEngine
+from ppdmodel.pipeline.engine import PROBE, Engine, SharedEngine, read_tokens, shared_engine
+from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.shared_memory import shared_copy
 from tests.support.far_device import register
 
@@ -58,8 +60,8 @@ def test_logits_of_every_layer_and_batch(
     engine = shared.open()
     assert engine.shape.layers == 3
     prompt, guesses = torch.tensor([5, 17, 3, 80, 41]), torch.tensor([9, 17, 60])
-    cache = torch.zeros(engine.shape.cache(8))
-    x = engine.read_prompt(prompt, cache)
+    cache = KVCache(torch.zeros(engine.shape.cache(8)))
+    x = read_tokens(engine, prompt, 0, cache)[-1:]
     expected = model(prompt[None]).logits[0, -1:]
     torch.testing.assert_close(engine.logits(x), expected, rtol=1e-4, atol=1e-5)
     own = torch.zeros(engine.shape.guesses(3))
@@ -67,7 +69,7 @@ def test_logits_of_every_layer_and_batch(
     reference = model(texts, output_hidden_states=True, use_cache=True)
     x = engine.embed(guesses)
     for index in range(3):
-        x = engine.layer(index, x, 5, cache[index, :, :, :5], own)
+        x = engine.layer(index, x, 5, cache, own)
         exit_logits = model.lm_head(model.model.norm(x))
         torch.testing.assert_close(engine.logits(x, index + 1), exit_logits, rtol=1e-4, atol=1e-5)
         if index < 2:  # Transformers' last hidden state is normed
@@ -79,7 +81,7 @@ def test_logits_of_every_layer_and_batch(
         for n, wanted in enumerate((kept.keys, kept.values)):
             torch.testing.assert_close(own[index, n], wanted[:, :, 5], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(
-                cache[index, n, :, :5], wanted[0, :, :5], rtol=1e-4, atol=1e-4
+                cache.tensor[index, n, :, :5], wanted[0, :, :5], rtol=1e-4, atol=1e-4
             )
 
 
@@ -175,7 +177,7 @@ def test_rounding_is_told_from_another_build(
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     mine = replace(loaded, model=model)
     shared = shared_engine(mine, logit_exit(model), 16)
-    assert shared.open().dtype == dtype
+    assert (shared.dtype, shared.open().dtype) == (dtype, torch.float32)
     for name, weight in model.named_parameters():
         assert weight.dtype == dtype
         assert torch.equal(weight, before[name])
@@ -187,6 +189,7 @@ def test_rounding_is_told_from_another_build(
 def test_an_engine_on_a_device_has_its_weights_there(engine: SharedEngine) -> None:
     register()
     opened = engine.open("far:1")
+    assert isinstance(opened, Engine)
     assert opened.device == torch.device("far:1")
     for weight in (opened.head_weight, opened.final_norm, *opened.layers[0].values()):
         assert weight.device == torch.device("far:1")
@@ -194,7 +197,9 @@ def test_an_engine_on_a_device_has_its_weights_there(engine: SharedEngine) -> No
         assert opened.layers[0][name].t().is_contiguous(), "[out, in] in memory, as in torch.nn"
     assert opened.head_weight.t().is_contiguous()
     assert opened.cos.is_contiguous()
-    assert engine.open().head_weight.data_ptr() == engine.weights.tensor("head").data_ptr()
+    here = engine.open()
+    assert isinstance(here, CpuEngine)
+    assert here.head.ctypes.data == engine.weights.tensor("head").data_ptr(), "shared, not copied"
 
 
 def test_logits_that_differ_are_refused(engine: SharedEngine) -> None:
@@ -205,7 +210,7 @@ def test_logits_that_differ_are_refused(engine: SharedEngine) -> None:
     wrong = replace(engine, probed=shared_copy({"logits": logits * 1.01}))
     with pytest.raises(RunFailedError, match=r"far:0 must give the CPU's logits; got 0\.0099"):
         wrong.open("far:0")
-    assert isinstance(wrong.open(), Engine), "on the CPU it is what was compared"
+    assert isinstance(wrong.open(), CpuEngine), "on the CPU it is what was compared"
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from ppdmodel.measure import Sampling
 from ppdmodel.measure.decoder.sampling import TokenPosition, choose, gumbel, scaled
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import unit as unit_module
-from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, new_board
+from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, TextEndedError, new_board, yield_cpu
 from ppdmodel.pipeline.engine import SharedEngine
 from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.options import PpdSetting
-from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task, TextEndedError, Unit
+from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task, Unit
 from ppdmodel.pipeline.worker_pool import WorkerPool, placements
 from tests.pipeline.conftest import CAPACITY, FAR, LAYERS, TOKENS, K, Texts, pool_of, until_promoted
 
@@ -112,14 +112,16 @@ def test_the_state_that_is_handed_over_is_that_of_the_exit_layer(
     engine: SharedEngine, texts: Texts, exit_layer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unit, made = a_unit(engine), {}
-    layer = unit.engine.layer
+    advance = unit.engine.advance
 
-    def recorded(index: int, x: torch.Tensor, place: int, *rest: Any) -> torch.Tensor:
+    def recorded(index: int, x: torch.Tensor, place: int, cache: KVCache) -> torch.Tensor:
+        if len(x) > 1:  # the prompt
+            return advance(index, x, place, cache)
         assert unit.board.progress[place - len(texts[0]) + 1] == index, "what others may read"
-        made[place, index] = layer(index, x, place, *rest)
+        made[place, index] = advance(index, x, place, cache)
         return made[place, index]
 
-    monkeypatch.setattr(unit.engine, "layer", recorded)
+    monkeypatch.setattr(unit.engine, "advance", recorded)
     unit.run(Task(texts[0], 4, setting=PpdSetting(exit_layer)))
     for token in (1, 2, 3):
         place = len(texts[0]) + token - 1
@@ -152,10 +154,10 @@ def test_a_stopped_text_ends_a_wait(engine: SharedEngine, texts: Texts) -> None:
 def test_a_poll_lets_others_compute_where_the_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
     yielded: list[None] = []
     monkeypatch.setattr(os, "sched_yield", lambda: yielded.append(None))
-    unit_module.yield_cpu()
+    yield_cpu()
     assert len(yielded) == 1
     monkeypatch.delattr(os, "sched_yield")
-    unit_module.yield_cpu()
+    yield_cpu()
 
 
 class Guessing:
@@ -186,19 +188,25 @@ class Guessing:
 
     def run(self, steps: list[Callable[[], None]], patch: pytest.MonkeyPatch) -> list[Any]:
         """Run the task, a step at each poll; returns the trace without times."""
-        layer, left = self.unit.engine.layer, iter(steps)
+        engine, left = self.unit.engine, iter(steps)
+        layer, advance = engine.layer, engine.advance
 
         def step(asleep: bool) -> None:
             self.waits.append(asleep)
             next(left)()
 
-        def recorded(index: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-            self.rows.append((index, len(x)))
-            return layer(index, x, *rest)
+        def recorded(run: Any) -> Callable[..., torch.Tensor]:
+            def one(index: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+                self.rows.append((index, len(x)))
+                made: torch.Tensor = run(index, x, *rest)
+                return made
+
+            return one
 
         patch.setattr(unit_module, "yield_cpu", lambda: step(False))
         patch.setattr(time, "sleep", lambda _seconds: step(True))
-        patch.setattr(self.unit.engine, "layer", recorded)
+        patch.setattr(engine, "layer", recorded(layer))
+        patch.setattr(engine, "advance", recorded(advance))
         events = self.unit.run(self.task)
         assert not list(left), "it must have waited for all of them"
         assert (events[1:, 0] >= events[:-1, 1]).all()
@@ -274,9 +282,9 @@ def test_a_right_guess_that_is_not_finished_at_the_verdict(
     board, opened = made.unit.board, made.unit.engine
     assert int(board.verdict[2]) - 1 == plain[1][2]
     x, place = opened.embed(torch.tensor(plain[1][1:2])), len(texts[1]) + 1
-    before, own = made.kept[0, :, :, :place], torch.zeros(engine.shape.guesses(1))
-    wanted = opened.layer(0, x, place, before, own)[0]
-    torch.testing.assert_close(board.exit_state[2], wanted, rtol=1e-4, atol=1e-5)
+    own = torch.zeros(engine.shape.guesses(1))
+    wanted = opened.layer(0, x, place, KVCache(made.kept), own)[0]
+    assert torch.equal(board.exit_state[2], wanted), "alone and in a batch, bit by bit"
 
 
 @pytest.mark.parametrize(("units", "rows"), [(2, 2), (4, 0)])

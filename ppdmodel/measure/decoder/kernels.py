@@ -21,8 +21,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 Linear = Callable[..., Tensor]
 #: rows of states for which oneDNN packs weights; near-optimal for 2 to a few hundred rows
 ROWS = 32
-#: rows in `by_columns` are padded to a multiple of this
-ROW_MULTIPLE = 4
 #: largest part of a head's weight, in bytes, that is duplicated in oneDNN's packed format
 HEAD_BYTES = 2**26
 #: flags of an anonymous memory map, allocated page by page on writing; 0 if unsupported
@@ -54,31 +52,6 @@ def _has_onednn() -> bool:
         return torch.equal(_by_onednn(one, one, None), one @ one.T)
     except (AttributeError, RuntimeError):  # this torch lacks the operator
         return False
-
-
-def by_columns(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply a few states [n, in] by a weight stored as [in, out].
-
-    In float32 on one thread by NumPy's BLAS: with OpenBLAS, as in NumPy's wheels, one row takes
-    little more than reading the weight, and a few much less than as many single ones. They are
-    padded to a multiple of 4, for which it has fast code. On several threads and on other
-    devices torch is used: the threads of two libraries would compete for the cores.
-    """
-    n, alone = len(states), weight.device.type == "cpu" and torch.get_num_threads() == 1
-    by_numpy = alone and weight.dtype == torch.float32
-    if n == 1:
-        (row,) = states
-        product = torch.from_numpy(row.numpy() @ weight.numpy()) if by_numpy else weight.t() @ row
-        product = product[None]
-    elif by_numpy:
-        filled = states
-        if n % ROW_MULTIPLE:
-            filled = states.new_zeros(-(-n // ROW_MULTIPLE) * ROW_MULTIPLE, states.shape[1])
-            filled[:n] = states
-        product = torch.from_numpy(filled.numpy() @ weight.numpy())[:n]
-    else:
-        product = states @ weight
-    return product if bias is None else product + bias
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import mmap
 import resource
 from pathlib import Path
@@ -17,7 +16,6 @@ from ppdmodel.measure.decoder import kernels
 from ppdmodel.measure.decoder.kernels import (
     Blocks,
     _has_onednn,
-    by_columns,
     drop_pages,
     fast_linears,
     give_back_memory,
@@ -26,7 +24,6 @@ from ppdmodel.measure.decoder.kernels import (
     prepack_head,
     prepack_layers,
 )
-from ppdmodel.measure.models.loading import threads
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -98,42 +95,6 @@ def test_packed_weights_multiply_alike_and_come_back() -> None:
     assert "forward" not in vars(model[0])
     with torch.inference_mode():
         assert torch.equal(model(states), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])
-@torch.inference_mode()
-def test_products_by_columns(n: int, n_threads: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    states, weight = torch.randn(n, 33, dtype=dtype), torch.randn(65, 33, dtype=dtype)
-    columns, bias = weight.t().contiguous(), torch.randn(65, dtype=dtype)
-    exact = states.double() @ weight.double().T
-    near = 2e-2 if dtype == torch.bfloat16 else 1e-5
-    with threads(n_threads):
-        for added in (None, bias):
-            found = by_columns(states, columns, added)
-            assert found.dtype == dtype
-            expected = exact if added is None else exact + added
-            assert torch.allclose(found.double(), expected, rtol=near, atol=10 * near)
-
-
-@pytest.mark.parametrize("n", [1, 2, 4, 5])
-@torch.inference_mode()
-def test_numpy_multiplies_on_one_thread_and_torch_on_several(n: int) -> None:
-    """Bit by bit: sums of so many products come out otherwise elsewhere."""
-    torch.manual_seed(0)
-    states, columns = torch.randn(n, 3001), torch.randn(3001, 64)
-    filled = torch.zeros(1 if n == 1 else 4 * math.ceil(n / 4), 3001)
-    filled[:n] = states
-    by_numpy = (
-        (filled[0].numpy() @ columns.numpy())[None] if n == 1 else filled.numpy() @ columns.numpy()
-    )
-    with threads(1):
-        assert torch.equal(by_columns(states, columns), torch.from_numpy(by_numpy)[:n])
-    with threads(2):
-        by_torch = columns.t() @ states[0] if n == 1 else states @ columns
-        assert torch.equal(by_columns(states, columns), by_torch.view(n, 64))
 
 
 @pytest.mark.parametrize("packed", [0, 2, 3])
