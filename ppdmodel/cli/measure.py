@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..results.measurement import Measurement
+from ..results.measurement import Measurement, shortlist_of
 from . import options
 from .format import answer, echo, number, print_table, say
 from .options import DECODING, MACHINE, option
@@ -95,6 +95,7 @@ def overview(result: Measurement, out: Path) -> dict[str, Any]:
         "n_prompts": len(result.prompt_ids),
         "complete": result.complete,
         "exit_kind": result.provenance["exit_kind"],
+        "shortlist": shortlist_of(result.provenance),
         "decoding": result.provenance["decoding"],
         "n_near_ties": len(result.near_ties),
         "n_ties": len(result.ties),
@@ -112,13 +113,15 @@ def repeated(result: Measurement) -> dict[str, int]:
 def render(result: Measurement, out: Path) -> None:
     """Print the match rates of a few layers, and the path of all."""
     tokens, about = result.n_tokens, result.provenance
+    listed = shortlist_of(about)
+    kind = f"{about['exit_kind']} exits" + (f" over {listed} tokens" if listed else "")
     tables = [result.hits_by_prompt(10).sum(axis=0)]
     heads = ["exit layer", *(f"k = {k}" for k in SHOWN_K)]
     if result.coupled_rank is not None:
         tables.append(result.coupled().hits_by_prompt(10).sum(axis=0))
         heads += [f"coupled\nk = {k}" for k in SHOWN_K]
     say(
-        f"{about['model']}: p_correct by exit layer, {about['exit_kind']} exits, "
+        f"{about['model']}: p_correct by exit layer, {kind}, "
         f"{about['decoding']} text ({tokens} tokens, {len(result.prompt_ids)} prompts)",
         bold=True,
     )

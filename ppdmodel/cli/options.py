@@ -63,7 +63,7 @@ Depth = Annotated[str, option("--depth", "Tokens in flight beyond the verified o
 
 Model = Annotated[str, option("--model", "Known name, GGUF, folder or hub id.", "M", MODEL)]
 Dtype = Annotated[str, option("--dtype", "float32, bfloat16 or float16.", panel=MODEL)]
-Exits = Annotated[Path | None, option("--exits", "Trained exits to read.", "DIR", MODEL)]
+Exits = Annotated[Path | None, option("--exits", "Folder of train-exits.", "DIR", MODEL)]
 Prompts = Annotated[
     Path | None,
     option(

@@ -163,7 +163,7 @@ def _balanced(n_prompts: int, batch_size: int) -> int:
 def _exit_settings(exits: TrainedExits | None) -> dict[str, Any]:
     if exits is None:
         return {"exit_kind": "logit"}
-    return {"exit_kind": "trained", "exits_sha256": exits.sha256, "exits": exits.about}
+    return {"exit_kind": exits.kind, "exits_sha256": exits.sha256, "exits": exits.about}
 
 
 def _decoding_settings(sampling: Sampling | None) -> dict[str, Any]:
@@ -184,6 +184,7 @@ def _measure_batches(
     """Decode, rank and store batches of prompts, one after another."""
     decoder = verified(loaded.model)
     if exits is not None:
+        exits.check_tokenizer(loaded)
         decoder = replace(decoder, exit=exits.on(decoder.exit))
     chosen = [number for batch in batches for number in batch]
     # all prompts, whatever this run is to do, and before any is decoded
@@ -193,9 +194,11 @@ def _measure_batches(
     for number in chosen:  # a conversation may exceed the context
         room = generation.max_new_tokens * len(prompts[number].turns)
         loaded.check_room(prompts[number].id, len(read[number]), room)
+    listed = decoder.exit.shortlist
     about = dict(store.settings) | {
         **fingerprint,
-        "k_max": decoder.exit.vocabulary,
+        "k_max": decoder.exit.vocabulary if listed is None else len(listed),
+        **({} if listed is None else {"vocabulary": decoder.exit.vocabulary}),
         "device": str(loaded.model.device),
         "threads": torch.get_num_threads(),
         "batch_size": max(map(len, batches)),

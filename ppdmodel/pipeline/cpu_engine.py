@@ -46,6 +46,9 @@ class CpuEngine:
         """
         self.shape, self.communicator = shape, communicator
         self.head, self.head_bias = weights["head"], weights.get("head_bias", NONE)
+        self.exit_head, self.exit_bias = weights.get("exit_head"), weights.get("exit_bias", NONE)
+        ids = weights.get("exit_ids")
+        self.exit_ids = None if ids is None else torch.from_numpy(ids)
         self.final_norm = weights["final_norm"]
         self.cos, self.sin = weights["cos"], weights["sin"]
         self.embedding = weights.get("embedding")
@@ -111,6 +114,10 @@ class CpuEngine:
             scaled = np.empty_like(states)
             cpu_kernels.rms_norm(states, self.ones, EXIT_EPSILON, scaled)
             normed = normed + self._product(scaled, weight, bias)[:, : self.shape.width]
+        if exit_layer and self.exit_ids is not None:
+            assert self.exit_head is not None
+            found = self._product(normed, self.exit_head, self.exit_bias)
+            return torch.from_numpy(found)[:, : len(self.exit_ids)]
         found = torch.from_numpy(self._product(normed, self.head, self.head_bias))
         if self.communicator is None:
             return found[:, : self.shape.vocabulary]

@@ -11,17 +11,47 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..measure.decoder.sampling import TokenPosition, choose
+from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
 from ..results.prompt_lookup import prompt_lookup
 from .board import NO_MATCH, TextEndedError
-from .engine import read_tokens
+from .cpu_engine import CpuEngine
+from .engine import Engine, read_tokens
 from .options import PromptLookup, SelfSpeculation
 
 if TYPE_CHECKING:
     from .unit import Task, Unit
+
+
+def exit_guesses(
+    engine: Engine | CpuEngine,
+    state: Tensor,
+    exit_layer: int,
+    k: int,
+    place: TokenPosition,
+    sampling: Sampling | None,
+) -> np.ndarray:
+    """The k most likely tokens by an exit [k], most likely first.
+
+    Args:
+        engine: a model, or a shard of it.
+        state: hidden state [1, width] after the exit layer.
+        exit_layer: from 1.
+        k: guesses.
+        place: position of the token, whose noise the guesses share.
+        sampling: None is greedy.
+    """
+    logits, ids = engine.logits(state, exit_layer), engine.exit_ids
+    if sampling is not None:
+        noise = torch.from_numpy(gumbel(sampling.seed, place, engine.shape.vocabulary))
+        noise = noise.to(logits.device)
+        logits = scaled(logits, sampling.temperature) + (noise if ids is None else noise[ids])
+    found = logits.topk(k).indices
+    (guesses,) = (found if ids is None else ids[found]).cpu().numpy()
+    return guesses
 
 
 def make_text(unit: Unit, task: Task, drafts: SelfSpeculation | PromptLookup) -> None:
@@ -96,7 +126,9 @@ class _Text:
             x = self._through(self.engine.embed(torch.tensor([last])), 0, exit_layer, place + n)
             states.append(x)
             if n < most:
-                (last,) = self._chosen(self.engine.logits(x, exit_layer), self.made + n)
+                at = TokenPosition(self.task.prompt_id, 0, self.made + n)
+                guessed = exit_guesses(self.engine, x, exit_layer, 1, at, self.task.sampling)
+                last = int(guessed.item())
                 drafts.append(last)
         return torch.cat(states), drafts
 

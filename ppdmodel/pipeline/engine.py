@@ -54,6 +54,9 @@ class Engine:
         self.head_weight = weights["head"]  # [width, vocabulary], as all weights: [in, out]
         self.embedding = weights.get("embedding", self.head_weight.t())
         self.head_bias = weights.get("head_bias")
+        self.exit_head = weights.get("exit_head")  # [width, shortlist]: columns of the head
+        self.exit_ids = weights.get("exit_ids")  # the token ids of these columns
+        self.exit_bias = weights.get("exit_bias")
         self.final_norm = weights["final_norm"]
         self.cos, self.sin = weights["cos"], weights["sin"]
         self.layers = [
@@ -161,11 +164,16 @@ class Engine:
         return x if self.communicator is None else self.communicator.all_reduce(x)
 
     def logits(self, x: Tensor, exit_layer: int | None = None) -> Tensor:
-        """Logits [rows, vocabulary] after the last layer, or of the exit after `exit_layer`."""
+        """Logits [rows, vocabulary] after the last layer, or of the exit after `exit_layer`.
+
+        Of an exit with a shortlist, [rows, shortlist]: those of the tokens `exit_ids`.
+        """
         normed = self._norm(x, self.final_norm)
         trained = self.maps.get(exit_layer) if exit_layer else None
         if trained is not None:
             normed = normed + trained(x)
+        if exit_layer and self.exit_head is not None:
+            return _linear(normed, self.exit_head, self.exit_bias)
         found = _linear(normed, self.head_weight, self.head_bias)
         if self.communicator is None:
             return found
@@ -272,7 +280,7 @@ def _placed(name: str, weight: Tensor, device: str, dtype: torch.dtype) -> Tenso
     """A weight on a device; those of linear layers are [out, in] in memory, as in `torch.nn`."""
     if is_product(name):
         return weight.t().to(device, dtype).contiguous().t()
-    return weight.to(device, dtype)
+    return weight.to(device, dtype if weight.is_floating_point() else weight.dtype)
 
 
 def shared_engine(loaded: LoadedModel, exit_: Exit, text_tokens: int) -> SharedEngine:
@@ -362,6 +370,11 @@ def _extract(model: Any, exit_: Exit, text_tokens: int) -> tuple[EngineShape, di
         tensors["head_bias"] = exit_.bias
     for index, layer in enumerate(base.layers):
         tensors |= {f"{index}.{key}": value for key, value in _layer(layer).items()}
+    if exit_.shortlist is not None:
+        listed = exit_.of_shortlist()
+        tensors |= {"exit_head": listed.weight.t(), "exit_ids": exit_.shortlist}
+        if listed.bias is not None:
+            tensors["exit_bias"] = listed.bias
     for number, trained in exit_.maps.items():
         tensors |= {f"map.{number}": trained.weight.t(), f"map_bias.{number}": trained.bias}
     return shape, tensors

@@ -18,7 +18,7 @@ from .shared_memory import SharedTensors
 #: columns of a panel: four cache lines in float32 of each of the rows that are read together
 PANEL = 64
 #: weights [in, out] of linear layers
-PRODUCTS = ("head", "qkv", "out", "gate_up", "down")
+PRODUCTS = ("head", "exit_head", "qkv", "out", "gate_up", "down")
 
 
 def is_product(name: str) -> bool:
@@ -58,7 +58,9 @@ def _shape(name: str, weight: Tensor) -> tuple[int, ...]:
 
 
 def _stored(dtype: torch.dtype, name: str = "head") -> torch.dtype:
-    """Only what is as large as a matrix is worth 16 bits."""
+    """Only what is as large as a matrix is worth 16 bits; token ids are no weights."""
+    if not dtype.is_floating_point:
+        return dtype
     large = is_product(name) or name == "embedding"
     return torch.bfloat16 if dtype == torch.bfloat16 and large else torch.float32
 
@@ -84,7 +86,10 @@ class Unpacked(Mapping[str, Tensor]):
         weight = self.weights[name]
         if not is_product(name):
             return weight
-        return unpacked(weight, self.shape.columns(name))
+        listed = name == "exit_head"
+        return unpacked(
+            weight, len(self.weights["exit_ids"]) if listed else self.shape.columns(name)
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)

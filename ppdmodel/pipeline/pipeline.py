@@ -74,11 +74,15 @@ class Pipeline:
         loaded.check_room("the longest", prompt_tokens, tokens)
         exit_: Exit = verified(loaded.model).exit
         if exits is not None:
+            exits.check_tokenizer(loaded)
             exit_ = exits.on(exit_)
         self.loaded, self.layers = loaded, len(exit_.decoder_layers)
-        if positive_integer("k", k) > exit_.vocabulary:
+        listed = exit_.shortlist
+        what = "vocabulary" if listed is None else "exits' shortlist"
+        most = exit_.vocabulary if listed is None else len(listed)
+        if positive_integer("k", k) > most:
             raise InvalidInputError(
-                f"k must not exceed the vocabulary; got {k}; there are {exit_.vocabulary} tokens"
+                f"k must not exceed the {what}; got {k}; there are {most} tokens"
             )
         capacity = Capacity(prompt_tokens, tokens, k)
         self.engine: SharedEngine = shared_engine(loaded, exit_, capacity.text_tokens)

@@ -291,7 +291,7 @@ def model_provenance(source: ModelSource, dtype: str, exits: TrainedExits | None
         "weights_sha256": list(source.weights_sha256),
         "quantization": source.quantization,
         "dtype": dtype,
-        "exit_kind": "trained" if exits else "logit",
+        "exit_kind": exits.kind if exits else "logit",
         "exits_sha256": exits.sha256 if exits else None,
     }
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
+from ..measure.decoder.sampling import Sampling, TokenPosition, choose
 from .board import UNREAD, Board, TextEndedError, fence, yield_cpu
 from .cpu_engine import CpuEngine
 from .devices import synchronize
-from .drafting import make_text
+from .drafting import exit_guesses, make_text
 from .engine import Engine, read_tokens
 from .kv_cache import KVCache
 from .options import PpdSetting, PromptLookup, SelfSpeculation
@@ -218,12 +218,11 @@ class Unit:
         task, owner = self.task, self.board.owner[token]
         fence()
         state = self.board.exit_state[token][None].clone().to(self.engine.device)
-        logits = self.engine.logits(state, self._setting.exit_layer)
-        if task.sampling is not None:
-            place = TokenPosition(task.prompt_id, 0, token)
-            noise = torch.from_numpy(gumbel(task.sampling.seed, place, logits.shape[1]))
-            logits = scaled(logits, task.sampling.temperature) + noise.to(logits.device)
-        (guesses,) = logits.topk(self._setting.k).indices.cpu().numpy()
+        place = TokenPosition(task.prompt_id, 0, token)
+        setting = self._setting
+        guesses = exit_guesses(
+            self.engine, state, setting.exit_layer, setting.k, place, task.sampling
+        )
         if task.forced is not None:
             guesses = self._forced_guesses(token, task.forced, len(guesses))
         others = [unit for unit in range(self.units) if unit != owner]

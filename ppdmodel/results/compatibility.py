@@ -22,7 +22,7 @@ TOKEN_IDS = "token_ids_sha256"
 #: most characters of a value in a message
 MAX_SHOWN_CHARS = 200
 #: provenance that must agree between match rates, timings and a running model
-MODEL_KEYS = ("weights_sha256", "dtype", "exit_kind")
+MODEL_KEYS = ("weights_sha256", "dtype", "exit_kind", "exits_sha256")
 
 
 def check_agree(
@@ -122,13 +122,10 @@ def check_timing(timing: Timing, measured: Mapping[str, Any], layers: int) -> No
     Raises:
         InvalidInputError: they differ.
     """
-    names = ["layers", *MODEL_KEYS]
-    if measured.get("exit_kind") == "trained":
-        names.append("exits_sha256")
     check_agree(
         {**timing.provenance, "layers": timing.layers},
         {**measured, "layers": layers},
-        names,
+        ("layers", *MODEL_KEYS),
         rule="the timing must be of the measured model",
         what="a timing",
         fix="time the model that was measured",
@@ -160,7 +157,7 @@ def check_runs(
         check_agree(
             about,
             running,
-            [*MODEL_KEYS, *(["exits_sha256"] if "exits_sha256" in about else [])],
+            MODEL_KEYS,
             rule=f"the {kind} must be of the model, number type and exits that run",
             what=f"a {kind}",
             fix="make one of these",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .measurement import Guesses, Measurement
+from .measurement import NO_RANK, Guesses, Measurement
 
 if TYPE_CHECKING:
     from .._types import Bools
@@ -49,13 +49,28 @@ def guesses_fault(table: Guesses) -> Fault | None:
 
 
 def _of_measurement(table: Measurement) -> Iterator[Fault]:
-    most = table.recorded_k
+    size = table.vocabulary
     yield from _keys(table)
-    yield from _between("token_id", table.token_id, 0, None if most is None else most - 1)
-    yield from _between("rank", table.rank, 1, most)
+    yield from _between("token_id", table.token_id, 0, None if size is None else size - 1)
+    yield from _ranks("rank", table.rank, table)
     yield from _between("prob", table.top_prob, 0, 1 + SUM_ROUNDING)
     if table.coupled_rank is not None:
-        yield from _between("coupled", table.coupled_rank, 1, most)
+        yield from _ranks("coupled", table.coupled_rank, table)
+
+
+def _ranks(column: str, ranks: Any, table: Measurement) -> Iterator[Fault]:
+    """Ranks beyond the vocabulary, or at an exit beyond its shortlist; tokens in part ranked."""
+    if not table.has_shortlist or not ranks.size:
+        yield from _between(column, ranks, 1, table.vocabulary)
+        return
+    own, exits = np.ones_like(ranks), ranks[:, :-1]
+    own[:, -1] = ranks[:, -1]
+    yield from _between(column, own, 1, table.vocabulary)
+    unscored = exits == NO_RANK
+    yield from _between(column, np.where(unscored, 1, exits), 1, table.recorded_k)
+    wrong = unscored != (table.rank[:, :1] == NO_RANK)
+    rule = "a token must be ranked by every exit, or by none (0)"
+    yield from _first(rule, column, wrong, np.where(unscored, 0, exits))
 
 
 def _of_guesses(table: Guesses) -> Iterator[Fault]:

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from .._types import Floats, Ints
 
 
+#: rank of a true token that an exit with a shortlist does not score; 0 in a file
+NO_RANK = 2**31 - 1
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """The true token's rank at every exit layer, for every generated token.
 
     Arrays have one row per generated token, in the order of prompts, turns and positions, and the
     types of the file; `rank`, `coupled_rank` and `top_prob` have one column per exit layer 1...d.
-    A rank is 1 + the number of larger logits, over the whole vocabulary.
+    A rank is 1 + the number of larger logits, over the whole vocabulary. Exits with a shortlist
+    rank its tokens alone; another token is never guessed below the last layer, and has `NO_RANK`.
 
     Attributes:
         prompt_index: index of the token's prompt in `prompt_ids`.
@@ -65,9 +70,21 @@ class Measurement:
 
     @property
     def recorded_k(self) -> int | None:
-        """Largest rank that was recorded; None if ranks are not limited."""
+        """Largest number of guesses that an exit can make; None if it is not on record."""
         most = self.provenance.get("k_max")
         return most if isinstance(most, int) else None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model's own head scores; None if it is not on record."""
+        size = self.provenance.get("vocabulary", self.recorded_k)
+        return size if isinstance(size, int) else None
+
+    @property
+    def has_shortlist(self) -> bool:
+        """Whether exits below the last layer score a part of the vocabulary only."""
+        most, vocabulary = self.recorded_k, self.vocabulary
+        return most is not None and vocabulary is not None and most < vocabulary
 
     def coupled(self) -> Measurement:
         """The same tokens with the coupled ranks instead of the plain ones.
@@ -123,11 +140,21 @@ class Guesses:
     probs: Floats
 
 
+def shortlist_of(about: Mapping[str, Any]) -> int | None:
+    """Number of tokens that exits score, from provenance; None if all."""
+    exits = about.get("exits")
+    listed = exits.get("shortlist") if isinstance(exits, Mapping) else None
+    return listed if isinstance(listed, int) else None
+
+
 def titled(model: str, about: Mapping[str, Any]) -> str:
     """A model, with its kind of exits and of text where not the defaults, from provenance."""
     parts = [visible(model)]
     if about.get("exit_kind") == "trained":
         parts.append("trained exits")
+    listed = shortlist_of(about)
+    if listed:
+        parts.append(f"a shortlist of {listed} tokens")
     if about.get("decoding") == "sampled":
         temperature = about.get("temperature")
         known = isinstance(temperature, (int, float))

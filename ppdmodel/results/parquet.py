@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from ..errors import InvalidInputError, excerpt
 from . import files
 from .domains import Fault, guesses_fault, measurement_fault
-from .measurement import Guesses, Measurement
+from .measurement import NO_RANK, Guesses, Measurement
 
 if TYPE_CHECKING:
     from .._types import Ints
@@ -59,8 +60,9 @@ def token_table(result: Measurement) -> pa.Table:
     if result.coupled_rank is not None:
         ranks.insert(1, ("coupled", result.coupled_rank, np.int32))
     for name, values, dtype in ranks:
+        stored = np.where(values == NO_RANK, 0, values) if dtype == np.int32 else values
         for column, label in enumerate(rank_columns(result.layers, name)):
-            columns[label] = _array(values[:, column], dtype)
+            columns[label] = _array(stored[:, column], dtype)
     return pa.table(columns).replace_schema_metadata(metadata(_about(result)))
 
 
@@ -274,6 +276,13 @@ class TableFile:
             )
         except KeyError as error:
             raise self._incomplete(error) from None
+        if result.has_shortlist:
+            coupled = result.coupled_rank
+            result = replace(
+                result,
+                rank=_unscored(result.rank),
+                coupled_rank=None if coupled is None else _unscored(coupled),
+            )
         self._refuse(measurement_fault(result), group)
         return result
 
@@ -349,6 +358,13 @@ class TableFile:
     def _stacked(self, table: Any, name: str, dtype: Any) -> Any:
         labels = rank_columns(self.about["layers"], name)
         return np.stack([_column(table, label, dtype) for label in labels], axis=1)
+
+
+def _unscored(stored: Ints) -> Ints:
+    """Ranks [tokens, layers] with `NO_RANK` for the 0 of an exit that does not score the token."""
+    ranks = stored.copy()
+    ranks[:, :-1][stored[:, :-1] == 0] = NO_RANK
+    return ranks
 
 
 def singles(about: Mapping[str, Any], name: str, prompts: set[str]) -> tuple[Any, ...]:

@@ -102,6 +102,22 @@ def test_trained_exits(loaded: LoadedModel) -> None:
     torch.testing.assert_close(engine.logits(x), model.lm_head(normed), rtol=1e-4, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_exits_with_a_shortlist_score_its_tokens_alone(loaded: LoadedModel) -> None:
+    model = model_of(LlamaConfig)
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(96))
+    ids, trained = torch.tensor([3, 17, 60, 95]), AffineMap(torch.randn(32, 32), torch.randn(32))
+    exit_ = replace(logit_exit(model), shortlist=ids, maps={2: trained})
+    engine = shared_engine(replace(loaded, model=model), exit_, 32).open()
+    assert engine.exit_ids is not None
+    assert torch.equal(engine.exit_ids, ids)
+    x = torch.randn(2, 32)
+    for layer in (1, 2):
+        wanted = exit_.logits(x, layer)[:, ids]
+        torch.testing.assert_close(engine.logits(x, layer), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(engine.logits(x), exit_.logits(x), rtol=1e-4, atol=1e-4)
+
+
 def test_another_build_is_refused_in_one_line(loaded: LoadedModel) -> None:
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64)

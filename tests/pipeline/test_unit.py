@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from ppdmodel.measure import Sampling
+from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.measure.decoder.sampling import TokenPosition, choose, gumbel, scaled
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import unit as unit_module
 from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, TextEndedError, new_board, yield_cpu
-from ppdmodel.pipeline.engine import SharedEngine
+from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task, Unit
@@ -105,6 +106,24 @@ def test_guesses_are_the_most_likely_tokens_of_the_exit_in_turn(
         shares[number, owner] = unit._read_exit(1).tolist()
     for first, second in (((1, 0), (2, 0)), ((0, 1), (2, 1)), ((0, 2), (1, 2))):
         assert (shares[first], shares[second]) == (wanted[::2], wanted[1::2])
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(2.0, 1.0, 3)])
+@torch.inference_mode()
+def test_guesses_are_of_the_shortlist(
+    loaded: LoadedModel, engine: SharedEngine, texts: Texts, sampling: Sampling | None
+) -> None:
+    ids = torch.arange(5, 200, 7)
+    listed = replace(logit_exit(loaded.model), shortlist=ids)
+    unit = a_unit(shared_engine(loaded, listed, CAPACITY.text_tokens), 1, units=2)
+    state = torch.randn(1, engine.shape.width, generator=torch.Generator().manual_seed(0))
+    scores = engine.open().logits(state, 2)[0]
+    if sampling is not None:
+        noise = gumbel(sampling.seed, TokenPosition("p", 0, 1), len(scores))
+        scores = scaled(scores, sampling.temperature) + torch.from_numpy(noise)
+    unit.task = Task(texts[0], 4, setting=PpdSetting(2, K), sampling=sampling, prompt_id="p")
+    unit.board.exit_state[1], unit.board.owner[1] = state[0], 0
+    assert unit._read_exit(1).tolist() == ids[scores[ids].topk(K).indices].tolist()
 
 
 @pytest.mark.parametrize("exit_layer", range(1, LAYERS))

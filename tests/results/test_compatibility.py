@@ -137,12 +137,19 @@ def test_what_runs_is_what_was_measured_and_timed(calibration: Calibration, timi
             assert "instead of 'other'" in said
 
 
-def test_exits_are_compared_where_a_result_knows_them(
-    calibration: Calibration, timing: Timing
+def test_exits_are_compared(
+    measurement: Measurement, calibration: Calibration, timing: Timing
 ) -> None:
+    """Logit exits over a shortlist are other exits than those over all tokens."""
     others = running(timing, exits_sha256="1")
-    assert check_runs(others, calibration, None) == []
-    assert "exits_sha256 None instead of '1'" in refusal(check_runs, others, None, timing)
+    words = "exits_sha256 None instead of '1'"
+    assert words in refusal(check_runs, others, calibration, None)
+    assert words in refusal(check_runs, others, None, timing)
+    listed = {**measurement.provenance, "exits_sha256": "1"}
+    assert words in refusal(check_timing, timing, listed, 6)
+    its = replace(timing, provenance={**timing.provenance, "exits_sha256": "1"})
+    check_timing(its, listed, 6)
+    assert check_runs(others, None, its) == []
 
 
 def test_a_timing_of_another_machine_is_a_warning(timing: Timing) -> None:

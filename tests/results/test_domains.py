@@ -15,7 +15,7 @@ import pytest
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results import files
 from ppdmodel.results.domains import guesses_fault, measurement_fault
-from ppdmodel.results.measurement import Guesses, Measurement
+from ppdmodel.results.measurement import NO_RANK, Guesses, Measurement
 from ppdmodel.results.parquet import (
     read_guesses,
     read_tokens,
@@ -105,6 +105,55 @@ def test_a_bad_token_is_refused_with_its_place(
     assert message.startswith(f"{rule}"), message
     assert f" in {path}; got " in message
     assert f"{where}; measure again" in message, message
+
+
+def of_listed_tokens() -> Measurement:
+    """The same, ranked by exits that score 40 tokens; the fourth token is not among them."""
+    made = of_tokens()
+    about = {**made.provenance, "k_max": 40, "vocabulary": VOCABULARY}
+    ranks = {name: np.minimum(getattr(made, name), 40) for name in ("rank", "coupled_rank")}
+    for values in ranks.values():
+        values[3, :-1], values[5, -1] = NO_RANK, VOCABULARY
+    return replace(made, provenance=about, **ranks)
+
+
+def test_a_token_outside_of_a_shortlist_has_no_rank_and_no_hit(tmp_path: Path) -> None:
+    """In the file it has rank 0."""
+    listed, path = of_listed_tokens(), tmp_path / "tokens.parquet"
+    assert listed.has_shortlist
+    assert not of_tokens().has_shortlist
+    write_tokens(listed, path)
+    columns = pq.read_table(path)
+    assert [columns[f"rank_0{n}"][3].as_py() == 0 for n in (1, 2, 3)] == [True, True, False]
+    found = read_tokens(path)
+    assert np.array_equal(found.rank, listed.rank)
+    assert found.coupled_rank is not None
+    assert np.array_equal(found.coupled_rank, listed.coupled_rank)
+    assert found.hits_by_prompt(100)[:, 0, -1].sum() == found.n_tokens - 1
+
+
+#: a field, its value, and where, of a table of exits with a shortlist
+BAD_LISTED = [
+    ("rank", 0, (3, 2), "rank must be from 1 to 300; got 0 in row 3 of rank of exit layer 3"),
+    ("rank", 0, (4, 1), "a token must be ranked by every exit, or by none (0); got 0 in row 4"),
+    ("rank", 7, (3, 1), "a token must be ranked by every exit, or by none (0); got 7 in row 3"),
+    ("coupled_rank", 0, (4, 0), "a token must be ranked by every exit, or by none (0); got 0"),
+    ("rank", 41, (4, 1), "rank must be from 1 to 40; got 41 in row 4 of rank of exit layer 2"),
+    ("rank", -1, (4, 1), "rank must be from 1 to 40; got -1 in row 4 of rank of exit layer 2"),
+    ("coupled_rank", 301, (4, 2), "coupled must be from 1 to 300; got 301 in row 4 of coupled"),
+    ("token_id", 300, (5,), "token_id must be from 0 to 299; got 300 in row 5 of token_id"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "place", "words"), BAD_LISTED)
+def test_a_bad_rank_of_an_exit_with_a_shortlist_is_refused(
+    tmp_path: Path, name: str, value: int, place: tuple[int, ...], words: str
+) -> None:
+    path, tokens = tmp_path / "tokens.parquet", of_listed_tokens()
+    write_tokens(replace(tokens, **{name: put(getattr(tokens, name), value, *place)}), path)
+    with pytest.raises(InvalidInputError) as caught:
+        read_tokens(path)
+    assert words in str(caught.value).replace(f" in {path}", "")
 
 
 BAD_GUESSES = [

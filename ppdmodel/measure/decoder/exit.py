@@ -56,6 +56,8 @@ class Exit:
         maps: trained corrections by layer, from 1; empty for the logit exit.
         kind: "logit", or "trained".
         blocks: the head's blocked product, if its weight is packed; else None.
+        shortlist: token ids [n], ascending, which alone are guessed at layers below the last; None
+            guesses any token.
     """
 
     decoder_layers: nn.ModuleList
@@ -66,6 +68,7 @@ class Exit:
     maps: Mapping[int, AffineMap] = field(default_factory=dict)
     kind: str = "logit"
     blocks: Blocks | None = field(default=None, repr=False, compare=False)
+    shortlist: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def weight(self) -> Tensor:
@@ -100,9 +103,20 @@ class Exit:
         return logits
 
     def logits(self, hidden: Tensor, layer: int | None = None) -> Tensor:
-        """Logits [n, vocabulary] of the next token from states [n, width] of one layer."""
+        """Logits [n, vocabulary] of the next token from states [n, width] of one layer.
+
+        Of all tokens, whatever the shortlist.
+        """
         head_input = self.head_input(hidden, layer)
         return self.finish(nn.functional.linear(head_input, self.weight, self.bias))
+
+    def of_shortlist(self) -> Exit:
+        """The exit over the shortlist alone: its logit i is that of token `shortlist[i]`."""
+        ids, head = self.shortlist, nn.Module()
+        assert ids is not None
+        head.register_buffer("weight", self.weight.detach()[ids])
+        head.register_buffer("bias", None if self.bias is None else self.bias.detach()[ids])
+        return replace(self, head=head, shortlist=None, blocks=None)
 
 
 _REGISTERED: dict[str, Callable[[Any], Exit]] = {}

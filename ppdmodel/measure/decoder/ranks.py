@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...errors import InvalidInputError
+from ...results.measurement import NO_RANK
 from .exit import Exit
 from .kernels import Blocks, drop_pages, lazy_zeros, linear_for
 from .sampling import scaled
@@ -36,6 +37,7 @@ class Ranked:
     `rank` [n] int32 is 1 + the number of larger logits, `top_prob` [n] float32 the exit's largest
     probability, `guess_ids` [n, 8] int32 and `guess_probs` [n, 8] float32 its first guesses, in
     order. `coupled_rank` [n] ranks the logits after the noise that sampled the token; None without.
+    Of an exit with a shortlist all are of its tokens alone; the rank of another is `NO_RANK`.
     """
 
     rank: Tensor
@@ -52,17 +54,22 @@ class Ranker:
         self.exit = exit_
         self.rows = max(32, min(ROWS, LOGITS_BYTES // (4 * exit_.vocabulary)))
         self._scan: _Scan | None = None
+        self._listed = Ranker(exit_.of_shortlist()) if exit_.shortlist is not None else None
 
     def using(self, exit_: Exit) -> Ranker:
-        """A ranker for the same head with other maps, sharing the memory."""
+        """A ranker for the same head and shortlist with other maps, sharing the memory."""
         other = Ranker(exit_)
         other._scan = self._scan = self._scan or _Scan(self.exit, self.rows)
+        if self._listed is not None and other._listed is not None:
+            other._listed = self._listed.using(other._listed.exit)
         return other
 
     def rest(self) -> None:
         """Return the pages of the logits to the operating system until the next ones."""
         if self._scan is not None:
             drop_pages(self._scan.buffer)
+        if self._listed is not None:
+            self._listed.rest()
 
     @torch.inference_mode()
     def rank(
@@ -88,6 +95,8 @@ class Ranker:
         Raises:
             InvalidInputError: logits are NaN or infinite, so that no rank can be taken from them.
         """
+        if self._listed is not None and layer and layer < len(self.exit.decoder_layers):
+            return self._rank_listed(self._listed, hidden, targets, layer, noise, temperature)
         scan = self._scan = self._scan or _Scan(self.exit, self.rows)
         parts = []
         for start in range(0, len(hidden), self.rows):
@@ -110,6 +119,32 @@ class Ranker:
                 "measure in another number type"
             )
         return Ranked(ranks + 1, top_prob, guess_ids, guess_probs, *(rank + 1 for rank in coupled))
+
+    def _rank_listed(
+        self,
+        listed: Ranker,
+        hidden: Tensor,
+        targets: Tensor,
+        layer: int,
+        noise: Tensor | None,
+        temperature: float,
+    ) -> Ranked:
+        """Rank by an exit with a shortlist, with the ids of the vocabulary; arguments as `rank`."""
+        ids = self.exit.shortlist
+        assert ids is not None
+        targets = targets.to(ids.device)
+        place = torch.searchsorted(ids, targets).clamp_(max=len(ids) - 1)
+        absent = (ids[place] != targets).cpu()
+        heard = None if noise is None else noise[:, ids.to(noise.device)]
+        found = listed.rank(hidden, place, layer, heard, temperature)
+        known = ids.to("cpu", torch.int32)[found.guess_ids.long()]
+        coupled = found.coupled_rank
+        return replace(
+            found,
+            rank=found.rank.masked_fill(absent, NO_RANK),
+            guess_ids=known.masked_fill(found.guess_ids < 0, -1),
+            coupled_rank=None if coupled is None else coupled.masked_fill(absent, NO_RANK),
+        )
 
 
 def whole_groups(vocabulary: int) -> int:

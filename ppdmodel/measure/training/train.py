@@ -33,20 +33,29 @@ from .ridge import FittedMap, LayerFit, Split, selection_record
 
 WEIGHTS_FILE, ABOUT_FILE = "exits.safetensors", "exits.json"
 OBJECTIVES = ("ridge", "kl")
+#: name of the tensor of token ids that exits guess, and of what says how they were chosen
+SHORTLIST = "shortlist"
 
 
 @dataclass(frozen=True)
 class TrainedExits:
-    """Affine maps by layer, with the provenance of their training.
+    """Affine maps by layer and a shortlist, with the provenance of their training.
 
     `about` is copied into a measurement's provenance. `trained_on` has fingerprints of the
-    prompts, which must not be measured with these exits.
+    prompts, which must not be measured with these exits. `shortlist` has the token ids [n] that
+    exits guess, in ascending order; None is all. Without maps these are logit exits.
     """
 
     maps: Mapping[int, AffineMap]
     sha256: str
     about: Mapping[str, Any]
     document: Mapping[str, Any] = field(repr=False)
+    shortlist: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def kind(self) -> str:
+        """The exit kind: "logit" of a shortlist alone, else "trained"."""
+        return "trained" if self.maps or self.shortlist is None else "logit"
 
     @property
     def trained_on(self) -> frozenset[str]:
@@ -76,7 +85,24 @@ class TrainedExits:
                     "trained exits must be finite; got NaN or infinity in the map of layer "
                     f"{layer} in {str(like.dtype).removeprefix('torch.')}; train exits again"
                 )
-        return replace(exit_, maps=maps, kind="trained")
+        listed = self.shortlist
+        if listed is not None and int(listed.max()) >= exit_.vocabulary:
+            raise InvalidInputError(
+                "a shortlist must hold tokens of the model; got token "
+                f"{int(listed.max())} of a vocabulary of {exit_.vocabulary}; train exits for this "
+                "model"
+            )
+        listed = None if listed is None else listed.to(like.device)
+        return replace(exit_, maps=maps, kind=self.kind, shortlist=listed)
+
+    def check_tokenizer(self, loaded: LoadedModel) -> None:
+        """Raise `InvalidInputError` where the shortlist was chosen with another tokenizer."""
+        about = self.document.get("shortlist")
+        if about is not None and about["tokenizer_sha256"] != tokenizer_sha256(loaded.tokenizer):
+            raise InvalidInputError(
+                "a shortlist must be of the model's tokenizer; got one whose ids stand for other "
+                f"texts than in the tokenizer of {loaded.source.name}; train exits again"
+            )
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise `InvalidInputError` where a prompt was used in training."""
@@ -97,6 +123,23 @@ def fingerprint(prompt: Prompt) -> str:
     given = json.dumps(prompt.context) if prompt.context else ""
     text = given + prompt.text.strip()
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A hash of the text that each token id stands for."""
+    texts = sorted((number, text) for text, number in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def most_frequent(counts: torch.Tensor, n: int) -> torch.Tensor:
+    """The n most frequent token ids in ascending order; of equally frequent ones the smallest.
+
+    Tokenizers give common pieces of text small ids, as byte-pair encoding merges them first.
+
+    >>> most_frequent(torch.tensor([0, 7, 0, 2, 0]), 3)
+    tensor([0, 1, 3])
+    """
+    return torch.argsort(counts, descending=True, stable=True)[:n].sort().values
 
 
 def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
@@ -131,6 +174,7 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
         )
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
+        listed = _checked_shortlist(tensors.pop(SHORTLIST, None), document.get(SHORTLIST))
         names = sorted({name.partition(".")[0] for name in tensors})
         maps = {
             int(name.removeprefix("layer_")): AffineMap(
@@ -153,7 +197,28 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
             f"{folder / WEIGHTS_FILE} must hold weight and bias by layer; got: {error}; train again"
         ) from None
     about = {name: document[name] for name in ("objective", "n_tokens", "n_prompts")}
-    return TrainedExits(dict(sorted(maps.items())), digest, about, document)
+    if listed is not None:
+        about[SHORTLIST] = len(listed)
+    return TrainedExits(dict(sorted(maps.items())), digest, about, document, listed)
+
+
+def _checked_shortlist(
+    ids: torch.Tensor | None, about: Mapping[str, Any] | None
+) -> torch.Tensor | None:
+    """The token ids of a shortlist, as its document describes them.
+
+    Raises:
+        ValueError: they are not; says what they are instead.
+    """
+    if ids is None and about is None:
+        return None
+    n = None if about is None else about["n"]
+    if ids is None or n is None or list(ids.shape) != [n] or ids.dtype != torch.int64:
+        found = "none" if ids is None else f"{str(ids.dtype).removeprefix('torch.')} {[*ids.shape]}"
+        raise ValueError(f"{SHORTLIST} is {found} instead of {n} token ids")
+    if int(ids[0]) < 0 or bool((ids.diff() <= 0).any()):
+        raise ValueError(f"{SHORTLIST} is not of token ids in ascending order, each once")
+    return ids
 
 
 @dataclass(frozen=True)
@@ -165,15 +230,19 @@ class TrainingOptions:
         exit_layers: layers to train, from 1, below the last; None trains all.
         max_tokens: train on no more than about this many tokens: whole prompts, in order.
         epochs: passes through the tokens with "kl".
+        vocabulary: exits guess only so many tokens, the most frequent of the training text; None
+            is all. With it, `exit_layers` may be empty: logit exits with a shortlist.
 
     Raises:
-        InvalidInputError: an unknown objective, or a number that is not a positive integer.
+        InvalidInputError: an unknown objective, a number that is not a positive integer, or neither
+            a layer nor a shortlist.
     """
 
     objective: str = "ridge"
     exit_layers: Sequence[int] | None = None
     max_tokens: int | None = None
     epochs: int = 3
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -181,6 +250,12 @@ class TrainingOptions:
         positive_integer("epochs", self.epochs)
         if self.max_tokens is not None:
             positive_integer("max_tokens", self.max_tokens)
+        if self.vocabulary is not None:
+            positive_integer("vocabulary", self.vocabulary)
+        elif self.exit_layers is not None and not self.exit_layers:
+            raise InvalidInputError(
+                "training needs layers or a shortlist; got neither; give exit_layers or vocabulary"
+            )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -191,6 +266,7 @@ class TrainingOptions:
             "objective": self.objective,
             "epochs": self.epochs if self.objective == "kl" else None,
             "exit_layers": sorted(set(layers)) if layers is not None else None,
+            "vocabulary": self.vocabulary,
         }
 
 
@@ -265,7 +341,7 @@ def train_exits(
             on_progress(Progress("loading", 0, 0))
             loaded = load_model(source, hardware.dtype, hardware.chosen_device, hardware.device_map)
             trainer = Trainer(loaded, prompts, settings, on_progress)
-            trainer.layers_to_train(training.exit_layers)  # checked before the text is generated
+            trainer.layers_to_train(training)  # checked before the text is generated
             trainer.collect(out / UNFINISHED, generation, training.max_tokens)
             trainer.train(out, training)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
@@ -312,15 +388,21 @@ class Trainer:
         self.exit = self.decoder.exit
         self.states: States  #: of the prompts, once they are collected
 
-    def layers_to_train(self, exit_layers: Sequence[int] | None) -> list[int]:
+    def layers_to_train(self, training: TrainingOptions) -> list[int]:
         """The given layers, sorted and unique; None gives all below the last.
 
         Raises:
-            InvalidInputError: the list is empty, or has a layer not below the last.
+            InvalidInputError: a layer is not below the last, or the model has none that is; the
+                shortlist exceeds the vocabulary.
         """
-        layers = self.loaded.layers
-        chosen = sorted(set(exit_layers)) if exit_layers is not None else list(range(1, layers))
-        if not chosen:
+        layers, given = self.loaded.layers, training.exit_layers
+        chosen = sorted(set(given)) if given is not None else list(range(1, layers))
+        if training.vocabulary and training.vocabulary > self.exit.vocabulary:
+            raise InvalidInputError(
+                f"vocabulary must be at most the model's {self.exit.vocabulary} tokens; got "
+                f"{training.vocabulary}; give less, or leave it out for all of them"
+            )
+        if not chosen and given is None:
             raise InvalidInputError(
                 f"training needs a layer below the last; got none of {layers} layers; give one"
             )
@@ -361,12 +443,17 @@ class Trainer:
 
     def train(self, out: Path, training: TrainingOptions = TRAINING) -> None:
         """Train layers in turn and write the exits; layers already on disk are kept."""
-        layers = self.layers_to_train(training.exit_layers)
+        layers = self.layers_to_train(training)
         split = self.split(training.max_tokens)
-        tokens = int(split.both(self.states.column("prompt", lambda p: p >= 0)).sum())
-        ranker = Ranker(self.exit)
+        text = self.states.column("token_id", split.both)
+        tokens, exit_ = len(text), self.exit
         record: dict[str, Any] = {}
         tensors: dict[str, torch.Tensor] = {}
+        if training.vocabulary is not None:
+            counts = torch.bincount(text, minlength=self.exit.vocabulary)
+            tensors[SHORTLIST] = most_frequent(counts, training.vocabulary)
+            exit_ = replace(self.exit, shortlist=tensors[SHORTLIST].to(self.exit.weight.device))
+        ranker = Ranker(exit_)
         for number, layer in enumerate(layers):
             self.on_progress(Progress("training", tokens, 0.5 + 0.5 * number / len(layers)))
             done = out / UNFINISHED / f"layer_{layer:02d}.safetensors"
@@ -378,13 +465,13 @@ class Trainer:
             with opened(done) as file:
                 record[str(layer)] = json.loads(file.metadata()["about"])
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self._write(out, tensors, record, split, tokens)
+        self._write(out, tensors, record, split, text)
         self.on_progress(Progress("training", tokens, 1.0))
 
     def _layer(
         self, ranker: Ranker, split: Split, layer: int, training: TrainingOptions
     ) -> tuple[FittedMap, dict[str, Any]]:
-        fit = LayerFit(self.exit, ranker, self.states, split, layer)
+        fit = LayerFit(ranker.exit, ranker, self.states, split, layer)
         candidates = fit.candidates()
         if training.objective == "kl":
             best = fit.descend(candidates[0], training.epochs)
@@ -397,17 +484,18 @@ class Trainer:
         tensors: dict[str, torch.Tensor],
         record: Mapping[str, Any],
         split: Split,
-        tokens: int,
+        text: torch.Tensor,
     ) -> None:
         used = self.prompts[: split.end]
+        choosing = split.chooses(torch.arange(split.end)).sum() if record else 0
         about = {
             "schema": files.TRAINED_EXITS,
             "schema_version": files.SCHEMA_VERSION,
             "layers": self.loaded.layers,
-            "objective": self.settings["objective"],
-            "n_tokens": tokens,
+            "objective": self.settings["objective"] if record else None,
+            "n_tokens": len(text),
             "n_prompts": len(used),
-            "n_choosing": int(split.chooses(torch.arange(split.end)).sum()),
+            "n_choosing": int(choosing),
             "by_layer": record,
             "trained_on": [fingerprint(prompt) for prompt in used],
             "provenance": dict(self.settings)
@@ -417,5 +505,13 @@ class Trainer:
                 **files.provenance(PACKAGES),
             },
         }
+        if SHORTLIST in tensors:
+            counts = torch.bincount(text, minlength=self.exit.vocabulary)[tensors[SHORTLIST]]
+            about[SHORTLIST] = {
+                "n": len(counts),
+                "n_in_text": int((counts > 0).sum()),
+                "text_share": float(counts.sum() / len(text)),
+                "tokenizer_sha256": tokenizer_sha256(self.loaded.tokenizer),
+            }
         save(tensors, out / WEIGHTS_FILE)
         files.write_json(out / ABOUT_FILE, about | {"sha256": sha256(out / WEIGHTS_FILE)})

@@ -26,6 +26,7 @@ from ppdmodel.measure.decoder.ranks import (
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import read_prompts
+from ppdmodel.results.measurement import NO_RANK
 from tests.support.runs import measure_flat
 
 
@@ -85,6 +86,56 @@ def test_ranks_are_those_of_plain_logits_for_any_vocabulary() -> None:
         assert torch.allclose(chosen, probs, rtol=1e-4), "the ids are of tokens with those logits"
         assert (found.guess_ids[:, vocabulary:] == -1).all()
         assert (found.guess_probs[:, vocabulary:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "listed", "bias"),
+    [(257, 40, True), (2 * BLOCK + 77, BLOCK + 9, False), (9, 3, True)],
+)
+def test_an_exit_with_a_shortlist_ranks_its_tokens_alone(
+    vocabulary: int, listed: int, bias: bool
+) -> None:
+    """Below the last layer; by plain logits of its columns, with the noise of its tokens."""
+    torch.manual_seed(0)
+    ids = torch.randperm(vocabulary)[:listed].sort().values
+    trained = AffineMap(torch.randn(16, 16), torch.randn(16))
+    layers = nn.ModuleList([nn.Identity()] * 3)
+    whole = Exit(layers, (), nn.Linear(16, vocabulary, bias=bias), softcap=3.0, maps={2: trained})
+    exit_ = replace(whole, shortlist=ids)
+    ranker = Ranker(exit_)
+    n = ranker.rows + 3
+    hidden, targets = torch.randn(n, 16), torch.randint(0, vocabulary, (n,))
+    noise = -torch.empty(n, vocabulary).exponential_().log_()
+    inside = torch.isin(targets, ids)
+    assert 0 < inside.sum() < n
+    for layer in (1, 2):
+        found = ranker.rank(hidden, targets, layer, noise, 0.5)
+        with torch.no_grad():
+            logits = whole.logits(hidden, layer)
+        for scores, rank in (
+            (logits, found.rank),
+            (logits / 0.5 + noise, found.coupled_rank),
+        ):
+            assert rank is not None
+            own = scores.gather(1, targets[:, None])
+            assert (rank[~inside] == NO_RANK).all()
+            assert (rank[inside] <= listed).all()
+            differs = rank != 1 + (scores[:, ids] > own).sum(1)
+            near = (scores - own).abs().masked_fill(scores == own, 9).amin(1) < 1e-5
+            assert not (differs & inside & ~near).any()
+        probs, first = logits[:, ids].softmax(1).topk(min(GUESSES, listed), 1)
+        torch.testing.assert_close(found.guess_probs[:, : probs.shape[1]], probs)
+        torch.testing.assert_close(found.top_prob, probs[:, 0])
+        same = found.guess_ids[:, : probs.shape[1]] == ids[first]
+        assert same.float().mean() > 0.99, "but for equal logits"
+        assert (found.guess_ids[:, listed:] == -1).all()
+    for layer in (None, 3):
+        found, expected = (Ranker(one).rank(hidden, targets, layer) for one in (exit_, whole))
+        assert torch.equal(found.rank, expected.rank), "the model itself knows every token"
+        assert torch.equal(found.guess_ids, expected.guess_ids)
+    with_map = ranker.using(replace(exit_, maps={1: trained})).rank(hidden, targets, 1)
+    assert torch.equal(with_map.rank, ranker.rank(hidden, targets, 2).rank)
+    ranker.rest()
 
 
 def test_the_true_token_is_not_counted_against_itself() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.fitting.calibrate import fit
 from ppdmodel.measure import run as run_module
 from ppdmodel.measure.decoder import generate as generate_module
 from ppdmodel.measure.decoder.exit import AffineMap, logit_exit, normalized
@@ -28,6 +30,8 @@ from ppdmodel.measure.models.packaged import sha256
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt, default_prompts, training_prompts
+from ppdmodel.measure.run import Shard
+from ppdmodel.measure.shards import merge
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.measure.training import hidden_states as states
 from ppdmodel.measure.training import ridge as affine
@@ -40,7 +44,9 @@ from ppdmodel.measure.training.train import (
     fingerprint,
     load_exits,
 )
-from ppdmodel.results.measurement import Measurement
+from ppdmodel.results.io import load, load_guesses
+from ppdmodel.results.measurement import NO_RANK, Measurement
+from ppdmodel.results.token_counts import check_guesses
 from tests.conftest import make_tiny_llama
 from tests.support.runs import measure_flat, train_flat
 from tests.support.trained_exits import (
@@ -195,6 +201,174 @@ def test_ranks_at_trained_exits_equal_those_by_a_slow_path(
     assert result.provenance["exits_sha256"] == exits.sha256
     about = {"objective": "ridge", "n_prompts": 13, "n_tokens": exits.document["n_tokens"]}
     assert result.provenance["exits"] == about
+
+
+# ---------------------------------------------------------------- a shortlist
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def listed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with trained exits that guess 40 of 257 tokens."""
+    out = tmp_path_factory.mktemp("exits") / "listed"
+    train(tiny_model, out, vocabulary=N)
+    return out
+
+
+@pytest.fixture(scope="module")
+def only_listed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same shortlist and no maps: logit exits."""
+    out = tmp_path_factory.mktemp("exits") / "only-listed"
+    train(tiny_model, out, vocabulary=N, exit_layers=())
+    return out
+
+
+def test_a_shortlist_has_the_most_frequent_tokens_of_the_training_text(
+    tiny_model: Path, listed: Path, only_listed: Path, plain_model: tuple[Any, Any]
+) -> None:
+    """As Transformers makes it; then the smallest ids."""
+    text = [token for prompt in TRAINING for token in forced(*plain_model, prompt.text)[0]]
+    counts = Counter(text)
+    ranked = sorted(range(257), key=lambda token: (-counts[token], token))
+    ids = sorted(ranked[:N])
+    source = locate(str(tiny_model))
+    for folder in (listed, only_listed):
+        exits = load_exits(folder, source)
+        assert exits.shortlist is not None
+        assert exits.shortlist.tolist() == ids
+        assert exits.about["shortlist"] == N
+        about = exits.document["shortlist"]
+        assert about["n_in_text"] == len(counts.keys() & set(ids)) > 3
+        share = sum(counts[token] for token in ids) / len(text)
+        assert about["text_share"] == pytest.approx(share)
+    few = train(tiny_model, only_listed.with_name("few"), vocabulary=3, exit_layers=())
+    assert few.shortlist is not None
+    assert few.shortlist.tolist() == sorted(ranked[:3])
+    assert few.document["shortlist"]["text_share"] < 1
+
+
+def test_without_maps_exits_are_the_logit_exit_over_the_shortlist(
+    tiny_model: Path, only_listed: Path, tmp_path: Path
+) -> None:
+    exits = load_exits(only_listed, locate(str(tiny_model)))
+    about = exits.document
+    assert (exits.kind, exits.maps, about["objective"], about["n_choosing"]) == (
+        "logit", {}, None, 0
+    )  # fmt: skip
+    whole = measured(tiny_model, tmp_path / "whole", None)
+    found = measured(tiny_model, tmp_path / "listed", exits)
+    assert np.array_equal(found.token_id, whole.token_id)
+    assert np.array_equal(found.rank[:, -1], whole.rank[:, -1])
+    assert exits.shortlist is not None
+    inside = np.isin(whole.token_id, exits.shortlist.numpy())
+    assert 0 < inside.sum() < len(inside)
+    assert (found.rank[~inside, :-1] == NO_RANK).all()
+    assert (found.rank[inside, :-1] <= whole.rank[inside, :-1]).all(), "fewer logits can be larger"
+    assert (found.rank[inside] <= N).all()
+    kept = found.provenance
+    assert (kept["exit_kind"], kept["k_max"], kept["vocabulary"]) == ("logit", N, 257)
+    assert kept["exits_sha256"] == exits.sha256
+    assert np.array_equal(load(tmp_path / "listed").rank, found.rank), "written and read"  # type: ignore[union-attr]
+
+
+def test_ranks_of_trained_exits_over_a_shortlist_equal_those_by_a_slow_path(
+    tiny_model: Path, listed: Path, plain_model: tuple[Any, Any], tmp_path: Path
+) -> None:
+    exits = load_exits(listed, locate(str(tiny_model)))
+    assert exits.kind == "trained"
+    result = measured(tiny_model, tmp_path / "m", exits)
+    weights, (model, tokenizer) = load_file(listed / WEIGHTS_FILE), plain_model
+    ids = weights["shortlist"]
+    outside = 0
+    for number, prompt in enumerate(HELD_OUT):
+        made, below, _ = forced(model, tokenizer, prompt.text)
+        mine = result.prompt_index == number
+        assert result.token_id[mine].tolist() == made
+        with torch.no_grad():
+            for layer, h in enumerate(below, start=1):
+                x = h / h.square().mean(1, keepdim=True).sqrt()
+                name = f"layer_{layer:02d}"
+                added = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+                logits = model.lm_head(model.model.norm(h) + added)
+                order = ids[logits[:, ids].argsort(dim=1, descending=True)].tolist()
+                expected = [
+                    guesses.index(token) + 1 if token in guesses else NO_RANK
+                    for guesses, token in zip(order, made, strict=True)
+                ]
+                assert result.rank[mine, layer - 1].tolist() == expected
+                outside += expected.count(NO_RANK)
+    assert outside > 9
+
+
+def test_the_penalty_is_chosen_by_guesses_of_the_shortlist(
+    tiny_model: Path, tmp_path: Path, plain_model: tuple[Any, Any]
+) -> None:
+    """No more of the choosing prompts' tokens can be right than are in the list."""
+    exits = train(tiny_model, tmp_path / "e", vocabulary=3)
+    assert exits.shortlist is not None
+    chosen_by = [prompt for n, prompt in enumerate(TRAINING) if n % 4 == 3]
+    made = [token for p in chosen_by for token in forced(*plain_model, p.text)[0]]
+    share = np.isin(made, exits.shortlist.numpy()).mean()
+    assert share < 1
+    for about in exits.document["by_layer"].values():
+        for hits in (about["validation_hits"], about["validation_hits_logit"]):
+            assert hits[2:] == [pytest.approx(share, abs=1e-5)] * 6, "three guesses are all"
+
+
+def test_shards_of_a_measurement_over_a_shortlist_merge_and_fit(
+    tiny_model: Path, listed: Path, tmp_path: Path
+) -> None:
+    exits = load_exits(listed, locate(str(tiny_model)))
+    whole = measured(tiny_model, tmp_path / "whole", exits)
+    for n in (2, 1):
+        measured(tiny_model, tmp_path / f"{n}", exits, shard=Shard(n, 2))
+    merged = merge([tmp_path / "2", tmp_path / "1"], tmp_path / "merged")
+    assert np.array_equal(merged.rank, whole.rank)
+    assert merged.has_shortlist
+    check_guesses(merged, load_guesses(tmp_path / "merged"))
+    with pytest.raises(InvalidInputError, match="k must be at most 40, as far as ranks were rec"):
+        fit(merged, k_max=N + 1)
+    calibration = fit(merged, k_max=3, family="rank tail", resamples=40)
+    for k in (1, 2, 3):
+        assert calibration.hits[:, 0, k - 1].sum() == (whole.rank[:, 0] <= k).sum()
+    assert calibration.title.endswith("trained exits, a shortlist of 40 tokens")
+    unlisted = measured(tiny_model, tmp_path / "logit", None)
+    with pytest.raises(InvalidInputError, match="must be of one model and setting"):
+        fit([merged, replace(unlisted, prompt_ids=tuple("abcdef"))])
+
+
+def test_sampled_text_and_a_shortlist_go_together(
+    tiny_model: Path, only_listed: Path, tmp_path: Path
+) -> None:
+    exits = load_exits(only_listed, locate(str(tiny_model)))
+    assert exits.shortlist is not None
+    found = measured(tiny_model, tmp_path / "m", exits, sampling=Sampling(seed=3))
+    assert found.coupled_rank is not None
+    outside = ~np.isin(found.token_id, exits.shortlist.numpy())
+    assert outside.any()
+    assert (found.coupled_rank[:, -1] == 1).all(), "the last layer is the model itself"
+    assert ((found.coupled_rank[:, :-1] == NO_RANK) == outside[:, None]).all()
+    assert found.coupled().hits_by_prompt(100)[:, 0, -1].sum() == (~outside).sum()
+
+
+def test_a_shortlist_of_another_tokenizer_or_vocabulary_is_refused(
+    tiny_model: Path, only_listed: Path, tmp_path: Path
+) -> None:
+    """The same weights, but two ids have changed places."""
+    twisted = tmp_path / "twisted"
+    shutil.copytree(tiny_model, twisted)
+    document = json.loads((twisted / "tokenizer.json").read_text("utf-8"))
+    vocabulary = document["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (twisted / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    exits = load_exits(only_listed, locate(str(twisted)))
+    words = "must be of the model's tokenizer; got one whose ids stand for other texts"
+    with pytest.raises(InvalidInputError, match=words):
+        measured(twisted, tmp_path / "m", exits)
+    beyond = replace(exits, shortlist=torch.tensor([0, 257]))
+    with pytest.raises(InvalidInputError, match="got token 257 of a vocabulary of 257; train"):
+        beyond.on(logit_exit(load_model(locate(str(tiny_model))).model))
 
 
 def test_trained_exits_and_sampled_text_go_together(
@@ -388,6 +562,49 @@ def test_damaged_exits_are_refused(
     assert "\n" not in str(caught.value)
 
 
+def with_shortlist(change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS_FILE)
+        ids = change(tensors.pop("shortlist").clone())
+        save_file(tensors if ids is None else tensors | {"shortlist": ids}, folder / WEIGHTS_FILE)
+
+    return with_own_sha(changed)
+
+
+LISTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "twice": (
+        with_shortlist(lambda ids: ids[torch.arange(N) // 2]),
+        "shortlist is not of token ids in ascending order, each once",
+    ),
+    "in another order": (with_shortlist(lambda ids: ids.flip(0)), "in ascending order, each once"),
+    "negative": (with_shortlist(lambda ids: ids - 300), "in ascending order, each once"),
+    "shorter": (
+        with_shortlist(lambda ids: ids[:9]), "shortlist is int64 [9] instead of 40 token ids"
+    ),
+    "empty": (with_shortlist(lambda ids: ids[:0]), "is int64 [0] instead of 40 token ids"),
+    "real": (with_shortlist(lambda ids: ids.float()), "is float32 [40] instead of 40 token ids"),
+    "none": (with_shortlist(lambda _: None), "shortlist is none instead of 40 token ids"),
+    "unannounced": (lambda f: edit(f, shortlist=None), "got a fault at shortlist"),
+    "empty by its document": (
+        lambda f: edit(f, shortlist={"n": 0}), "got a fault at shortlist"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_damaged_shortlist_is_refused(
+    tiny_model: Path, only_listed: Path, tmp_path: Path, kind: str
+) -> None:
+    damage, words = LISTS[kind]
+    folder = tmp_path / "e"
+    shutil.copytree(only_listed, folder)
+    damage(folder)
+    with pytest.raises(InvalidInputError) as caught:
+        load_exits(folder, locate(str(tiny_model)))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_exits_of_another_model_are_refused(
     tiny_model: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -412,6 +629,12 @@ def test_exits_of_another_model_are_refused(
         ({"prompts": TRAINING[:7]}, "training needs at least 8 prompts, every fourth to choose by"),
         ({"max_tokens": 8 * TOKENS - 1}, "max_tokens must cover at least 8 prompts; got 79, which"),
         ({"objective": "mse"}, "objective must be ridge or kl; got 'mse'"),
+        ({"vocabulary": 0}, "vocabulary must be a positive integer; got 0"),
+        ({"vocabulary": 258}, "vocabulary must be at most the model's 257 tokens; got 258; give"),
+        (
+            {"exit_layers": ()},
+            "training needs layers or a shortlist; got neither; give",
+        ),
         ({"epochs": 0}, "epochs must be a positive integer; got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a positive integer; got 0"),
         ({"batch_size": -2}, "batch_size must be a positive integer; got -2"),
