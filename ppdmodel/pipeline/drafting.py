@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
 from ..results.prompt_lookup import prompt_lookup
-from .board import NO_MATCH, TextEndedError
+from .board import NO_MATCH, Board, TextEndedError
 from .cpu_engine import CpuEngine
 from .engine import Engine, read_tokens
-from .options import PromptLookup, SelfSpeculation
-
-if TYPE_CHECKING:
-    from .unit import Task, Unit
+from .kv_cache import KVCache
+from .options import PromptLookup
+from .task import Task
+from .trace import EventKind, Trace
 
 
 def exit_guesses(
@@ -54,14 +53,19 @@ def exit_guesses(
     return guesses
 
 
-def make_text(unit: Unit, task: Task, drafts: SelfSpeculation | PromptLookup) -> None:
-    """Make a text on a unit, or on all units of tensor parallelism, until it ends.
+def make_text(
+    engine: Engine | CpuEngine, cache: KVCache, board: Board, trace: Trace, task: Task, number: int
+) -> None:
+    """Make a text on one unit, or on all units of tensor parallelism, until it ends.
 
     A token's `row` on the board is its place among the accepted drafts of its round, or `NO_MATCH`.
+
+    Raises:
+        TextEndedError: the text has ended.
     """
-    text = _Text(unit, task, drafts)
+    text = _Text(engine, cache, board, trace, task, number)
     ids = torch.tensor(task.prompt_ids)
-    text.append(read_tokens(unit.engine, ids, 0, unit.cache)[-1:], ())
+    text.append(read_tokens(engine, ids, 0, cache)[-1:], ())
     while True:
         text.append(*text.round())
 
@@ -69,9 +73,18 @@ def make_text(unit: Unit, task: Task, drafts: SelfSpeculation | PromptLookup) ->
 class _Text:
     """The prompt and the tokens made so far."""
 
-    def __init__(self, unit: Unit, task: Task, drafts: SelfSpeculation | PromptLookup) -> None:
-        self.unit, self.task, self.drafts = unit, task, drafts
-        self.engine, self.cache = unit.engine, unit.cache
+    def __init__(
+        self,
+        engine: Engine | CpuEngine,
+        cache: KVCache,
+        board: Board,
+        trace: Trace,
+        task: Task,
+        number: int,
+    ) -> None:
+        assert task.drafts is not None
+        self.engine, self.cache, self.board, self.trace = engine, cache, board, trace
+        self.task, self.drafts, self.number = task, task.drafts, number
         self.ids = list(task.prompt_ids)
 
     @property
@@ -82,8 +95,10 @@ class _Text:
     def append(self, x: Tensor, drafts: Sequence[int]) -> None:
         """Choose the tokens after the last states [rows, width], as far as the drafts agree."""
         first = self.made
+        begin = time.monotonic_ns()
         chosen = self._chosen(self.engine.logits(x), first)
         now = time.monotonic_ns()
+        self.trace.record(begin, EventKind.HEAD, first, 0, len(x))
         for row, token_id in enumerate(chosen):
             accepted = row < len(drafts) and drafts[row] == token_id
             self._publish(first + row, token_id, row if accepted else NO_MATCH, now)
@@ -93,8 +108,8 @@ class _Text:
     def _publish(self, token: int, token_id: int, row: int, now: int) -> None:
         self.ids.append(token_id)
         ends = token_id in self.task.end_ids or token + 1 == self.task.max_new_tokens
-        if self.unit.number == 0:
-            board = self.unit.board
+        if self.number == 0:
+            board = self.board
             board.row[token] = row
             if ends:
                 board.stop.fill(True)
@@ -104,7 +119,7 @@ class _Text:
 
     def _chosen(self, logits: Tensor, first: int) -> list[int]:
         places = [TokenPosition(self.task.prompt_id, 0, first + n) for n in range(len(logits))]
-        chosen: list[int] = choose(logits, places, self.task.sampling)[0].tolist()
+        chosen: list[int] = choose(logits, places, self.task.sampling)[0].cpu().tolist()
         return chosen
 
     def round(self) -> tuple[Tensor, list[int]]:
@@ -126,13 +141,17 @@ class _Text:
             x = self._through(self.engine.embed(torch.tensor([last])), 0, exit_layer, place + n)
             states.append(x)
             if n < most:
+                begin = time.monotonic_ns()
                 at = TokenPosition(self.task.prompt_id, 0, self.made + n)
                 guessed = exit_guesses(self.engine, x, exit_layer, 1, at, self.task.sampling)
+                self.trace.record(begin, EventKind.EXIT, self.made + n, exit_layer, 1)
                 last = int(guessed.item())
                 drafts.append(last)
         return torch.cat(states), drafts
 
     def _through(self, x: Tensor, first: int, last: int, place: int) -> Tensor:
         for index in range(first, last):
+            begin = time.monotonic_ns()
             x = self.engine.advance(index, x, place, self.cache)
+            self.trace.record(begin, EventKind.LAYER, self.made, index + 1, len(x))
         return x

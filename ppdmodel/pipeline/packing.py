@@ -86,10 +86,9 @@ class Unpacked(Mapping[str, Tensor]):
         weight = self.weights[name]
         if not is_product(name):
             return weight
-        listed = name == "exit_head"
-        return unpacked(
-            weight, len(self.weights["exit_ids"]) if listed else self.shape.columns(name)
-        )
+        if name == "exit_head":
+            return unpacked(weight, len(self.weights["exit_ids"]))
+        return unpacked(weight, self.shape.columns(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results.files import atomic
-from .unit import EventKind
+from .trace import EventKind
 from .worker_pool import Run
 
 WAITS = {EventKind.AWAIT_EXIT, EventKind.AWAIT_LAYER, EventKind.AWAIT_VERDICT}

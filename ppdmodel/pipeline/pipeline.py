@@ -26,8 +26,8 @@ from .options import (
     SelfSpeculation,
     Workers,
 )
+from .task import ForcedMatches, Task
 from .tensor_parallel import check_shards
-from .unit import ForcedMatches, Task
 from .worker_pool import Run, WorkerPool, placements
 
 PLAIN = RunOptions()

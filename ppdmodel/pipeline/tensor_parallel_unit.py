@@ -6,7 +6,8 @@ from torch import Tensor
 
 from .board import TextEndedError, fence, yield_cpu
 from .drafting import make_text
-from .unit import Task, Unit
+from .task import Task
+from .unit import Unit
 
 #: in `progress`, written by rank 0 before any unit begins a token: make it, or end the text
 CONTINUE, END = 1, 2
@@ -23,7 +24,7 @@ class TensorParallelUnit(Unit):
         assert self.engine.communicator is not None
         self.engine.communicator.reset()
         if task.drafts is not None:
-            make_text(self, task, task.drafts)
+            make_text(self.engine, self.cache, self.board, self.trace, task, self.number)
         self._prompt()
         for token in range(1, task.max_new_tokens):
             if not self._continues(token):

@@ -21,7 +21,8 @@ from ..results.timing import Timed, Timing
 from .devices import CPU, machine
 from .options import TWO_CPUS, PpdSetting, RunOptions, Workers
 from .pipeline import Pipeline
-from .unit import EVENT, EventKind, ForcedMatches
+from .task import ForcedMatches
+from .trace import EVENT, EventKind
 from .worker_pool import FIRST_TIMED, Run
 
 #: tokens of the prompt, and new tokens of each run of a repetition

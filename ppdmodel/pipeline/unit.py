@@ -11,71 +11,24 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntEnum, unique
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..measure.decoder.sampling import Sampling, TokenPosition, choose
+from ..measure.decoder.sampling import TokenPosition, choose
 from .board import UNREAD, Board, TextEndedError, fence, yield_cpu
 from .cpu_engine import CpuEngine
 from .devices import synchronize
 from .drafting import exit_guesses, make_text
 from .engine import Engine, read_tokens
 from .kv_cache import KVCache
-from .options import PpdSetting, PromptLookup, SelfSpeculation
+from .options import PpdSetting
+from .task import ForcedMatches, Task
+from .trace import EventKind, Trace
 
 #: sleep between two polls, in seconds, while the exit is more than `NEAR_LAYERS` layers away
 POLL_SLEEP_S, NEAR_LAYERS = 1e-4, 2
-
-
-@unique
-class EventKind(IntEnum):
-    """What a unit did during an event of its trace."""
-
-    PROMPT = 0
-    LAYER = 1
-    HEAD = 2
-    EXIT = 3
-    PROMOTE = 4
-    DROP = 5
-    AWAIT_EXIT = 6
-    AWAIT_LAYER = 7
-    AWAIT_VERDICT = 8
-
-
-#: columns of a trace: nanoseconds on the monotonic clock; token, layer (from 1) and rows, or 0
-EVENT = ("start_ns", "end_ns", "kind", "token", "layer", "rows")
-
-
-@dataclass(frozen=True)
-class ForcedMatches:
-    """Guesses that are forced to be right or wrong, to time both outcomes.
-
-    `token_ids[i]` is the text's token i; `hits[i]` says whether the guesses of it are right.
-    """
-
-    token_ids: tuple[int, ...]
-    hits: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One text to make: by PPD with a setting, else by plain decoding on unit 0, maybe with drafts.
-
-    `timed` synchronizes with the device after each layer of a plain text; PPD always does.
-    """
-
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int
-    end_ids: frozenset[int] = frozenset()
-    setting: PpdSetting | None = None
-    sampling: Sampling | None = None
-    prompt_id: str = ""
-    forced: ForcedMatches | None = None
-    drafts: SelfSpeculation | PromptLookup | None = None
-    timed: bool = False
 
 
 @dataclass
@@ -97,7 +50,7 @@ class Unit:
         self.units, _, k = board.guesses.shape
         own = engine.shape.guesses(k)
         self.own = torch.zeros(own, dtype=engine.dtype, device=engine.device)
-        self.events: list[tuple[int, int, int, int, int, int]] = []
+        self.trace = Trace()
 
     @property
     def _setting(self) -> PpdSetting:
@@ -108,18 +61,18 @@ class Unit:
     @torch.inference_mode()
     def run(self, task: Task) -> np.ndarray:
         """Run a task; returns its trace, [events, len(EVENT)]."""
-        self.events = []
+        self.trace = Trace()
         with suppress(TextEndedError):
             self._text(task)
         if task.setting is not None:
             self._read_late(task)
-        return np.array(self.events, dtype=np.int64).reshape(-1, len(EVENT))
+        return self.trace.array()
 
     def _text(self, task: Task) -> None:
         self.task = task
         self.cache.reset(mirrored=task.setting is not None)
         if task.drafts is not None and self.number == 0:
-            make_text(self, task, task.drafts)
+            make_text(self.engine, self.cache, self.board, self.trace, task, self.number)
         elif self.number == 0:
             self._prompt()
         elif task.setting is None:
@@ -143,7 +96,7 @@ class Unit:
         begin = time.monotonic_ns()
         x = read_tokens(self.engine, ids, 0, self.cache)[-1:]
         self._finish()
-        self._record(begin, EventKind.PROMPT, 0, 0, len(ids))
+        self.trace.record(begin, EventKind.PROMPT, 0, 0, len(ids))
         self._publish_verdict(0, x)
 
     def _verified(self, token: int, started: ProcessState | None) -> None:
@@ -160,7 +113,7 @@ class Unit:
             begin = time.monotonic_ns()
             x = self.engine.advance(index, x, place, self.cache)
             self._finish()
-            self._record(begin, EventKind.LAYER, token, index + 1, 1)
+            self.trace.record(begin, EventKind.LAYER, token, index + 1, 1)
             self._progress(token, index + 1, x)
         self._publish_verdict(token, x)
 
@@ -179,7 +132,7 @@ class Unit:
         true_id = int(chosen)
         owner, row = self.board.find_match(token, true_id, self.number)
         now = time.monotonic_ns()
-        self._record(begin, EventKind.HEAD, token, 0, 1)
+        self.trace.record(begin, EventKind.HEAD, token, 0, 1)
         ends = true_id in self.task.end_ids or token + 1 == self.task.max_new_tokens
         if ends:  # published before the verdict, so that no unit waits for a further token
             self.board.stop.fill(True)
@@ -207,7 +160,7 @@ class Unit:
             if not decided[token]:
                 begin = time.monotonic_ns()
                 guesses = self._read_exit(token)
-                self._record(begin, EventKind.EXIT, token, exit_layer, 1)
+                self.trace.record(begin, EventKind.EXIT, token, exit_layer, 1)
                 self.board.publish_guesses(self.number, token, guesses)
                 return self._run_guesses(token, guesses)
         self._until(lambda: decided[token], EventKind.AWAIT_VERDICT, token)
@@ -257,16 +210,16 @@ class Unit:
             started.x = self._rows(index, started.x, place)
             self._finish()
             started.layers = index + 1
-            self._record(begin, EventKind.LAYER, token + 1, index + 1, len(guesses))
+            self.trace.record(begin, EventKind.LAYER, token + 1, index + 1, len(guesses))
             if started.layers == self._setting.exit_layer:
                 started.at_exit = started.x
         self._until(lambda: board.verdict[token], EventKind.AWAIT_VERDICT, token)
         begin = time.monotonic_ns()
         if board.owner[token + 1] != self.number:
-            self._record(begin, EventKind.DROP, token + 1, started.layers, len(guesses))
+            self.trace.record(begin, EventKind.DROP, token + 1, started.layers, len(guesses))
             return None
         self._promote(started, int(board.row[token + 1]), place)
-        self._record(begin, EventKind.PROMOTE, token + 1, started.layers, 1)
+        self.trace.record(begin, EventKind.PROMOTE, token + 1, started.layers, 1)
         return started
 
     def _await_layer(self, token: int, index: int) -> None:
@@ -324,7 +277,4 @@ class Unit:
             else:
                 time.sleep(POLL_SLEEP_S)
         fence()
-        self._record(begin, waiting, token, 0, 0)
-
-    def _record(self, begin: int, kind: EventKind, token: int, layer: int, rows: int) -> None:
-        self.events.append((begin, time.monotonic_ns(), int(kind), token, layer, rows))
+        self.trace.record(begin, waiting, token, 0, 0)

@@ -22,6 +22,7 @@ from .engine import PROMPT_ROWS, SharedEngine
 from .kv_cache import KVCache
 from .options import Capacity
 from .shared_memory import SharedTensors
+from .task import Task
 from .tensor_parallel import (
     ADDRESS,
     Rendezvous,
@@ -31,7 +32,7 @@ from .tensor_parallel import (
     new_exchange,
 )
 from .tensor_parallel_unit import TensorParallelUnit
-from .unit import Task, Unit
+from .unit import Unit
 
 #: tokens from which on a run is timed: token 0 comes of the prompt, and nothing was guessed for
 #: token 1

@@ -19,7 +19,7 @@ from ppdmodel.pipeline import timing as timing_module
 from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.options import Capacity
 from ppdmodel.pipeline.pipeline import Pipeline
-from ppdmodel.pipeline.unit import Task
+from ppdmodel.pipeline.task import Task
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool
 from ppdmodel.results.timing import Timing
 from tests.conftest import TEXT, make_tiny_llama

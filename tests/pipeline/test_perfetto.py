@@ -12,7 +12,7 @@ from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline.options import PpdSetting, RunOptions
 from ppdmodel.pipeline.perfetto import trace_events, write_trace
 from ppdmodel.pipeline.pipeline import Pipeline
-from ppdmodel.pipeline.unit import EventKind
+from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Run
 from tests.pipeline.conftest import TWO_CPUS
 

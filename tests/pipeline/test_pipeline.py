@@ -17,7 +17,7 @@ from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import pipeline as pipeline_module
 from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
 from ppdmodel.pipeline.pipeline import Pipeline
-from ppdmodel.pipeline.unit import ForcedMatches, Task
+from ppdmodel.pipeline.task import ForcedMatches, Task
 from ppdmodel.pipeline.worker_pool import Placement
 from tests.conftest import TEXT
 from tests.pipeline.conftest import CPUS, DEEP, FAR, TWO_CPUS, until_promoted

@@ -12,7 +12,8 @@ import torch
 
 from ppdmodel.errors import RunFailedError
 from ppdmodel.pipeline.engine import SharedEngine
-from ppdmodel.pipeline.unit import EventKind, Task
+from ppdmodel.pipeline.task import Task
+from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Placement, placements
 from tests.pipeline.conftest import CAPACITY, CPUS, FAR, LAYERS, TOKENS, Texts, pool_of
 

@@ -28,7 +28,7 @@ from ppdmodel.pipeline.timing import (
     timed,
     timed_exit_layers,
 )
-from ppdmodel.pipeline.unit import EventKind
+from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Run
 from ppdmodel.results.timing import Timing
 from tests.conftest import make_tiny_llama

@@ -22,7 +22,9 @@ from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, TextEndedError, new
 from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.options import PpdSetting
-from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task, Unit
+from ppdmodel.pipeline.task import ForcedMatches, Task
+from ppdmodel.pipeline.trace import EventKind
+from ppdmodel.pipeline.unit import Unit
 from ppdmodel.pipeline.worker_pool import WorkerPool, placements
 from tests.pipeline.conftest import CAPACITY, FAR, LAYERS, TOKENS, K, Texts, pool_of, until_promoted
 
@@ -167,7 +169,7 @@ def test_a_stopped_text_ends_a_wait(engine: SharedEngine, texts: Texts) -> None:
     with pytest.raises(TextEndedError):
         unit._until(lambda: False, EventKind.AWAIT_EXIT, 1)
     unit._until(lambda: True, EventKind.AWAIT_EXIT, 1)  # what is there needs no wait
-    assert not unit.events
+    assert not unit.trace.events
 
 
 def test_a_poll_lets_others_compute_where_the_system_can(monkeypatch: pytest.MonkeyPatch) -> None:

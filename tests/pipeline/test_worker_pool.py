@@ -20,7 +20,8 @@ from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import worker_pool
 from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.options import Capacity, PpdSetting
-from ppdmodel.pipeline.unit import EventKind, ForcedMatches, Task
+from ppdmodel.pipeline.task import ForcedMatches, Task
+from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
 from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts, pool_of
 from tests.pipeline.test_child_process import left_of
