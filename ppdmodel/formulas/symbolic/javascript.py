@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 
 import sympy
 from sympy.printing.jscode import JavascriptCodePrinter
@@ -38,6 +39,7 @@ _SUM = """const sum = (term, first, last) => {
 };"""
 
 
+@cache
 def _function(name: str) -> str:
     entry, expression = formula(name), expr(name)
     named = {SYMBOLS[p]: sympy.Symbol(p) for p in entry.parameters}
