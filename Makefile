@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := results
 STAMP := .venv/.installed
-# two test workers share the cores: torch and BLAS have one thread in each
+# two test workers share the cores: torch and BLAS have one thread in each; files are taken in the
+# order of their names, since some of the longest have few tests, and would be started last
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-PYTEST_WORKERS := -m pytest -q -n 2 --dist loadfile
+PYTEST_WORKERS := -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # tests that wait for processes of their own most of the time: they come first on the cores
 WAITING := tests/pipeline
 # tests of the site, which make docs runs on what it has built
