@@ -36,7 +36,7 @@ def test_the_default_model_from_time_to_validation(
     monkeypatch.setattr(worker_pool, "START_METHOD", "spawn")
     monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
     monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.5, 0.9))
-    monkeypatch.setattr(timing_module, "TOKENS", 12)
+    monkeypatch.setattr(timing_module, "TOKENS", 6)
     monkeypatch.setattr(timing_module, "CONTEXT", 16)
     timing, out = tmp_path / "timing.json", tmp_path / "v"
     assert run_command(["time", "--k", "1,3", "--rounds", "4", "--out", str(timing)]) == 0
