@@ -10,6 +10,7 @@ import typer
 from ..decide.outcomes import Comparison, Method
 from .format import interval, number, print_json, print_table, say
 from .options import Json, TimingFile, guesses_beside, option, rates_in, refuse, whole_option
+from .progress import progress_bar
 
 
 def compare_command(
@@ -51,17 +52,21 @@ def compare_command(
     from ..results.io import load_timing
 
     rates = rates_in(source)
-    result = compare(
-        rates,
-        guesses=guesses_beside(source, rates),
-        timing=load_timing(timing) if timing else None,
-        max_compute=max_compute,
-        max_units=max_units,
-        acceptance_rate=acceptance_rate,
-        draft_time=0.1 if draft_time is None else draft_time,
-        efficiency=efficiency,
-        link_time=link_time,
-    )
+    guesses = guesses_beside(source, rates)
+    times = load_timing(timing) if timing else None
+    with progress_bar(stays=False) as report:
+        result = compare(
+            rates,
+            guesses=guesses,
+            timing=times,
+            max_compute=max_compute,
+            max_units=max_units,
+            acceptance_rate=acceptance_rate,
+            draft_time=0.1 if draft_time is None else draft_time,
+            efficiency=efficiency,
+            link_time=link_time,
+            on_progress=report,
+        )
     if as_json:
         print_json(result.to_json())
     else:

@@ -15,6 +15,7 @@ from ..results.intervals import Interval
 from . import options
 from .format import answer, echo, number, percent, print_table, say
 from .options import option, whole_option
+from .progress import progress_bar
 
 
 def fit_command(
@@ -76,12 +77,14 @@ def fit_command(
         guesses = None if coupled else list(map(options.guesses_beside, folders, found))
         if coupled:
             found = [measurement.coupled() for measurement in found]
-        result = fit(found, guesses=guesses, k_max=k_max or 32, **common)
+        with progress_bar(stays=False) as report:
+            result = fit(found, guesses=guesses, k_max=k_max or 32, on_progress=report, **common)
     else:
         options.refuse("a measurement folder", k_max=k_max, coupled=coupled or None)
         if layers is None:
             raise InvalidInputError("a table needs the model's layers; got none; give --layers D")
-        result = fit_table(table, layers, **common)
+        with progress_bar(stays=False) as report:
+            result = fit_table(table, layers, on_progress=report, **common)
     save(result, out)
     curve = json_ready(asdict(result.curve))
     document = {"out": str(out), "model": result.model, "curve": curve}

@@ -10,6 +10,7 @@ import typer
 from .format import answer, note
 from .measure import overview, render
 from .options import Json, option
+from .progress import progress_bar
 
 
 def merge_command(
@@ -23,7 +24,8 @@ def merge_command(
     """
     from ..measure import merge
 
-    result = merge(folders, out)
+    with progress_bar(stays=False) as report:
+        result = merge(folders, out, on_progress=report)
     if not result.complete:
         note(
             f"{len(result.prompt_ids)} of {result.provenance['n_prompts']} prompts: the rest is "

@@ -13,6 +13,7 @@ from ..results.calibration import Calibration
 from ..results.intervals import Interval
 from .format import ABSENT, interval, number, print_json, print_table, say
 from .options import Json, option, rates_in, refuse, whole_option
+from .progress import progress_bar
 
 #: a break-even match rate below this is not shown
 SHOWN = 0.0005
@@ -98,14 +99,16 @@ def optimize_command(
         )
     if roofline is not None:
         source = _on_paper(source, roofline, **hardware)
-    decision = optimize(
-        source,
-        max_compute=max_compute,
-        price=price or (),
-        max_depth=max_depth,
-        max_units=max_units,
-        ideal=ideal,
-    )
+    with progress_bar(stays=False) as report:
+        decision = optimize(
+            source,
+            max_compute=max_compute,
+            price=price or (),
+            max_depth=max_depth,
+            max_units=max_units,
+            ideal=ideal,
+            on_progress=report,
+        )
     if as_json:
         print_json(decision.to_json())
     else:

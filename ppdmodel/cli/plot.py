@@ -15,6 +15,7 @@ from ..results.measurement import Measurement
 from . import options
 from .format import answer, echo, note
 from .options import option, whole_option
+from .progress import progress_bar
 
 
 class Kind(StrEnum):
@@ -140,7 +141,9 @@ def _read(kind: Kind, path: Path | None) -> Any:
     if kind is Kind.COMPARE:
         from ..decide.compare import compare
 
-        return compare(source, guesses=options.guesses_beside(path, source))
+        guesses = options.guesses_beside(path, source)
+        with progress_bar(stays=False) as report:
+            return compare(source, guesses=guesses, on_progress=report)
     if kind is Kind.THRESHOLD:
         from ..decide.threshold_rule import threshold_report
 
@@ -149,13 +152,15 @@ def _read(kind: Kind, path: Path | None) -> Any:
                 f"this figure must have a measurement folder; got {path}; give one"
             )
         guesses = options.guesses_beside(path, source) or load_guesses(path)  # raises without any
-        return threshold_report(source, guesses)
+        with progress_bar(stays=False) as report:
+            return threshold_report(source, guesses, on_progress=report)
     if not isinstance(source, Measurement):
         return source
     from ..fitting.calibrate import fit
 
     note(f"fitting {path}, which takes a while; fit it once with: ppdmodel fit {path} --out FILE")
-    return fit(source)
+    with progress_bar(stays=False) as report:
+        return fit(source, on_progress=report)
 
 
 def _reports(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .format import note
 
 if TYPE_CHECKING:
-    from ..measure.progress import Progress
+    from ..progress import Progress
 
 #: seconds between two lines where standard error is no terminal
 LINE_S = 10
@@ -22,8 +22,11 @@ STEPS = 1000
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on standard error: tokens, tokens/s, time left; lines where it is no terminal."""
+def progress_bar(*, stays: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """A bar on standard error: tokens, tokens/s, time left; lines where it is no terminal.
+
+    At the end the bar stays, or makes place for the answer.
+    """
     if not sys.stderr.isatty():
         yield _reporter(note, _lines())
         return
@@ -35,22 +38,21 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[tokens]} tokens"),
-        TextColumn("{task.fields[rate]:.0f} tokens/s"),
+        TextColumn("{task.fields[tokens]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Bar(*columns, console=Console(stderr=True, highlight=False)) as bar:
+    console = Console(stderr=True, highlight=False)
+    with Bar(*columns, console=console, transient=not stays) as bar:
 
         def show(progress: Progress, rate: float) -> None:
             done = round(STEPS * progress.share)
-            # a resumed run starts at its earlier progress, so that the time left is right
-            if not bar.tasks:
-                bar.add_task("", total=STEPS, completed=done, tokens=progress.tokens, rate=rate)
             about: dict[str, Any] = {
                 "description": progress.stage,
-                "tokens": progress.tokens,
-                "rate": rate,
+                "tokens": _tokens(progress, rate),
             }
+            # a resumed run starts at its earlier progress, so that the time left is right
+            if not bar.tasks:
+                bar.add_task(total=STEPS, completed=done, **about)
             bar.update(bar.task_ids[0], completed=done, **about)
 
         yield _reporter(bar.console.print, show)
@@ -64,9 +66,14 @@ def _lines() -> Callable[[Progress, float], None]:
         nonlocal last
         if time.monotonic() - last >= LINE_S:
             last = time.monotonic()
-            note(f"{progress.share:.0%} done, {progress.tokens} tokens, {rate:.0f} tokens/s")
+            said = f"{progress.share:.0%} done", _tokens(progress, rate)
+            note(", ".join(filter(None, said)))
 
     return show
+
+
+def _tokens(progress: Progress, rate: float) -> str:
+    return f"{progress.tokens} tokens, {rate:.0f} tokens/s" if progress.tokens else ""
 
 
 def _reporter(

@@ -21,6 +21,7 @@ from .options import (
     refuse,
     whole_list,
 )
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..decide.replay_report import ReplayReport
@@ -94,14 +95,18 @@ def replay_command(
             "the cost of reading must be given once; got --exit-cost and --timing; leave one out"
         )
     source = measurement_in(measurement, "replay")
-    priced = threshold_report(
-        source,
-        guesses_beside(measurement, source) or load_guesses(measurement),  # raises without any
-        sorted(price or ()),
-        exit_cost=exit_cost or 0.0,
-        timing=load_timing(timing) if timing else None,
-        seed=seed,
-    )
+    guesses = guesses_beside(measurement, source) or load_guesses(measurement)  # raises without any
+    times = load_timing(timing) if timing else None
+    with progress_bar(stays=False) as report_progress:
+        priced = threshold_report(
+            source,
+            guesses,
+            sorted(price or ()),
+            exit_cost=exit_cost or 0.0,
+            timing=times,
+            seed=seed,
+            on_progress=report_progress,
+        )
     print_json(priced.to_json()) if as_json else render_prices(priced)
 
 

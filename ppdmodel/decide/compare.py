@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from .. import formulas
 from ..checks import positive_integer, real_number
 from ..errors import InvalidInputError
 from ..formulas.contract import check
+from ..progress import OnProgress, Progress, no_report, parts_of
 from ..results.calibration import Calibration
 from ..results.compatibility import check_timing
 from ..results.hit_counts import HitCounts
@@ -60,6 +61,7 @@ def compare(
     draft_time: float = 0.1,
     efficiency: float = 1.0,
     link_time: float = 0.0,
+    on_progress: OnProgress = no_report,
 ) -> Comparison:
     """Compare the best settings of all methods within one compute budget.
 
@@ -82,6 +84,7 @@ def compare(
             link.
         link_time: a small message between devices, in layer times. It delays each match of PPD;
             tensor parallelism has two all-reduces a layer by recursive doubling.
+        on_progress: called with the progress.
 
     Raises:
         InvalidInputError: an argument is outside its domain, the timing of another model, or there
@@ -97,9 +100,12 @@ def compare(
             "model"
         )
     timing = _checked_timing(source, timing)
+    on_progress(Progress("counting", 0, 0.0))
     counts = HitCounts.of(source, guesses=guesses)
-    search = _Search(PromptSample(counts.tokens, counts.resamples, counts.seed), rule, max_units)
     spaces = _method_settings(counts, link.link_time)
+    prompts = PromptSample(counts.tokens, counts.resamples, counts.seed)
+    searches = len(spaces) + len(_splits(max_units)) + (timing is not None)
+    search = _Search(prompts, rule, max_units, parts_of(on_progress, searches))
     found = [search.best(space, MEASURED) for space in spaces]
     methods = [given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]
     methods += [method for method in found if method is not None]
@@ -154,15 +160,20 @@ def _method_settings(counts: HitCounts, link_time: float) -> list[MethodSettings
 
 @dataclass(frozen=True)
 class _Search:
-    """The prompts, rule and device limit under which each method's best setting is selected."""
+    """The prompts, rule and device limit under which each method's best setting is selected.
+
+    Each search reports to the next of `reports`.
+    """
 
     prompts: PromptSample
     rule: Rule
     max_units: int | None
+    reports: Iterator[OnProgress]
 
     def best(self, method: MethodSettings, basis: str) -> Method | None:
         """The best setting; None where the method has none within the device limit."""
-        selection = Selection(self.prompts, method.within(self.max_units))
+        settings, report = method.within(self.max_units), next(self.reports)
+        selection = Selection(self.prompts, settings, on_progress=report)
         return next(iter(best_methods(selection, [self.rule], basis)), None)
 
 
@@ -227,7 +238,7 @@ def _tensor_parallel(
     search: _Search, ppd_space: MethodSettings, methods: Sequence[Method], layers: int, link: _Link
 ) -> list[Method]:
     """Tensor parallelism on the devices of PPD, and PPD with tensor-parallel processes."""
-    if search.max_units == 1:
+    if not _splits(search.max_units):
         return []
     units = max([2, *(method.units for method in methods if method.name == "PPD")])
     latency = link.latency(layers, units)
@@ -236,11 +247,18 @@ def _tensor_parallel(
     return [split, *_hybrid(search, ppd_space, layers, link)]
 
 
+def _splits(max_units: int | None) -> Sequence[int]:
+    """The numbers of devices in one process of PPD that are tried."""
+    if max_units == 1:
+        return ()
+    return range(2, MOST_SPLIT + 1) if max_units else (2,)
+
+
 def _hybrid(search: _Search, ppd_space: MethodSettings, layers: int, link: _Link) -> list[Method]:
     """PPD with processes tensor parallel over n devices each, for the best n."""
     most = search.max_units
     found = []
-    for n in range(2, MOST_SPLIT + 1) if most else (2,):
+    for n in _splits(most):
         inner = replace(search, max_units=most and most // n).best(ppd_space, MEASURED)
         if inner is not None and inner.units > 1:
             factor = link.latency(layers, n)

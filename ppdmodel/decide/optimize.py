@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checks import check_draws, positive_integer
 from ..errors import InvalidInputError
+from ..progress import OnProgress, no_report, parts_of
 from ..results.calibration import Calibration
 from ..results.intervals import rate_of, resampled_rates
 from .costs import CostModel, TimedCosts, cost_model
@@ -41,6 +42,7 @@ def optimize(
     max_depth: int = 1,
     max_units: int | None = None,
     ideal: bool = False,
+    on_progress: OnProgress = no_report,
 ) -> Decision:
     """Find the best setting under each compute budget and at each price by exhaustive search.
 
@@ -61,6 +63,7 @@ def optimize(
             layers, where deeper changes nothing.
         max_units: most processes at once, or devices where there are times; None for any number.
         ideal: count layers only, even if the calibration has a timing.
+        on_progress: called with the progress.
 
     Returns:
         A choice per budget and per price, and the latency-compute frontier.
@@ -82,9 +85,13 @@ def optimize(
     if max_units is not None:
         few = space.units <= positive_integer("max_units", max_units)
         space = replace(space, grid=space.grid.only(few))
-    ppd = _PpdSelection(prompts, space)
     methods, left_out = _other_methods(calibration, costs, max_units)
-    others = [best_methods(Selection(prompts, method), rules, "measured") for method in methods]
+    reports = parts_of(on_progress, len(methods) + 1)
+    others = [
+        best_methods(Selection(prompts, method, on_progress=next(reports)), rules, "measured")
+        for method in methods
+    ]
+    ppd = _PpdSelection(prompts, space, on_progress=next(reports))
     plain_s, split = plain_and_split(costs)
     return Decision(
         model=calibration.model,

@@ -19,7 +19,8 @@ from scipy.special import stdtrit
 
 from ..checks import real_number
 from ..errors import InvalidInputError
-from ..fitting.cross_validation import cross_fitted
+from ..fitting.cross_validation import FOLDS, cross_fitted
+from ..progress import OnProgress, Progress, no_report
 from ..results.intervals import CHOICE_METHOD, LEVEL, Interval, prompt_weights
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class Selection(Generic[Space]):
         prompts: PromptSample,
         space: Space,
         refit: Callable[[int, np.ndarray], SearchSpace] | None = None,
+        on_progress: OnProgress = no_report,
     ) -> None:
         """Select from a space; a space that depends on the prompts is refitted without each fold.
 
@@ -175,8 +177,11 @@ class Selection(Generic[Space]):
             space: the settings, fitted on all prompts.
             refit: fold number and mask of the training prompts, [prompts] -> the space fitted on
                 those; by default the space itself.
+            on_progress: called with the progress of what is done for all resamples: once in each
+                fold, and once with all prompts.
         """
         self.prompts, self.space = prompts, space
+        self._on_progress, self._done = on_progress, 0
         self._refit = refit or (lambda _fold, _training: space)
 
     @cached_property
@@ -188,7 +193,14 @@ class Selection(Generic[Space]):
     @cached_property
     def draws(self) -> Ratios:
         """Latency and compute of every setting on each resample, each [resamples, settings]."""
-        return self._of_all(self.space, self.prompts.weights)
+        found = self._of_all(self.space, self.prompts.weights)
+        self._count()
+        return found
+
+    def _count(self) -> None:
+        """Report that the resamples were evaluated once more."""
+        self._done += 1
+        self._on_progress(Progress("choosing settings", 0, min(self._done / (FOLDS + 1), 1.0)))
 
     def _of_all(self, space: SearchSpace, weights: Ints | Floats) -> Ratios:
         return space.evaluate(weights, np.arange(space.size))
@@ -267,7 +279,10 @@ class Selection(Generic[Space]):
 
         def evaluate(selected: tuple[SearchSpace, list[Ints]], weights: Ints | Floats) -> Floats:
             space, places = selected
-            return np.stack([_evaluated(space, each, weights) for each in places], axis=1)
+            found = np.stack([_evaluated(space, each, weights) for each in places], axis=1)
+            if len(weights) == self.prompts.resamples:
+                self._count()
+            return found
 
         prompts, found = self.prompts, None
         if rules:

@@ -6,7 +6,7 @@ starts exactly the candidates whose calibrated probability is at least 1 / (1 + 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ..checks import real_number
 from ..errors import InvalidInputError
 from ..fitting.cross_validation import FOLDS, folds
 from ..fitting.guess_reliability import mean_error
+from ..progress import OnProgress, Progress, no_report, parts_of
 from ..results.calibration import Reliability
 from ..results.compatibility import check_timing
 from ..results.intervals import RESAMPLES, Interval
@@ -105,6 +106,7 @@ def threshold_report(
     head_cost: float | None = None,
     timing: Timing | None = None,
     seed: int = 0,
+    on_progress: OnProgress = no_report,
 ) -> ThresholdReport:
     """Evaluate the threshold rule and the best fixed setting on held-out prompts.
 
@@ -122,6 +124,7 @@ def threshold_report(
             plain decoding too.
         timing: measured times of this model, which give both costs instead.
         seed: seed of the folds and of the bootstrap over prompts.
+        on_progress: called with the progress.
 
     Raises:
         InvalidInputError: a price or a cost is negative, the guesses are of other tokens, the
@@ -144,7 +147,8 @@ def threshold_report(
             f"an exit must lie below the last layer; got {measurement.layers} layers; measure a "
             "deeper model"
         )
-    study = _Study(Policies(measurement, guesses, reading), seed)
+    on_progress(Progress("counting", 0, 0.0))
+    study = _Study(Policies(measurement, guesses, reading), seed, len(prices), on_progress)
     return ThresholdReport(
         title=titled(str(measurement.provenance["model"]), measurement.provenance),
         model=str(measurement.provenance["model"]),
@@ -185,14 +189,21 @@ def _reading(
 class _Study:
     """The policies of one measurement, calibrated on all prompts and without each fold."""
 
-    def __init__(self, policies: Policies, seed: int) -> None:
+    def __init__(self, policies: Policies, seed: int, prices: int, on_progress: OnProgress) -> None:
         self.policies, self.prompts = policies, PromptSample(policies.tokens, RESAMPLES, seed)
         self.fold = folds(len(policies.tokens), seed)
         self.all = np.ones(len(policies.tokens), dtype=bool)
         self.fits = {n: policies.calibrated(self.fold != n) for n in range(FOLDS)}
         self.whole = policies.calibrated(self.all)
-        self.fixed = Selection(self.prompts, policies.fixed())
-        self.two_fixed = Selection(self.prompts, policies.two_fixed())
+        self.reports = parts_of(on_progress, 2 + 2 * prices)
+        self.fixed, self.two_fixed = map(self._selection, (policies.fixed(), policies.two_fixed()))
+
+    def _selection(
+        self,
+        space: PolicySettings,
+        refit: Callable[[int, np.ndarray], PolicySettings] | None = None,
+    ) -> Selection[PolicySettings]:
+        return Selection(self.prompts, space, refit, next(self.reports))
 
     def reliability(self) -> tuple[Reliability, ...]:
         """Each exit's calibration."""
@@ -210,14 +221,12 @@ class _Study:
         self, price: float, fixed: Evaluation | None, two_fixed: Evaluation | None
     ) -> Priced:
         rule, policies = Rule(price=price), self.policies
-        single = Selection(
-            self.prompts,
+        single = self._selection(
             policies.by_threshold(price, self.whole),
             lambda fold, _: policies.by_threshold(price, self.fits[fold]),
         )
         joint, thresholds = policies.several(price, self.whole, self.all)
-        several = Selection(
-            self.prompts,
+        several = self._selection(
             joint,
             lambda fold, training: policies.several(price, self.fits[fold], training)[0],
         )

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..checks import MOST_K, MOST_RESAMPLES, check_seed, positive_integer
 from ..errors import InvalidInputError
-from ..results.calibration import Calibration
+from ..progress import OnProgress, Progress, no_report, part_of
+from ..results.calibration import Calibration, Reliability
 from ..results.compatibility import check_timing, check_together
 from ..results.files import provenance
 from ..results.hit_counts import K_MAX, HitCounts
@@ -17,6 +18,9 @@ from ..results.timing import Timing
 from .curve_fit import fit_curve
 from .curves import FAMILIES, family_of
 from .guess_reliability import reliability_of
+
+#: shares of a fit that are done when the tokens are counted, and when the curve is fitted
+COUNTED, FITTED = 0.2, 0.6
 
 
 def fit(
@@ -28,6 +32,7 @@ def fit(
     k_max: int = K_MAX,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    on_progress: OnProgress = no_report,
 ) -> Calibration:
     r"""Match rates of every exit layer and k with intervals, and a curve p(x, k) fitted to them.
 
@@ -56,6 +61,7 @@ def fit(
         k_max: largest k to count hits for; a positive integer.
         resamples: bootstrap resamples of the prompts; at least 400.
         seed: of the bootstrap and of the cross-validation folds.
+        on_progress: called with the progress.
 
     Raises:
         InvalidInputError: a number is no positive integer, there are too few prompts or layers, no
@@ -70,11 +76,17 @@ def fit(
         if timing is not None:
             check_timing(timing, one.provenance, one.layers)
     parts = _with_guesses(several, guesses)
+    on_progress(Progress("counting", 0, 0.0))
     counts = HitCounts.joined([HitCounts.of(one, k_max=k_max, guesses=its) for one, its in parts])
     counts = replace(counts, resamples=resamples, seed=seed)
-    found = fit_counts(counts, timing=timing, family=family)
     known = [(one, its) for one, its in parts if its is not None]
-    reliability = reliability_of(known, seed) if len(known) == len(parts) else ()
+    calibrated = len(known) == len(parts)
+    start, end = COUNTED if calibrated else 0.0, FITTED if calibrated else 1.0
+    fitting = part_of(on_progress, start, end)
+    found = fit_counts(counts, timing=timing, family=family, on_progress=fitting)
+    reliability: tuple[Reliability, ...] = ()
+    if calibrated:
+        reliability = reliability_of(known, seed, part_of(on_progress, end, 1.0))
     return replace(found, reliability=reliability)
 
 
@@ -93,7 +105,13 @@ def _with_guesses(
     return list(zip(measurements, given, strict=True))
 
 
-def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) -> Calibration:
+def fit_counts(
+    counts: HitCounts,
+    *,
+    timing: Timing | None,
+    family: str | None,
+    on_progress: OnProgress = no_report,
+) -> Calibration:
     """Rates with intervals and a fitted curve, from counts by prompt; see `fit`.
 
     Raises:
@@ -115,7 +133,7 @@ def fit_counts(counts: HitCounts, *, timing: Timing | None, family: str | None) 
         p_correct=counts.hits.sum(axis=0) / counts.tokens.sum(),
         ci_low=low,
         ci_high=high,
-        curve=fit_curve(counts, families, weights),
+        curve=fit_curve(counts, families, weights, on_progress),
         timing=timing,
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checks import MOST_K, MOST_LAYERS, positive_integer
 from ..errors import InvalidInputError
+from ..progress import OnProgress, no_report
 from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
 from ..results.files import read_text
@@ -39,6 +40,7 @@ def fit_table(
     family: str | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    on_progress: OnProgress = no_report,
 ) -> Calibration:
     """Fit counts from a CSV file with columns `exit_layer,k,hits,n,prompt_id`.
 
@@ -54,6 +56,7 @@ def fit_table(
         family: as `fit`.
         resamples: as `fit`.
         seed: as `fit`.
+        on_progress: as `fit`.
 
     Raises:
         InvalidInputError: the file or a number does not fit.
@@ -96,7 +99,7 @@ def fit_table(
         resamples=resamples,
         seed=seed,
     )
-    return fit_counts(counts, timing=timing, family=family)
+    return fit_counts(counts, timing=timing, family=family, on_progress=on_progress)
 
 
 def _hits(path: Path, cells: Cells, totals: Mapping[str, int], layers: int) -> Ints:

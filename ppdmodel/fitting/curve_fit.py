@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InvalidInputError
+from ..progress import OnProgress, no_report
 from ..results.calibration import FamilyScore, MatchCurve
 from ..results.intervals import interval_of
 from .cross_validation import folds
@@ -25,13 +26,19 @@ MIN_SPREAD = 1e-9
 MIN_EIGENVALUE = 1e-10
 
 
-def fit_curve(counts: HitCounts, families: Sequence[CurveFamily], weights: Ints) -> MatchCurve:
+def fit_curve(
+    counts: HitCounts,
+    families: Sequence[CurveFamily],
+    weights: Ints,
+    on_progress: OnProgress = no_report,
+) -> MatchCurve:
     """Fit the family that predicts held-out prompts best.
 
     Args:
         counts: hits and tokens by prompt.
         families: to choose among.
         weights: how often each prompt is drawn in each resample, [resamples, prompts].
+        on_progress: called with the progress of the resamples.
     """
     d, k_max = counts.layers, counts.hits.shape[2]
     exits = np.array([e for e in counts.exit_layers or range(1, d) if e < d])
@@ -39,7 +46,7 @@ def fit_curve(counts: HitCounts, families: Sequence[CurveFamily], weights: Ints)
     inner = counts.hits[:, exits - 1][:, :, ks - 1].astype(float)
     grids = {family.name: Cells.of(family, d, exits, ks) for family in families}
     scores = _scores(grids, inner, counts.tokens, counts.seed)
-    return _fitted(grids[scores[0].family], inner, counts.tokens, weights, scores)
+    return _fitted(grids[scores[0].family], inner, counts.tokens, weights, scores, on_progress)
 
 
 def curve_values(curve: MatchCurve, relative_depth: Floats | float, k: Floats | int) -> Floats:
@@ -100,13 +107,19 @@ def _scores(
 
 
 def _fitted(
-    cells: Cells, inner: Floats, tokens: Ints, weights: Ints, scores: tuple[FamilyScore, ...]
+    cells: Cells,
+    inner: Floats,
+    tokens: Ints,
+    weights: Ints,
+    scores: tuple[FamilyScore, ...],
+    on_progress: OnProgress,
 ) -> MatchCurve:
     prompts, family = len(tokens), cells.family
     hits, total = inner.sum(axis=0), tokens.sum()
     theta, converged = maximize(cells, hits, float(total))
     resampled = (weights @ inner.reshape(prompts, -1)).reshape(-1, *cells.x.shape)
-    draws, _ = maximize_each(cells, resampled, (weights @ tokens).astype(float), theta)
+    sizes = (weights @ tokens).astype(float)
+    draws, _ = maximize_each(cells, resampled, sizes, theta, on_progress)
     covariance = np.cov(draws.T)
     unknown = _undetermined(cells, theta, draws, hits, float(total))
     covariance[unknown] = covariance[:, unknown] = np.nan

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from ..progress import OnProgress, Progress, no_report
 from ..results.calibration import Reliability
 from ..results.token_counts import second_half
 from .cross_validation import FOLDS, folds
@@ -132,13 +133,16 @@ def mean_error(errors: Floats) -> float | None:
 
 
 def reliability_of(
-    parts: Sequence[tuple[Measurement, Guesses]], seed: int = 0
+    parts: Sequence[tuple[Measurement, Guesses]],
+    seed: int = 0,
+    on_progress: OnProgress = no_report,
 ) -> tuple[Reliability, ...]:
     """Platt scaling and reliability of the exits in the second half, by theory page 7.
 
     Args:
         parts: measurements of one model, each with its guesses.
         seed: of the folds; the errors are those of cross-validation over prompts.
+        on_progress: called with the progress.
 
     Returns:
         One for each exit layer; none with fewer than two prompts per fold.
@@ -149,5 +153,9 @@ def reliability_of(
     if prompts < 2 * FOLDS:
         return ()
     fold = folds(prompts, seed)
-    fits = {n: guessed.calibrated(fold != n) for n in range(FOLDS)}
+    fits = {}
+    for n in range(FOLDS):
+        on_progress(Progress("calibrating guesses", 0, n / (FOLDS + 1)))
+        fits[n] = guessed.calibrated(fold != n)
+    on_progress(Progress("calibrating guesses", 0, FOLDS / (FOLDS + 1)))
     return guessed.reliability(fold, fits, guessed.calibrated(np.ones(prompts, dtype=bool)))

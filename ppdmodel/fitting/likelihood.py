@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import minimize
 
+from ..progress import OnProgress, Progress, no_report
+
 if TYPE_CHECKING:
     from .._types import Bools, Floats, Ints
     from .curves import CurveFamily
@@ -76,7 +78,11 @@ def maximize(
 
 
 def maximize_each(
-    cells: Cells, hits: Floats, tokens: Floats, start: Floats | None
+    cells: Cells,
+    hits: Floats,
+    tokens: Floats,
+    start: Floats | None,
+    on_progress: OnProgress = no_report,
 ) -> tuple[Floats, Bools]:
     """`maximize` for several samples, hits [samples, layers, k] and tokens [samples], at once."""
     begin = cells.family.start if start is None else start
@@ -86,11 +92,15 @@ def maximize_each(
     for first in range(0, len(hits), size) if start is not None else ():
         some = slice(first, first + size)
         theta[some], converged[some] = _score(cells, hits[some], tokens[some], theta[some])
-    for n in np.flatnonzero(~converged):
+        on_progress(Progress("fitting resamples", 0, converged[: first + size].sum() / len(hits)))
+    left = np.flatnonzero(~converged)
+    for done, n in enumerate(left, start=1):
         found = _search(cells, hits[n], float(tokens[n]), begin)
         (theta[n],), (converged[n],) = _score(
             cells, hits[n : n + 1], tokens[n : n + 1], found[None]
         )
+        share = 1 - (len(left) - done) / len(hits)
+        on_progress(Progress("fitting resamples", 0, share))
     return theta, converged
 
 

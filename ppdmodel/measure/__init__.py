@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import names_on_demand
 
 if TYPE_CHECKING:
+    from ..progress import Progress as Progress
     from .decoder.exit import AffineMap as AffineMap
     from .decoder.exit import Exit as Exit
     from .decoder.exit import register_exit as register_exit
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .options import GenerationOptions as GenerationOptions
     from .options import HardwareOptions as HardwareOptions
     from .options import PromptFormat as PromptFormat
-    from .progress import Progress as Progress
     from .prompts import Prompt as Prompt
     from .prompts import default_prompts as default_prompts
     from .prompts import read_prompts as read_prompts
@@ -41,7 +41,7 @@ else:
             "models.loading": ("load_model",),
             "models.sources": ("ModelSource", "locate"),
             "options": ("GenerationOptions", "HardwareOptions", "PromptFormat"),
-            "progress": ("Progress",),
+            ".progress": ("Progress",),
             "prompts": ("Prompt", "default_prompts", "read_prompts", "training_prompts"),
             "run": ("Shard", "measure"),
             "shards": ("merge",),

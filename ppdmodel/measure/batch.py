@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import RunFailedError
+from ..progress import OnProgress, Progress, no_report, part_of
 from ..results.measurement import Guesses, Measurement
 from .decoder.exit import Exit
 from .decoder.generate import Chunk, Context, generate, outgrows
@@ -20,7 +21,6 @@ from .decoder.sampling import Sampling
 from .decoder.verify import Decoder, repeated
 from .models.loading import LoadedModel
 from .options import GenerationOptions
-from .progress import OnProgress, Progress, no_report, part_of
 from .prompts import Prompt
 
 #: largest margin in logits by which a greedily decoded token may miss rank 1 at the last layer:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import InvalidInputError
+from ..progress import OnProgress, Progress, no_report, part_of
 from ..results import io
 from ..results.compatibility import TOKEN_IDS
 from ..results.files import provenance
@@ -22,7 +23,6 @@ from .distributed import Group
 from .models.loading import PACKAGES, LoadedModel, load_model
 from .models.sources import ModelSource
 from .options import GENERATION, HARDWARE, GenerationOptions, HardwareOptions
-from .progress import OnProgress, Progress, no_report, part_of
 from .prompts import Prompt, prompts_sha256, token_ids_sha256
 from .store import Store
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..progress import OnProgress, no_report
 from ..results.compatibility import TOKEN_IDS, check_agree, check_texts
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, provenance
 from ..results.io import read_measurement
@@ -23,7 +24,9 @@ RUN_KEYS = (
 
 
 @owns_out
-def merge(folders: Sequence[Path], out: Path) -> Measurement:
+def merge(
+    folders: Sequence[Path], out: Path, *, on_progress: OnProgress = no_report
+) -> Measurement:
     """Join measurements of parts of one list of prompts, in the order of the list.
 
     The result equals that of a single run, whatever the order of the folders. If parts are
@@ -32,6 +35,7 @@ def merge(folders: Sequence[Path], out: Path) -> Measurement:
     Args:
         folders: measurements, such as the shards of `ppdmodel measure --shard i/N`.
         out: a new or empty folder, or one that a stopped merge left.
+        on_progress: called with the progress.
 
     Raises:
         InvalidInputError: a folder is no measurement, two hold the same prompt, they differ in
@@ -50,7 +54,7 @@ def merge(folders: Sequence[Path], out: Path) -> Measurement:
                 "without it; finish or repeat its run"
             )
     about = _checked(folders)
-    join_batches(sorted(folder / TOKENS_FILE for folder in folders), out, about)
+    join_batches(sorted(folder / TOKENS_FILE for folder in folders), out, about, on_progress)
     return read_measurement(out)
 
 

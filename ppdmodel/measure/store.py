@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..progress import OnProgress, Progress, no_report
 from ..results.compatibility import check_agree, check_texts
 from ..results.files import GUESSES_FILE, SUMMARY_FILE, TOKENS_FILE, write_json
 from ..results.locks import LOCK_FILE
@@ -138,7 +139,10 @@ def check_same(
 
 
 def join_batches(
-    sources: Sequence[Path], out: Path, provenance: Mapping[str, Any] | None = None
+    sources: Sequence[Path],
+    out: Path,
+    provenance: Mapping[str, Any] | None = None,
+    on_progress: OnProgress = no_report,
 ) -> None:
     """Join token tables, and the guesses beside them, into a measurement's folder.
 
@@ -146,14 +150,18 @@ def join_batches(
         sources: token tables; with none, nothing is done.
         out: the measurement's folder.
         provenance: of the joined table; by default that of the last source.
+        on_progress: called with the progress.
     """
     if not sources:
         return
     with TableFile(sources[-1], TOKENS) as file:
         provenance = provenance or file.about["provenance"]
-    tally = Tally()
+    tally, tokens, prompts = Tally(), 0, 0
     for part in merge_tables(sources, out, provenance):
         tally.add(part)
+        tokens, prompts = tokens + part.n_tokens, prompts + len(part.prompt_ids)
+        share = prompts / max(provenance.get("n_prompts", prompts), prompts)
+        on_progress(Progress("joining", tokens, share))
     with TableFile(out / TOKENS_FILE, TOKENS) as file:
         about = file.about
     write_json(

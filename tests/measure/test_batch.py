@@ -33,8 +33,8 @@ from ppdmodel.measure.decoder.verify import Decoder, repeated, verified
 from ppdmodel.measure.models.loading import LoadedModel, load_model, threads
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.options import GenerationOptions
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt
+from ppdmodel.progress import Progress
 
 LAYERS, TOKENS, VOCABULARY = 5, 6, 12
 PROMPTS = [

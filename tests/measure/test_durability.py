@@ -21,9 +21,9 @@ import pytest
 
 from ppdmodel.measure.batch import measure_batch
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
 from ppdmodel.measure.store import UNFINISHED, Store
+from ppdmodel.progress import Progress
 from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT, TOKENS_FILE
 from ppdmodel.results.locks import LOCK_FILE
 from ppdmodel.results.measurement import Measurement

@@ -19,11 +19,11 @@ from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure import PromptFormat, default_prompts, load_model
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt, token_ids_sha256
 from ppdmodel.measure.run import Shard
 from ppdmodel.measure.shards import merge
 from ppdmodel.pipeline.validation import _RunLog
+from ppdmodel.progress import Progress
 from ppdmodel.results.compatibility import TOKEN_IDS
 from ppdmodel.results.files import MEASUREMENT, TOKENS_FILE
 from ppdmodel.results.measurement import Measurement

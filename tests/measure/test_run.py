@@ -21,11 +21,11 @@ from ppdmodel.measure.decoder.exit import AffineMap, Exit, logit_exit
 from ppdmodel.measure.decoder.sampling import Sampling
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt, read_prompts
 from ppdmodel.measure.run import Shard
 from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.measure.training.train import TrainedExits, fingerprint
+from ppdmodel.progress import Progress
 from ppdmodel.results.io import read_measurement
 from ppdmodel.results.measurement import Measurement
 from tests.support.runs import KILLED, ended, measure_flat, measuring, run_until_killed, start

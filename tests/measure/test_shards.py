@@ -14,10 +14,10 @@ import pytest
 from ppdmodel import load
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
 from ppdmodel.measure.run import Shard
 from ppdmodel.measure.shards import merge
+from ppdmodel.progress import Progress
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import make_tiny_llama
 from tests.support.runs import (

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: remarks on standard error beside a result or an error
 NOTES = re.compile(
-    r"loading the model \.\.\.|\d+% done, .*|.* (is|are) kept in .*goes on from there"
+    r"loading the model \.\.\.|\d+% done.*|.* (is|are) kept in .*goes on from there"
     r"|only first turns are used; .*"
 )
 #: what a process does to files, as Python's audit events name it

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..progress import OnProgress, Progress, no_report, part_of
+from ...progress import OnProgress, Progress, no_report, part_of
 from .exit import Exit
 from .forward import Alone, Batch, forget_lengths
 from .kernels import fast_linears, give_back_memory

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import InvalidInputError, RunFailedError, excerpt
+from ...progress import OnProgress, Progress, no_report, part_of
 from ...results.compatibility import TOKEN_IDS, check_texts
 from ...results.files import atomic
 from ..decoder.generate import Context, generate
 from ..decoder.verify import Decoder
 from ..models.loading import LoadedModel
 from ..options import GenerationOptions
-from ..progress import OnProgress, Progress, no_report, part_of
 from ..prompts import Prompt, token_ids_sha256
 from ..store import check_same
 

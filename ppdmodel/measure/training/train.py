@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ...checks import positive_integer
 from ...errors import InvalidInputError
+from ...progress import OnProgress, Progress, no_report, part_of
 from ...results import files
 from ...results.locks import LOCK_FILE, owns_out
 from ..decoder.exit import AffineMap, Exit
@@ -25,7 +26,6 @@ from ..models.loading import PACKAGES, LoadedModel, load_model
 from ..models.packaged import sha256
 from ..models.sources import ModelSource
 from ..options import HARDWARE, GenerationOptions, HardwareOptions
-from ..progress import OnProgress, Progress, no_report, part_of
 from ..prompts import Prompt, prompts_sha256
 from ..store import UNFINISHED, check_same
 from .hidden_states import States, collect, opened, save

@@ -18,8 +18,8 @@ from ppdmodel.measure.decoder.generate import Context, generate
 from ppdmodel.measure.decoder.sampling import Sampling, TokenPosition, choose
 from ppdmodel.measure.models.loading import LoadedModel, load_model
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import read_prompts
+from ppdmodel.progress import Progress
 from tests.support.families import FAMILIES
 
 

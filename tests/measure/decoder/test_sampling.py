@@ -18,8 +18,8 @@ from ppdmodel.cli import run as run_command
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, within_top_p
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt
+from ppdmodel.progress import Progress
 from ppdmodel.results.io import read_measurement
 from ppdmodel.results.measurement import Measurement
 from tests.conftest import TEXT

@@ -16,9 +16,9 @@ from ppdmodel.measure.decoder.verify import Decoder, verified
 from ppdmodel.measure.models.loading import LoadedModel, load_model
 from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.options import GenerationOptions
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt
 from ppdmodel.measure.training.hidden_states import States, collect, save
+from ppdmodel.progress import Progress
 from tests.support.runs import snapshot
 from tests.support.trained_exits import LAYERS, TOKENS, TRAINING, forced
 

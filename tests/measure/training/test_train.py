@@ -28,7 +28,6 @@ from ppdmodel.measure.decoder.sampling import Sampling
 from ppdmodel.measure.models.loading import load_model
 from ppdmodel.measure.models.packaged import sha256
 from ppdmodel.measure.models.sources import locate
-from ppdmodel.measure.progress import Progress
 from ppdmodel.measure.prompts import Prompt, default_prompts, training_prompts
 from ppdmodel.measure.run import Shard
 from ppdmodel.measure.shards import merge
@@ -44,6 +43,7 @@ from ppdmodel.measure.training.train import (
     fingerprint,
     load_exits,
 )
+from ppdmodel.progress import Progress
 from ppdmodel.results.io import load, load_guesses
 from ppdmodel.results.measurement import NO_RANK, Measurement
 from ppdmodel.results.token_counts import check_guesses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppdmodel.measure.progress import Progress, part_of
+from ppdmodel.progress import Progress, part_of, parts_of
 
 
 def test_a_part_is_placed_in_the_whole() -> None:
@@ -27,3 +27,10 @@ def test_parts_that_follow_each_other_never_go_back() -> None:
     assert {p.tokens for p in seen} == {0}, "no tokens came before, unless it is said"
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_equal_parts_share_the_whole() -> None:
+    seen: list[Progress] = []
+    for report in parts_of(seen.append, 4):
+        report(Progress("choosing", 0, 0.5))
+    assert [p.share for p in seen] == pytest.approx([1 / 8, 3 / 8, 5 / 8, 7 / 8])

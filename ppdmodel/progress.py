@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a run: its stage, finished tokens, and the finished share in [0, 1]."""
+    """Progress of a run: its stage, finished tokens (0: none are made), and share in [0, 1]."""
 
     stage: str
     tokens: int
@@ -40,3 +40,8 @@ def part_of(on_progress: OnProgress, start: float, end: float, tokens: int = 0) 
         on_progress(Progress(part.stage, tokens + part.tokens, share))
 
     return report
+
+
+def parts_of(on_progress: OnProgress, number: int) -> Iterator[OnProgress]:
+    """What each of a number of equal parts of a run, one after the other, reports to."""
+    return (part_of(on_progress, n / number, (n + 1) / number) for n in range(number))
