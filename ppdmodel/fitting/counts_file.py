@@ -6,7 +6,6 @@ import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,7 +16,7 @@ from ..errors import InvalidInputError
 from ..progress import OnProgress, no_report
 from ..results.calibration import Calibration
 from ..results.compatibility import check_agree
-from ..results.files import read_text
+from ..results.files import read_bytes, table_lines
 from ..results.hit_counts import HitCounts
 from ..results.intervals import RESAMPLES, SEED
 from ..results.timing import Timing
@@ -63,7 +62,8 @@ def fit_table(
     """
     positive_integer("layers", layers, most=MOST_LAYERS)
     path = Path(path)
-    cells, totals = _read(path, layers)
+    data = _data(path)
+    cells, totals = _read(path, data, layers)
     if timing is not None:
         check_agree(
             {"layers": timing.layers},
@@ -92,7 +92,7 @@ def fit_table(
         provenance={
             "model": model,
             "table": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(data).hexdigest(),
         },
         exit_layers=tuple(e for e in exits if e < layers),
         ks=tuple(sorted({k for _, k in cells})),
@@ -127,43 +127,53 @@ def _hits(path: Path, cells: Cells, totals: Mapping[str, int], layers: int) -> I
     return hits
 
 
-def _read(path: Path, layers: int) -> tuple[Cells, dict[str, int]]:
+def _data(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise _not_csv(path, error) from None
+
+
+def _not_csv(path: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(f"a table must be readable CSV; got {path} ({error})")
+
+
+def _read(path: Path, data: bytes, layers: int) -> tuple[Cells, dict[str, int]]:
     """Hits by exit layer, k and prompt, and tokens by prompt."""
     cells: Cells = defaultdict(dict)
     totals: dict[str, int] = {}
     try:
-        with StringIO(read_text(path).removeprefix("\ufeff"), newline="") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or ()
-            twice = next((name for name in COLUMNS if names.count(name) > 1), None)
-            if twice is not None:
-                raise InvalidInputError(f"{path} must have one column {twice}; got two or more")
-            missing = [name for name in COLUMNS if name not in names]
-            if missing:
+        reader = csv.DictReader(table_lines(data, path))
+        names = reader.fieldnames or ()
+        twice = next((name for name in COLUMNS if names.count(name) > 1), None)
+        if twice is not None:
+            raise InvalidInputError(f"{path} must have one column {twice}; got two or more")
+        missing = [name for name in COLUMNS if name not in names]
+        if missing:
+            raise InvalidInputError(
+                f"{path} must have the columns {','.join(COLUMNS)}; got none named {missing[0]}"
+            )
+        for line, row in enumerate(reader, start=2):
+            e, k, hits, n = (_count(path, line, name, row[name]) for name in COLUMNS[:4])
+            prompt = row["prompt_id"] or ""
+            if not (1 <= e <= layers and 1 <= k <= MOST_K and 1 <= n < 2**53 and hits <= n):
                 raise InvalidInputError(
-                    f"{path} must have the columns {','.join(COLUMNS)}; got none named {missing[0]}"
+                    f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k from 1 to "
+                    f"{MOST_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
                 )
-            for line, row in enumerate(reader, start=2):
-                e, k, hits, n = (_count(path, line, name, row[name]) for name in COLUMNS[:4])
-                prompt = row["prompt_id"] or ""
-                if not (1 <= e <= layers and 1 <= k <= MOST_K and 1 <= n < 2**53 and hits <= n):
-                    raise InvalidInputError(
-                        f"line {line} of {path} must have 1 <= exit_layer <= {layers}, k from 1 to "
-                        f"{MOST_K}, n from 1 to 2^53, hits <= n; got {e}, {k}, {n}, {hits}"
-                    )
-                if totals.setdefault(prompt, n) != n:
-                    raise InvalidInputError(
-                        f"n must be the tokens of the prompt, the same in all its rows; got {n} "
-                        f"and {totals[prompt]} for {prompt!r} in line {line} of {path}"
-                    )
-                if prompt in cells[e, k]:
-                    raise InvalidInputError(
-                        f"{path} must have one row for each exit layer, k and prompt; got a second "
-                        f"in line {line}"
-                    )
-                cells[e, k][prompt] = hits
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInputError(f"a table must be readable CSV; got {path} ({error})") from None
+            if totals.setdefault(prompt, n) != n:
+                raise InvalidInputError(
+                    f"n must be the tokens of the prompt, the same in all its rows; got {n} "
+                    f"and {totals[prompt]} for {prompt!r} in line {line} of {path}"
+                )
+            if prompt in cells[e, k]:
+                raise InvalidInputError(
+                    f"{path} must have one row for each exit layer, k and prompt; got a second "
+                    f"in line {line}"
+                )
+            cells[e, k][prompt] = hits
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _not_csv(path, error) from None
     if not any(e < layers for e, _ in cells):
         raise InvalidInputError(f"a table must have exits below layer {layers}; got none in {path}")
     return cells, totals

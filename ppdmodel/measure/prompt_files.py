@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import re
 import stat
 import zlib
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError, excerpt
-from ..results.files import parse_json
+from ..results.files import parse_json, table_lines
 
 #: most bytes of a prompt file, after decompression, and most rows of a table
 MAX_BYTES, MAX_ROWS = 1 << 26, 1_000_000
@@ -49,6 +48,9 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
     if name.endswith(".parquet"):
         yield from _parquet_rows(path, data)
         return
+    if name.endswith((".csv", ".tsv")):
+        yield from _csv_rows(path, data, "\t" if name.endswith(".tsv") else ",")
+        return
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -57,8 +59,6 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
         text = text.replace("\r\n", "\n")
         parts = [part.strip("\n") for part in BLANK_LINES.split(f"\n\n{text}\n\n") if part.strip()]
         yield from ((f"text {n}", {"text": part}) for n, part in enumerate(parts, start=1))
-    elif name.endswith((".csv", ".tsv")):
-        yield from _csv_rows(path, text, "\t" if name.endswith(".tsv") else ",")
     else:
         yield from _json_records(path, text, whole=name.endswith(".json"))
 
@@ -129,14 +129,15 @@ def _not_json(what: str, where: str, error: ValueError) -> InvalidInputError:
     return InvalidInputError(f"{what} must be JSON; got {where}: {reason}; {FORMATS}")
 
 
-def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]]:
+def _csv_rows(path: Path, data: bytes, delimiter: str) -> Iterator[tuple[str, Any]]:
     """Rows by the names in the first; cells of lists hold JSON."""
-    if text.count(delimiter) > MAX_DELIMITERS:
+    if data.count(delimiter.encode()) > MAX_DELIMITERS:
         raise InvalidInputError(
             f"a table of prompts must have at most {MAX_DELIMITERS} delimiters; got {path} with "
             "more; give a part of it"
         )
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = table_lines(data, path, delimiter)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     before = csv.field_size_limit(MAX_BYTES)
     try:
         names = next(rows, [])
@@ -161,6 +162,8 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, Any]
                         where = f"{path} row {number}"
                         raise _not_json(f"{name} in a table", where, error) from None
             yield f"row {number}", row
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
     except csv.Error as error:
         raise InvalidInputError(
             f"the prompt file must be a table; got {path}: {excerpt(error)} in line "

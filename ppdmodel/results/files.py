@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -167,6 +168,8 @@ def _compact_rows(document: Mapping[str, Any]) -> str:
 
 #: most bytes of a text file: a calibration of 1000 prompts and 126 layers has 16 million
 MOST_TEXT_BYTES = 2**26
+#: most lines of a table of text, and commas or tabs of a line, those within its texts too
+MOST_LINES, MOST_DELIMITERS = 10_000_000, 100_000
 #: most lists and objects around a value: the schemas have six
 MOST_NESTED = 64
 #: a longer path has no room for the names of the files in a folder
@@ -217,9 +220,45 @@ def read_text(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> str:
         OSError: it cannot be read.
         UnicodeDecodeError: it is not UTF-8.
     """
+    return read_bytes(path, most_bytes).decode()
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    """The bytes of a regular file, of which there must not be more.
+
+    Raises:
+        InvalidInputError: it is a pipe or a device, or larger.
+        OSError: it cannot be read.
+    """
     check_regular(path, most_bytes)
     with path.open("rb") as file:  # what grows is read no further
-        return file.read(most_bytes).decode()
+        return file.read(most_bytes)
+
+
+def table_lines(data: bytes, path: Path, delimiter: str = ",") -> Iterator[str]:
+    """Each line of a table of text with its end, for a CSV reader.
+
+    Raises:
+        InvalidInputError: there are more than `MOST_LINES`, or `MOST_DELIMITERS` in one.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if max(map(data.count, (b"\n", b"\r"))) > MOST_LINES:
+        raise InvalidInputError(
+            f"a table must have at most {MOST_LINES} lines; got {path} with more; give a part of it"
+        )
+    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
+    few = data.count(delimiter.encode()) <= MOST_DELIMITERS
+    return lines if few else _within(lines, path, delimiter)
+
+
+def _within(lines: Iterable[str], path: Path, delimiter: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if line.count(delimiter) > MOST_DELIMITERS:
+            raise InvalidInputError(
+                f"a line of a table must have at most {MOST_DELIMITERS} delimiters; got more "
+                f"in line {number} of {path}; give a part of it"
+            )
+        yield line
 
 
 #: spellings of numbers that JSON cannot have, or that may be too large for a float, and of halves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,13 @@ def test_numbers_at_the_ends_of_what_a_table_may_hold(
     path = tmp_path / "t.csv"
     path.write_text(HEADER + "1,1,1,9,z\n" + row + "\n", encoding="utf-8")
     if taken:
-        cells, totals = _read(path, 6)
+        cells, totals = _read(path, path.read_bytes(), 6)
         e, k, hits, n, prompt = row.split(",")
         assert cells[int(e), int(k)][prompt] == int(hits)
         assert totals[prompt] == int(n)
         return
     with pytest.raises(InvalidInputError, match="line 3 of"):
-        _read(path, 6)
+        _read(path, path.read_bytes(), 6)
 
 
 def test_a_timing_of_other_layers_is_refused(measurement: Measurement, tmp_path: Path) -> None:
@@ -185,3 +186,28 @@ def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidInputError, match="a table must be readable CSV; got"):
         fit_table(tmp_path / "bytes.csv", 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("," * 4_000_000, r"at most 100000 delimiters; got more in line 1 of .*t\.csv"),
+        (HEADER + "," * 4_000_000, r"at most 100000 delimiters; got more in line 2 of .*t\.csv"),
+        (HEADER + "\n" * 10_000_000, r"at most 10000000 lines; got .*t\.csv with more"),
+        ('"' * 4_000_000, r"readable CSV; got .*t\.csv \(field larger than"),
+    ],
+    ids=["columns", "cells", "lines", "quotes"],
+)
+def test_a_large_table_of_nothing_takes_little_memory(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    """Less than four times the file."""
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInputError, match=message):
+            _read(path, path.read_bytes(), 6)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    finally:
+        tracemalloc.stop()

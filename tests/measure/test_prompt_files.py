@@ -213,6 +213,9 @@ def test_a_table_of_nothing_but_columns_ends_soon(tmp_path: Path, name: str) -> 
     (tmp_path / name).write_text(delimiter * (prompt_files.MAX_DELIMITERS + 1))
     with pytest.raises(InvalidInputError, match=r"at most 10000000 delimiters; got .*p\."):
         read_prompts(tmp_path / name)
+    (tmp_path / name).write_text(delimiter * 5_000_000)
+    with pytest.raises(InvalidInputError, match=r"at most 100000 delimiters; got more in line 1"):
+        read_prompts(tmp_path / name)
     (tmp_path / name).write_text(delimiter.join(map(str, range(100_000))) + "\n")
     start = time.process_time()
     with pytest.raises(InvalidInputError, match="which is empty"):

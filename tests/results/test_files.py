@@ -235,7 +235,8 @@ def test_the_page_of_files_has_every_limit() -> None:
     rows = page.partition("## Limits")[2].splitlines()
     told = [cells[2].replace(" ", "") for row in rows if len(cells := row.split("|")) == 5]
     limits = {
-        files.MOST_TEXT_BYTES, files.MOST_NESTED, parquet.MOST_TOKENS, parquet.MOST_NUMBERS,
+        files.MOST_TEXT_BYTES, files.MOST_LINES, files.MOST_DELIMITERS, files.MOST_NESTED,
+        parquet.MOST_TOKENS, parquet.MOST_NUMBERS,
         checks.MOST_DRAWS, checks.MOST, roofline.MOST_SIZE, *checks.LIMITS.values(),
     }  # fmt: skip
     assert {str(limit) for limit in limits} <= set(told)
