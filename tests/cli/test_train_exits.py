@@ -14,6 +14,11 @@ BAD: list[tuple[str, str]] = [
         "train-exits --out {tmp}/e --exit-layers 3,x",
         "exit_layers must be a positive integer; got x",
     ),
+    ("train-exits --out {tmp}/e --vocabulary 0", "vocabulary must be a positive integer; got 0"),
+    (
+        "train-exits --out {tmp}/e --exit-layers none",
+        "training needs layers or a shortlist; got neither; give exit_layers or vocabulary",
+    ),
     ("train-exits --out {tmp}/e --epochs 0", "epochs must be a positive integer; got 0"),
     ("train-exits --out {tmp}/e --limit 1000", "limit must not exceed the prompts; got 1000"),
     ("train-exits --out {tmp}/e --model gpt-5", "model must be a known name"),

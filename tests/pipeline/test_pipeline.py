@@ -14,6 +14,7 @@ import torch
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure import Sampling
 from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.measure.training.train import TrainedExits
 from ppdmodel.pipeline import pipeline as pipeline_module
 from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
 from ppdmodel.pipeline.pipeline import Pipeline
@@ -72,6 +73,28 @@ def test_every_setting_gives_the_tokens_of_plain_decoding(
                     assert (made.matched | made.late).tolist() == (ranks < k).tolist(), setting
                     matches += int(made.matched.sum())
     assert matches > 5, "some guesses must have been right, or nothing was tried"
+
+
+@TWO_CPUS
+def test_guesses_of_a_shortlist_give_the_same_tokens(
+    deep: LoadedModel, ids: list[list[int]]
+) -> None:
+    """A token outside of the list is never guessed; another may be."""
+    plain = generated(deep, ids[5], TOKENS)
+    listed = torch.tensor(sorted(set(plain[: TOKENS // 2])))
+    exits = TrainedExits({}, "0" * 64, {}, {"trained_on": []}, listed)
+    missing = ~np.isin(plain, listed)
+    assert missing[1:-1].any()
+    with Pipeline(deep, prompt_tokens=64, tokens=TOKENS, k=4, exits=exits) as listing:
+        options = RunOptions(stops=False)
+        for exit_layer in (3, DEEP - 1):
+            made = listing.ppd(ids[5], TOKENS, PpdSetting(exit_layer, 4), options)
+            assert list(made.token_ids) == list(plain)
+            guessed = made.matches | made.late_guesses
+            assert not guessed[missing[1:-1]].any(), "a process begins as a guess of its input"
+        assert guessed.any()
+    with pytest.raises(InvalidInputError, match="k must not exceed the exits' shortlist; got 99;"):
+        Pipeline(deep, prompt_tokens=64, tokens=TOKENS, k=99, exits=exits)
 
 
 @TWO_CPUS
