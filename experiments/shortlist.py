@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,13 +249,13 @@ def compared(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = home.with_name(f"{source.name}-{arguments.tokens or 'all'}-{len(layers)}-layers")
     if not (folder / "exits.json").is_file():
         trainer.train(folder, TrainingOptions(exit_layers=layers, max_tokens=arguments.tokens))
+        shutil.rmtree(folder / ".unfinished", ignore_errors=True)
     exits = load_exits(folder, source)
     split = trainer.split(arguments.tokens)
     text = trainer.states.column("token_id", split.both)
     about = settings | {"prompts_sha256": prompts_sha256(judges)}
-    states = collect(
-        loaded, trainer.decoder, judges, home / f"judges-{len(judges)}", generation, about
-    )
+    decoder, judging = trainer.decoder.prepacked(), home / f"judges-{len(judges)}"
+    states = collect(loaded, decoder, judges, judging, generation, about)
     everything = [states.column(name, lambda p: p >= 0) for name in ("token_id", "prompt")]
     read = [torch.tensor(ids).unique() for ids in generation.encode(loaded, judges)]
     counts = torch.bincount(text, minlength=trainer.exit.vocabulary)

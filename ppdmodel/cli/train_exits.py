@@ -114,9 +114,10 @@ def render(result: TrainedExits, out: Path) -> None:
     )
     listed = document.get("shortlist")
     if listed:
+        others = listed["n"] - listed["n_in_text"]
         say(
-            f"Exits guess {listed['n']} tokens: {listed['n_in_text']} of the text, "
-            f"{listed['text_share']:.1%} of it, and the smallest ids"
+            f"Exits guess {listed['n']} tokens, {listed['text_share']:.1%} of the text"
+            + (f"; {others} of them, with the smallest ids, are not in it" if others else "")
         )
     if by_layer:
         render_layers(by_layer)

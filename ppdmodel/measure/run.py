@@ -162,7 +162,7 @@ def _balanced(n_prompts: int, batch_size: int) -> int:
 
 def _exit_settings(exits: TrainedExits | None) -> dict[str, Any]:
     if exits is None:
-        return {"exit_kind": "logit"}
+        return {"exit_kind": "logit", "exits_sha256": None}
     return {"exit_kind": exits.kind, "exits_sha256": exits.sha256, "exits": exits.about}
 
 

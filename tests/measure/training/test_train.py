@@ -269,6 +269,9 @@ def test_without_maps_exits_are_the_logit_exit_over_the_shortlist(
     kept = found.provenance
     assert (kept["exit_kind"], kept["k_max"], kept["vocabulary"]) == ("logit", N, 257)
     assert kept["exits_sha256"] == exits.sha256
+    words = r"must hold this same measurement; got .* with exits_sha256 '\w+' instead of None"
+    with pytest.raises(InvalidInputError, match=words):
+        measured(tiny_model, tmp_path / "listed", None)
     assert np.array_equal(load(tmp_path / "listed").rank, found.rank), "written and read"  # type: ignore[union-attr]
 
 
