@@ -18,9 +18,13 @@ PREDICTION = "The prediction"
 
 
 def decode_command(
-    prompt: Annotated[str, option("--prompt", "The prompt.", "TEXT")],
     exit_layer: Annotated[int, whole_option("--exit-layer", "Layer read for guesses.", "E")],
-    model: options.Model = "smollm2-135m",
+    prompt: Annotated[
+        str | None, option("--prompt", "The prompt; none with --random-weights.", "TEXT")
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    config: options.Config = None,
+    random_weights: options.RandomWeights = False,
     dtype: options.Dtype = "float32",
     exits: options.Exits = None,
     k: Annotated[int, whole_option("--k", "Guesses, hence sub-processes.", "K")] = 1,
@@ -39,6 +43,12 @@ def decode_command(
             panel=DECODING,
         ),
     ] = False,
+    planted: Annotated[
+        float | None,
+        option(
+            "--planted", "Share of the tokens whose guess is made right, 0 to 1.", "P", DECODING
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, option("--calibration", "Match rates for a prediction.", "FILE", PREDICTION)
     ] = None,
@@ -60,15 +70,22 @@ def decode_command(
 ) -> None:
     """Decode a prompt by real PPD and compare its time with plain decoding.
 
+    With --planted the match rate is given, and the time is measured: exits are read and guesses
+    run as ever, and as many as asked for are made right. The text is the same.
+
     Example: ppdmodel decode --exit-layer 24 --k 3 --prompt "Why is the sky blue?"
     """
     sampling = options.sampled(temperature, top_p, seed)
-    if not prompt.strip():
-        raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
-    from ..measure import PromptFormat, load_model
+    _check_prompt(prompt, random_weights, planted)
+    if planted is not None and calibration is not None:
+        raise InvalidInputError(
+            f"the match rate must be given once; got --planted {planted:g} and {calibration}; "
+            "leave out one; --timing FILE predicts the seconds of a planted rate"
+        )
+    from ..measure import PromptFormat
     from ..pipeline import PpdSetting, Workers, decode
     from ..pipeline.devices import machine
-    from ..pipeline.timing import model_provenance
+    from ..pipeline.timing import any_ids, model_provenance
     from ..pipeline.worker_pool import placements
     from ..results.compatibility import check_runs
     from ..results.files import check_writable
@@ -82,13 +99,13 @@ def decode_command(
     times = load_timing(timing) if timing else getattr(rates, "timing", None)
     if trace is not None:
         check_writable(trace)
-    if times and not rates:
+    if times and not rates and planted is None:
         note("a predicted time needs match rates too: add --calibration FILE")
-    source, trained = options.model_with_exits(model, exits)
+    source, trained = options.model_or_shape(model, config, random_weights, exits)
     running = {**model_provenance(source, dtype, trained), "machine": machine(names)}
     for warning in check_runs(running, rates, times):
         note(warning)
-    loaded = load_model(source, dtype)
+    loaded = options.loaded_model(source, dtype)
     said: list[int] = []
     printed = 0
 
@@ -104,19 +121,36 @@ def decode_command(
 
     result = decode(
         loaded,
-        prompt,
+        prompt or any_ids(loaded),
         PpdSetting(exit_layer, k, row_by_row),
         max_new_tokens=max_new_tokens,
         workers=Workers(units, device),
         exits=trained,
         prompt_format=text_format,
         sampling=sampling,
+        planted=planted,
         calibration=rates,
         timing=times,
         trace=trace,
         on_token=None if as_json else say,
     )
     answer(as_json, overview(result), render, result, trace, row_by_row)
+
+
+def _check_prompt(prompt: str | None, random_weights: bool, planted: float | None) -> None:
+    """Refuse a text for random weights, and none for others."""
+    if not random_weights and not (prompt or "").strip():
+        raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
+    if random_weights and prompt is not None:
+        raise InvalidInputError(
+            f"random weights have no tokenizer to read a text; got --prompt {prompt!r}; leave it "
+            "out: any token ids cost the same"
+        )
+    if random_weights and planted is None:
+        raise InvalidInputError(
+            "random weights guess nothing right, so their match rate must be planted; got no "
+            "--planted; give a share from 0 to 1"
+        )
 
 
 def overview(result: Decoded) -> dict[str, Any]:
@@ -131,6 +165,8 @@ def overview(result: Decoded) -> dict[str, Any]:
         "text": result.text,
         "match_rate": result.match_rate,
         "right_rate": result.right_rate,
+        "planted": result.planted,
+        "random_weights": result.random_weights,
         "n_trials": result.n_trials,
         "n_matched": result.n_matched,
         "n_late": result.n_late,
@@ -150,6 +186,8 @@ def overview(result: Decoded) -> dict[str, Any]:
 def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
     """Print the numbers below the text."""
     say("\n")
+    if result.random_weights:
+        say("RANDOM WEIGHTS: times of this shape; the tokens mean nothing.")
     rows = []
     for label, speed in (
         ("PPD", result.latency),
@@ -174,6 +212,11 @@ def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
         ):
             beside = "" if predicted is None else f"; predicted {predicted:.3f}"
             say(f"{label} {rate:.3f}{beside}")
+    if result.planted is not None:
+        say(
+            f"PLANTED: the guesses of {result.planted:.3f} of these tokens were made right. The "
+            "times are real; the match rate is not the exit's."
+        )
     if result.difference is None:
         say(f"{len(result.token_ids)} tokens, the same as plain decoding's")
     else:

@@ -15,6 +15,7 @@ from .format import note
 
 if TYPE_CHECKING:
     from ..measure import Sampling, TrainedExits
+    from ..measure.models.loading import LoadedModel
     from ..measure.models.sources import ModelSource
     from ..results.calibration import Calibration
     from ..results.measurement import Guesses, Measurement
@@ -61,9 +62,19 @@ Depth = Annotated[str, option("--depth", "Tokens in flight beyond the verified o
 
 # ---------------------------------------------------------------- the model and its text
 
+#: the model of commands without --model
+DEFAULT_MODEL = "smollm2-135m"
 Model = Annotated[str, option("--model", "Known name, GGUF, folder or hub id.", "M", MODEL)]
 Dtype = Annotated[str, option("--dtype", "float32, bfloat16 or float16.", panel=MODEL)]
 Exits = Annotated[Path | None, option("--exits", "Folder of train-exits.", "DIR", MODEL)]
+Config = Annotated[
+    str | None,
+    option("--config", "For --random-weights: a config.json, or a known shape.", "FILE", MODEL),
+]
+RandomWeights = Annotated[
+    bool,
+    option("--random-weights", "Time the shape of --config with random weights.", panel=MODEL),
+]
 Prompts = Annotated[
     Path | None,
     option(
@@ -252,6 +263,39 @@ def model_with_exits(name: str, exits: Path | None) -> tuple[ModelSource, Traine
 
     source = locate(name)
     return source, load_exits(exits, source) if exits else None
+
+
+def model_or_shape(
+    name: str, config: str | None, random_weights: bool, exits: Path | None
+) -> tuple[ModelSource, TrainedExits | None]:
+    """As `model_with_exits`, or a shape for random weights; a note says so."""
+    if not random_weights:
+        refuse("--random-weights", config=config)
+        return model_with_exits(name, exits)
+    if config is None or name != DEFAULT_MODEL:
+        raise InvalidInputError(
+            "random weights must have a shape, and no model; got "
+            f"{'no --config' if config is None else f'--model {name}'}; give --config config.json"
+            + ("" if name == DEFAULT_MODEL else ", and leave out --model")
+        )
+    from ..measure import load_exits
+    from ..pipeline.random_weights import random_source
+
+    source = random_source(config)
+    return source, load_exits(exits, source) if exits else None
+
+
+def loaded_model(source: ModelSource, dtype: str) -> LoadedModel:
+    """Load the weights of a model, or make random ones."""
+    if source.random_weights:
+        from ..pipeline.random_weights import random_model
+
+        made = random_model(source, dtype)
+        note(f"RANDOM WEIGHTS: {source.name} has times; its texts and match rates mean nothing")
+        return made
+    from ..measure import load_model
+
+    return load_model(source, dtype)
 
 
 def chosen_prompts(

@@ -29,7 +29,9 @@ PPD_TERMS = {
 
 def time_command(
     out: Annotated[Path, option("--out", "File for the timing.", "FILE")],
-    model: options.Model = "smollm2-135m",
+    model: options.Model = options.DEFAULT_MODEL,
+    config: options.Config = None,
+    random_weights: options.RandomWeights = False,
     dtype: options.Dtype = "float32",
     exits: options.Exits = None,
     k: Annotated[str, option("--k", "Numbers of guesses, with commas.", "K")] = "1,2,3,5,8",
@@ -40,10 +42,11 @@ def time_command(
 ) -> None:
     """Profile the parts of a decoding step, in end-to-end decoding.
 
+    With --random-weights the costs of a shape whose weights are not at hand.
+
     Example: ppdmodel time --model smollm2-135m --out results/timing.json
     """
     ks = options.whole_list("k", k)
-    from ..measure import load_model
     from ..pipeline import Workers, time_model
     from ..pipeline.worker_pool import placements
     from ..results.files import check_writable
@@ -51,10 +54,10 @@ def time_command(
 
     check_writable(out)
     placements(units, device=device)
-    source, trained = options.model_with_exits(model, exits)
+    source, trained = options.model_or_shape(model, config, random_weights, exits)
     note("loading the model ...")
     result = time_model(
-        load_model(source, dtype),
+        options.loaded_model(source, dtype),
         ks=ks,
         rounds=rounds,
         workers=Workers(units, device),
@@ -72,7 +75,8 @@ def overview(result: Timing, out: Path) -> dict[str, Any]:
     found = asdict(result)
     for name in ("samples", "provenance"):
         del found[name]
-    return {"out": str(out), **found, "machine": result.provenance["machine"]}
+    about = {"machine": result.machine, "random_weights": result.has_random_weights}
+    return {"out": str(out), **found, **about}
 
 
 def render(result: Timing, out: Path) -> None:
@@ -81,6 +85,8 @@ def render(result: Timing, out: Path) -> None:
         f"{result.model} on {result.provenance['machine']}, {result.units} units of one thread",
         bold=True,
     )
+    if result.has_random_weights:
+        say("RANDOM WEIGHTS: times of this shape; match rates of a model do not belong to them.")
     print_table(
         ("in milliseconds", "median", "95% interval"),
         [(label, *_cells(result.terms[name])) for name, label in TERMS.items()],

@@ -15,7 +15,7 @@ from ..checks import MOST_K, MOST_LAYERS, positive_integer
 from ..errors import InvalidInputError
 from ..progress import OnProgress, no_report
 from ..results.calibration import Calibration
-from ..results.compatibility import check_agree
+from ..results.compatibility import check_agree, check_not_random
 from ..results.files import read_bytes, table_lines
 from ..results.hit_counts import HitCounts
 from ..results.intervals import RESAMPLES, SEED
@@ -51,7 +51,8 @@ def fit_table(
         path: the file, with a header.
         layers: decoder layers of the model.
         model: its name.
-        timing: as `fit`; that it is of this model cannot be checked beyond its layers.
+        timing: as `fit`; that it is of this model cannot be checked beyond its layers; never of
+            random weights.
         family: as `fit`.
         resamples: as `fit`.
         seed: as `fit`.
@@ -65,13 +66,17 @@ def fit_table(
     data = _data(path)
     cells, totals = _read(path, data, layers)
     if timing is not None:
+        fix = "time this model"
+        check_not_random(
+            timing.provenance, {"model": path.name}, what="a timing", beside="match rates", fix=fix
+        )
         check_agree(
             {"layers": timing.layers},
             {"layers": layers},
             ["layers"],
             rule="the timing must be of the table's model",
             what="a timing",
-            fix="time this model",
+            fix=fix,
         )
     hits = _hits(path, cells, totals, layers)
     if len(totals) < 2:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..checks import probability
 from ..decide.prediction import guesses_in_time, predicted_latency_s, predicted_match_rate
-from ..errors import RunFailedError
+from ..errors import InvalidInputError, RunFailedError
 from ..measure.decoder.sampling import Sampling
 from ..measure.models.loading import LoadedModel
 from ..measure.options import PromptFormat
@@ -21,9 +22,12 @@ from ..results.timing import Timing
 from .options import TWO_CPUS, WARM_UP_TOKENS, PpdSetting, RunOptions, Workers
 from .perfetto import write_trace
 from .pipeline import Pipeline
-from .worker_pool import Run
+from .unit import ForcedMatches
+from .worker_pool import FIRST_TIMED, Run
 
 CHAT = PromptFormat()
+#: of the tokens whose guesses are planted
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Decoded:
 
     Attributes:
         token_ids: the text, end token included.
-        text: without special tokens.
+        text: without special tokens; token ids where there is no tokenizer.
         n_trials: tokens that could match.
         n_matched: those with a right guess in time, so that their verified process began as it.
         n_late: those with a right guess that came after the verdict, which saves nothing.
@@ -67,6 +71,9 @@ class Decoded:
             from calibration and timing; None without, and where the formula does not apply: more
             than two units, or guesses one at a time.
         difference: from the greedy text; None where all tokens are equal.
+        planted: share of the trials whose guess was made right; None where the exit's own guesses
+            ran.
+        random_weights: whether the tokens mean nothing.
     """
 
     token_ids: tuple[int, ...]
@@ -81,6 +88,8 @@ class Decoded:
     predicted_match_rate: float | None
     predicted_latency_per_token_s: float | None
     difference: Difference | None
+    planted: float | None = None
+    random_weights: bool = False
 
     @property
     def n_wrong(self) -> int:
@@ -106,15 +115,31 @@ def speed(run: Run) -> Speed | None:
     return Speed(float(times.mean()), float(np.median(times)), float(np.percentile(times, 95)))
 
 
+def plant(token_ids: Sequence[int], share: float) -> ForcedMatches:
+    """Guesses of a text's tokens that are right for a share of those that could match.
+
+    As many as the share rounds to, at places that are drawn with a fixed seed.
+
+    >>> sum(plant(range(12), 0.25).hits)  # of 10: the first two tokens cannot match
+    2
+    """
+    probability("planted", share, "give a share of the tokens")
+    could_match = np.arange(FIRST_TIMED, len(token_ids))
+    n_right = round(share * len(could_match))
+    right = np.random.default_rng(SEED).permutation(could_match)[:n_right] - 1  # the guessed token
+    return ForcedMatches(tuple(token_ids), tuple(np.isin(np.arange(len(token_ids)), right)))
+
+
 def decode(
     loaded: LoadedModel,
-    prompt: str,
+    prompt: str | Sequence[int],
     setting: PpdSetting,
     *,
     max_new_tokens: int = 128,
     prompt_format: PromptFormat = CHAT,
     sampling: Sampling | None = None,
     exits: TrainedExits | None = None,
+    planted: float | None = None,
     workers: Workers = TWO_CPUS,
     calibration: Calibration | None = None,
     timing: Timing | None = None,
@@ -125,14 +150,16 @@ def decode(
 
     Args:
         loaded: a model of the Llama architecture, loaded on the CPU.
-        prompt: a user message.
+        prompt: a user message; or token ids, which are read as they are and end at no end token.
         setting: exit layer and guesses.
         max_new_tokens: most tokens; at least 1.
         prompt_format: how the prompt becomes the text that the model reads.
         sampling: how tokens are drawn; None is greedy.
         exits: trained exits; None reads the logit exits.
+        planted: share of the tokens whose guesses are made right, instead of those that the exit
+            gives: all is run as ever, at the same cost, and the text is the same.
         workers: how many units, and their devices.
-        calibration: match rates, for the prediction.
+        calibration: match rates, for the prediction; those that are planted need none.
         timing: times of layers and heads on this machine, for the prediction.
         trace: file for a trace that Perfetto opens.
         on_token: called with each token id soon after it was made.
@@ -142,8 +169,11 @@ def decode(
         RunFailedError: a unit failed, or the texts end at different positions.
     """
     setting.check(loaded.layers)
-    right_rate, rate, seconds = _prediction(setting, workers, calibration, timing)
-    (ids,) = prompt_format.encode(loaded, [Prompt("", prompt)])
+    rates: Calibration | float | None = calibration
+    if planted is not None:
+        rates = float(probability("planted", planted, "give a share of the tokens"))
+    right_rate, rate, seconds = _prediction(setting, workers, rates, timing)
+    ids = _read(loaded, prompt, prompt_format)
     with Pipeline(
         loaded,
         prompt_tokens=len(ids),
@@ -152,9 +182,13 @@ def decode(
         workers=workers,
         exits=exits,
     ) as pipeline:
-        options, warm_up = RunOptions(sampling=sampling), min(WARM_UP_TOKENS, max_new_tokens)
+        options = RunOptions(stops=isinstance(prompt, str), sampling=sampling)
+        warm_up = min(WARM_UP_TOKENS, max_new_tokens)
         pipeline.ppd(ids, warm_up, setting)
-        run = pipeline.ppd(ids, max_new_tokens, setting, options, on_token=on_token)
+        forced = None
+        if planted is not None:
+            forced = plant(pipeline.greedy(ids, max_new_tokens, options).token_ids, planted)
+        run = pipeline.ppd(ids, max_new_tokens, setting, options, forced=forced, on_token=on_token)
         plain = pipeline.greedy(ids, max_new_tokens, options)
         pipeline.greedy_split(ids, warm_up)
         together = pipeline.greedy_split(ids, max_new_tokens, options)
@@ -173,19 +207,44 @@ def decode(
         predicted_match_rate=rate,
         predicted_latency_per_token_s=seconds,
         difference=first_difference(loaded, ids, run.token_ids, plain.token_ids),
+        planted=planted,
+        random_weights=bool(loaded.source.random_weights),
     )
 
 
+def _read(
+    loaded: LoadedModel, prompt: str | Sequence[int], prompt_format: PromptFormat
+) -> list[int]:
+    """The token ids of a prompt."""
+    if isinstance(prompt, str):
+        (ids,) = prompt_format.encode(loaded, [Prompt("", prompt)])
+        return ids
+    vocabulary = int(loaded.model.config.get_text_config().vocab_size)
+    wrong = next((one for one in prompt if not 0 <= one < vocabulary), None)
+    if wrong is not None or not len(prompt):
+        raise InvalidInputError(
+            f"a prompt of token ids must have some, below the vocabulary of {vocabulary}; got "
+            f"{'none' if wrong is None else wrong}; give others"
+        )
+    return list(prompt)
+
+
 def _prediction(
-    setting: PpdSetting, workers: Workers, calibration: Calibration | None, timing: Timing | None
+    setting: PpdSetting,
+    workers: Workers,
+    rates: Calibration | float | None,
+    timing: Timing | None,
 ) -> tuple[float | None, float | None, float | None]:
     """Predicted rates of right guesses and of those in time, and seconds; None without prediction.
 
     The guesses are in time all or never, as in equation (10.1).
     """
-    if calibration is None:
+    if rates is None:
         return None, None, None
-    right = predicted_match_rate(calibration, setting.exit_layer, setting.k)
+    if isinstance(rates, float):
+        right = rates
+    else:
+        right = predicted_match_rate(rates, setting.exit_layer, setting.k)
     if timing is None or workers.units != 2 or setting.row_by_row:
         return right, None, None
     rate = right * guesses_in_time(timing, setting.exit_layer, setting.k)

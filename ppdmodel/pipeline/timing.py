@@ -74,8 +74,7 @@ def time_model(
         positive_integer("k", k)
     if positive_integer("rounds", rounds) < 4:
         raise InvalidInputError(f"rounds must be at least 4; got {rounds}; an interval needs them")
-    vocabulary = int(loaded.model.config.vocab_size)
-    prompt = [n % vocabulary for n in range(CONTEXT)]  # what the tokens are does not matter
+    prompt = any_ids(loaded)
     samples: list[dict[str, Any]] = []
     with Pipeline(
         loaded, prompt_tokens=CONTEXT, tokens=TOKENS, k=max(ks), workers=workers, exits=exits
@@ -95,6 +94,12 @@ def time_model(
                 f"{spread(samples):.0%} twice; stop other work on this machine, and try again"
             )
     return _summary(loaded, samples, repetitions.ks, exits, pipeline.devices)
+
+
+def any_ids(loaded: LoadedModel) -> list[int]:
+    """A prompt of `CONTEXT` tokens, where times do not depend on which they are."""
+    vocabulary = int(loaded.model.config.get_text_config().vocab_size)
+    return [n % vocabulary for n in range(CONTEXT)]
 
 
 def spread(samples: Sequence[Any]) -> float:
@@ -288,9 +293,7 @@ def timed(values: Sequence[float]) -> Timed:
 def model_provenance(source: ModelSource, dtype: str, exits: TrainedExits | None) -> dict[str, Any]:
     """What runs: the model's weights, their number type, and its exits."""
     return {
-        "model": source.name,
-        "weights_sha256": list(source.weights_sha256),
-        "quantization": source.quantization,
+        **source.provenance,
         "dtype": dtype,
         "exit_kind": exits.kind if exits else "logit",
         "exits_sha256": exits.sha256 if exits else None,

@@ -21,8 +21,10 @@ MATCH_RATE_KEYS = (
 TOKEN_IDS = "token_ids_sha256"
 #: most characters of a value in a message
 MAX_SHOWN_CHARS = 200
+#: provenance of a model whose weights are random numbers: which ones; absent from other results
+RANDOM_WEIGHTS = "random_weights"
 #: provenance that must agree between match rates, timings and a running model
-MODEL_KEYS = ("weights_sha256", "dtype", "exit_kind", "exits_sha256")
+MODEL_KEYS = ("weights_sha256", RANDOM_WEIGHTS, "dtype", "exit_kind", "exits_sha256")
 
 
 def check_agree(
@@ -76,6 +78,28 @@ def check_texts(found: Mapping[str, Any], expected: Mapping[str, Any], what: str
         )
 
 
+def check_not_random(
+    found: Mapping[str, Any], expected: Mapping[str, Any], *, what: str, beside: str, fix: str
+) -> None:
+    """Refuse results of random weights beside those of a model's own, also of the same sizes.
+
+    Args:
+        found: provenance of a result.
+        expected: provenance that it is to be used with.
+        what: the result that `found` is of, as the message names it.
+        beside: likewise, of `expected`.
+        fix: what to do, as the message ends.
+
+    Raises:
+        InvalidInputError: one of them is of random weights, and the other is not.
+    """
+    if bool(found.get(RANDOM_WEIGHTS)) != bool(expected.get(RANDOM_WEIGHTS)):
+        raise InvalidInputError(
+            "results of random weights must not be mixed with those of a model; got "
+            f"{what} of {found.get('model')} for {beside} of {expected.get('model')}; {fix}"
+        )
+
+
 def _shown(about: Mapping[str, Any], name: str) -> str:
     """A value as shown in messages; the hash of weights with the name of their model."""
     model = f" ({about['model']})" if name == "weights_sha256" and "model" in about else ""
@@ -122,13 +146,15 @@ def check_timing(timing: Timing, measured: Mapping[str, Any], layers: int) -> No
     Raises:
         InvalidInputError: they differ.
     """
+    fix = "time the model that was measured"
+    check_not_random(timing.provenance, measured, what="a timing", beside="match rates", fix=fix)
     check_agree(
         {**timing.provenance, "layers": timing.layers},
         {**measured, "layers": layers},
         ("layers", *MODEL_KEYS),
         rule="the timing must be of the measured model",
         what="a timing",
-        fix="time the model that was measured",
+        fix=fix,
     )
 
 
@@ -138,7 +164,8 @@ def check_runs(
     """Refuse results of another model, number type or kind of exit than is about to run.
 
     Args:
-        running: `model`, `weights_sha256`, `dtype`, `exit_kind`, `exits_sha256` and `machine`.
+        running: `model`, `weights_sha256`, `random_weights` where they are, `dtype`, `exit_kind`,
+            `exits_sha256` and `machine`.
         calibration: match rates, if any.
         timing: costs, if any.
 
@@ -154,6 +181,7 @@ def check_runs(
     if timing is not None:
         results["timing"] = timing.provenance
     for kind, about in results.items():
+        check_not_random(about, running, what=f"a {kind}", beside="a run", fix="make one of these")
         check_agree(
             about,
             running,

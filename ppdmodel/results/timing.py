@@ -60,6 +60,11 @@ class Timing:
         return bool(self.provenance.get("basis") == "ideal")
 
     @property
+    def has_random_weights(self) -> bool:
+        """Whether the model that was timed had random weights: of match rates it says nothing."""
+        return bool(self.provenance.get("random_weights"))
+
+    @property
     def units_per_process(self) -> int:
         """Units that each process is split over by tensor parallelism."""
         return int(self.provenance.get("units_per_process", 1))

@@ -56,7 +56,7 @@ CONVERSION = "2"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A decoder in evaluation mode, and its tokenizer."""
+    """A decoder in evaluation mode, and its tokenizer; None for random weights."""
 
     source: ModelSource
     model: Any
@@ -74,7 +74,9 @@ class LoadedModel:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """End-of-text tokens."""
+        """End-of-text tokens; random weights have none."""
+        if self.tokenizer is None:
+            return frozenset()
         found = self.model.generation_config.eos_token_id
         if found is None:
             found = self.tokenizer.eos_token_id
@@ -104,8 +106,13 @@ class LoadedModel:
 
         Raises:
             InvalidInputError: a text has no tokens, or a chat template is wanted and missing,
-                fails, drops a message or exceeds its budget.
+                fails, drops a message or exceeds its budget, or there is no tokenizer.
         """
+        if self.tokenizer is None:
+            raise InvalidInputError(
+                f"a text must have a tokenizer to read it; got {self.source.name}, which has none; "
+                "give token ids"
+            )
         if not chat:
             texts = ["".join(text for _, text in messages) for messages in conversations]
         elif not self.tokenizer.chat_template:
@@ -146,7 +153,9 @@ class LoadedModel:
             )
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of generated tokens, without special ones."""
+        """The text of generated tokens, without special ones; their ids without a tokenizer."""
+        if self.tokenizer is None:
+            return " ".join(map(str, token_ids))
         text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
 
@@ -198,7 +207,7 @@ def load_model(
         RunFailedError: a file cannot be read, or the memory is too small.
     """
     check_hardware(dtype, device, device_map)
-    with _quiet():
+    with quiet():
         tokenizer, model = _loaded(source, dtype, device_map or {"": device})
     _check_finite(source, model)
     _check_generation(source, vars(model.generation_config))
@@ -365,7 +374,7 @@ def _convert(source: ModelSource, folder: Path, part: Path) -> Path | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the loaders' progress bars and log messages."""
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
     from transformers.utils import logging

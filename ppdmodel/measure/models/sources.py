@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import EXCERPT, InvalidInputError, RunFailedError
+from ...results.compatibility import RANDOM_WEIGHTS
 from ...results.files import check_path, parse_json, read_text
 from .gguf_header import read_header
 from .packaged import PACKAGED, installed_path, sha256, verify
@@ -26,21 +27,27 @@ COPY = re.compile(r"consolidated(-\d+-of-\d+)?\.safetensors")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Weights on disk: a folder with safetensors, or one GGUF file in it."""
+    """Weights on disk: a folder with safetensors, or one GGUF file in it.
+
+    `random_weights` says which random numbers they are instead, of models that are on no disk.
+    """
 
     name: str
     folder: Path
     gguf: Path | None
     weights_sha256: tuple[str, ...]
     quantization: str | None
+    random_weights: Mapping[str, Any] | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
         """The weights' entries in a result's provenance."""
+        random = {RANDOM_WEIGHTS: dict(self.random_weights)} if self.random_weights else {}
         return {
             "model": self.name,
             "weights_sha256": list(self.weights_sha256),
             "quantization": self.quantization,
+            **random,
         }
 
 
