@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from ..pipeline.decoding import Decoded, Speed
 
 PREDICTION = "The prediction"
+#: the method to which all others are compared
+PLAIN = "plain decoding"
 
 
 def decode_command(
@@ -177,6 +180,7 @@ def overview(result: Decoded) -> dict[str, Any]:
         "predicted_latency_per_token_s": result.predicted_latency_per_token_s,
         "greedy_latency_per_token_s": mean(result.greedy),
         "greedy_same_units_latency_per_token_s": mean(result.greedy_same_units),
+        "rivals": [asdict(rival) for rival in result.rivals],
         "latency_median_s": result.latency.median_s if result.latency else None,
         "latency_p95_s": result.latency.p95_s if result.latency else None,
         "difference": asdict(result.difference) if result.difference else None,
@@ -188,15 +192,11 @@ def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
     say("\n")
     if result.random_weights:
         say("RANDOM WEIGHTS: times of this shape; the tokens mean nothing.")
+    methods = _methods(result)
     rows = []
-    for label, speed in (
-        ("PPD", result.latency),
-        ("plain, on one unit", result.greedy),
-        ("plain, split over the same units", result.greedy_same_units),
-    ):
-        if speed:
-            times = (speed.mean_s, speed.median_s, speed.p95_s)
-            rows.append((label, *(f"{1e3 * seconds:.1f}" for seconds in times)))
+    for label, speed in methods:
+        times = (speed.mean_s, speed.median_s, speed.p95_s)
+        rows.append((label, *(f"{1e3 * seconds:.1f}" for seconds in times)))
     if result.predicted_latency_per_token_s is not None:
         predicted_ms = f"{1e3 * result.predicted_latency_per_token_s:.1f}"
         rows.append(("PPD, as predicted", predicted_ms, "", ""))
@@ -228,16 +228,33 @@ def render(result: Decoded, trace: Path | None, row_by_row: bool) -> None:
         )
     if trace is not None:
         say(f"trace, for ui.perfetto.dev: {trace}")
-    if result.latency and result.greedy and result.greedy_same_units:
-        say(_verdict(result.latency, result.greedy, result.greedy_same_units))
+    for rival in result.rivals:
+        if not rival.same:
+            say(f"{rival.name}: another text than plain decoding's")
+    if len(methods) > 1:
+        say(_verdict(methods))
 
 
-def _verdict(ppd: Speed, greedy: Speed, split: Speed) -> str:
-    def change(other: Speed) -> str:
-        saved = 1 - other.mean_s / greedy.mean_s
-        return f"takes {saved:.0%} off" if saved >= 0 else f"adds {-saved:.0%} to"
+def _methods(result: Decoded) -> list[tuple[str, Speed]]:
+    """PPD, plain decoding and its rivals, as far as the text was long enough to time them."""
+    split = ", tensor parallel"
+    found = [
+        ("PPD", result.latency),
+        (PLAIN, result.greedy),
+        (PLAIN + split, result.greedy_same_units),
+        *((r.name + (split if r.units > 1 else ""), r.latency) for r in result.rivals),
+    ]
+    return [(label, speed) for label, speed in found if speed is not None]
 
-    return (
-        f"PPD {change(ppd)} the latency of one unit here; splitting every product over the same "
-        f"units {change(split)} it."
-    )
+
+def _verdict(found: Sequence[tuple[str, Speed]]) -> str:
+    """How many times as fast as plain decoding PPD is, and what is fastest."""
+    times = {label: speed.mean_s for label, speed in found}
+    name, best = min(times.items(), key=lambda item: item[1])
+    plain = times[PLAIN]
+    ppd = f"PPD is {plain / times['PPD']:.2f} times as fast as plain decoding here"
+    if name == "PPD":
+        return f"{ppd}, the fastest of all on this text."
+    if name == PLAIN:
+        return f"{ppd}; plain decoding on one device is the fastest on this text."
+    return f"{ppd}; the fastest on this text is {name}: {plain / best:.2f} times."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,15 @@ from ..measure.prompts import Prompt
 from ..measure.training.train import TrainedExits
 from ..results.calibration import Calibration
 from ..results.timing import Timing
-from .options import TWO_CPUS, WARM_UP_TOKENS, PpdSetting, RunOptions, Workers
+from .options import (
+    TWO_CPUS,
+    WARM_UP_TOKENS,
+    PpdSetting,
+    PromptLookup,
+    RunOptions,
+    SelfSpeculation,
+    Workers,
+)
 from .perfetto import write_trace
 from .pipeline import Pipeline
 from .unit import ForcedMatches
@@ -28,6 +36,8 @@ from .worker_pool import FIRST_TIMED, Run
 CHAT = PromptFormat()
 #: of the tokens whose guesses are planted
 SEED = 0
+#: drafts per round of the rivals: a batch of so few rows costs a CPU little more than one
+DRAFTED, LOOKUP = 2, PromptLookup(ngram=3, drafted=4)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,25 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """The same text by another method on the same engine.
+
+    Attributes:
+        name: of the method, with its setting.
+        units: that it ran on; several by tensor parallelism.
+        latency: None for a text of fewer than three tokens.
+        accepted: share of the tokens that were accepted drafts.
+        same: whether all tokens are those of plain decoding.
+    """
+
+    name: str
+    units: int
+    latency: Speed | None
+    accepted: float
+    same: bool
+
+
+@dataclass(frozen=True)
 class Decoded:
     """The text that `decode` made, its matches and its latencies.
 
@@ -71,6 +100,8 @@ class Decoded:
             from calibration and timing; None without, and where the formula does not apply: more
             than two units, or guesses one at a time.
         difference: from the greedy text; None where all tokens are equal.
+        rivals: decoding with drafts, on one unit and on all; none with planted guesses, which
+            they have not.
         planted: share of the trials whose guess was made right; None where the exit's own guesses
             ran.
         random_weights: whether the tokens mean nothing.
@@ -90,6 +121,7 @@ class Decoded:
     difference: Difference | None
     planted: float | None = None
     random_weights: bool = False
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def n_wrong(self) -> int:
@@ -130,6 +162,27 @@ def plant(token_ids: Sequence[int], share: float) -> ForcedMatches:
     return ForcedMatches(tuple(token_ids), tuple(np.isin(np.arange(len(token_ids)), right)))
 
 
+def _rivals(
+    pipeline: Pipeline, ids: Sequence[int], plain: Run, exit_layer: int, options: RunOptions
+) -> Iterator[Rival]:
+    """Self-speculation from the same exit and prompt lookup, each on one unit and on all."""
+    tokens = len(plain.token_ids)
+    for name, drafts in (
+        (f"self-speculation, {DRAFTED} from the exit", SelfSpeculation(exit_layer, DRAFTED)),
+        (f"prompt lookup, {LOOKUP.drafted} drafts", LOOKUP),
+    ):
+        for split in (False, True):
+            pipeline.drafted(ids, min(WARM_UP_TOKENS, tokens), drafts, options, split=split)
+            run = pipeline.drafted(ids, tokens, drafts, options, split=split)
+            yield Rival(
+                name=name,
+                units=len(pipeline.tensor_parallel.where) if split else 1,
+                latency=speed(run),
+                accepted=float(run.matches.mean()) if len(run.matches) else 0.0,
+                same=run.token_ids == plain.token_ids,
+            )
+
+
 def decode(
     loaded: LoadedModel,
     prompt: str | Sequence[int],
@@ -146,7 +199,9 @@ def decode(
     trace: Path | None = None,
     on_token: Callable[[int], None] | None = None,
 ) -> Decoded:
-    """Decode a text by PPD at depth 1 on several units, then plainly on one and on all of them.
+    """Decode a text by PPD at depth 1 on several units, then plainly and with drafts.
+
+    Plain decoding and the rivals run on one unit and by tensor parallelism on all of them.
 
     Args:
         loaded: a model of the Llama architecture, loaded on the CPU.
@@ -192,6 +247,9 @@ def decode(
         plain = pipeline.greedy(ids, max_new_tokens, options)
         pipeline.greedy_split(ids, warm_up)
         together = pipeline.greedy_split(ids, max_new_tokens, options)
+        rivals: tuple[Rival, ...] = ()
+        if planted is None:
+            rivals = tuple(_rivals(pipeline, ids, plain, setting.exit_layer, options))
     if trace is not None:
         write_trace(trace, run, lambda token_id: loaded.decode([token_id]))
     return Decoded(
@@ -209,6 +267,7 @@ def decode(
         difference=first_difference(loaded, ids, run.token_ids, plain.token_ids),
         planted=planted,
         random_weights=bool(loaded.source.random_weights),
+        rivals=rivals,
     )
 
 

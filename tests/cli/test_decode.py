@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppdmodel.cli.decode import render
-from ppdmodel.pipeline.decoding import Decoded, Difference, Speed
+from ppdmodel.pipeline.decoding import Decoded, Difference, Rival, Speed
 from tests.support.commands import DATA, refused
 
 FAST, SLOW, PLAIN = (Speed(t, t, t) for t in (0.009, 0.0125, 0.010))
@@ -39,10 +39,29 @@ def test_what_was_run_and_what_was_predicted(capsys: pytest.CaptureFixture[str])
         "right guesses, late ones too 0.625; predicted 0.625",
         "4 tokens, the same as plain decoding's",
         "trace, for ui.perfetto.dev: trace.json",
-        "PPD takes 10% off the latency of one unit here; splitting every product over the",
-        "same units adds 25% to it.",
+        "plain decoding, tensor parallel 12.5 12.5 12.5",
+        "PPD is 1.11 times as fast as plain decoding here, the fastest of all on this",
+        "text.",
     ):
         assert line in lines, line
+
+
+def test_the_fastest_is_named_whichever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lookup = [
+        Rival("prompt lookup, 4 drafts", 1, PLAIN, 0.5, same=True),
+        Rival("prompt lookup, 4 drafts", 2, Speed(0.005, 0.005, 0.005), 0.5, same=False),
+    ]
+    for found, words in (
+        (replace(DECODED, latency=SLOW),
+         "PPD is 0.80 times as fast as plain decoding here; plain decoding on one device is the "
+         "fastest on this text."),
+        (replace(DECODED, rivals=tuple(lookup)),
+         "prompt lookup, 4 drafts: another text than plain decoding's PPD is 1.11 times as fast as "
+         "plain decoding here; the fastest on this text is prompt lookup, 4 drafts, tensor "
+         "parallel: 2.00 times."),
+    ):  # fmt: skip
+        render(found, None, row_by_row=False)
+        assert words in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("row_by_row", [False, True])
@@ -76,7 +95,8 @@ def test_a_text_too_short_to_time_has_no_verdict(capsys: pytest.CaptureFixture[s
     assert "2 tokens, the same as plain decoding's" in shown
     assert "match rate" not in shown
     assert "guesses" not in shown
-    assert "the latency of one unit" not in shown
+    assert "times as fast" not in shown
+    assert "fastest" not in shown
 
 
 BAD: list[tuple[str, str]] = [

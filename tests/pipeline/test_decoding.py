@@ -104,6 +104,8 @@ def test_decode(deep: LoadedModel, tmp_path: Path) -> None:
     plain = generated(deep, deep.encode(["the quick"]), 16)
     assert result.token_ids == plain == tuple(said)
     assert result.difference is None
+    assert [rival.units for rival in result.rivals] == [1, 2, 1, 2]
+    assert all(rival.same and rival.latency for rival in result.rivals)
     assert result.text == deep.decode(plain)
     assert result.predicted_match_rate is None
     assert result.n_trials == 14 == result.n_matched + result.n_late + result.n_wrong

@@ -69,7 +69,8 @@ def test_drafts_that_are_right_are_accepted_and_counted(
     prompt = (*texts[0], *plain[0], *texts[0])
     made = on_cpus.run(Task(prompt, TOKENS)).token_ids
     run = on_cpus.run(Task((*prompt, *made, *prompt), TOKENS, drafts=PromptLookup(3, 4)))
-    ids, accepted, batches = [*prompt, *made, *prompt], [], []
+    ids = [*prompt, *made, *prompt]
+    accepted, batches = list[bool](), list[int]()
     text = on_cpus.run(Task(tuple(ids), TOKENS)).token_ids
     assert run.token_ids == text
     ids.append(text[0])
