@@ -67,6 +67,8 @@ NAMES = [
     "pipelined_compute",
     "pipelined_latency",
     "ppd_linked_latency",
+    "prompt_lookup_compute",
+    "prompt_lookup_latency",
     "replay",
     "replay_report",
     "required_p_correct",

@@ -25,8 +25,10 @@ from .methods import (
     best_methods,
     beyond,
     gated,
+    gated_self_speculation,
     given,
     ppd,
+    prompt_lookup,
     self_speculation,
     two_exits,
 )
@@ -45,8 +47,16 @@ MEASURED, FITTED, IDEAL = "measured", "fitted", "ideal"
 #: fewest devices of the methods that have no search space
 LEAST_UNITS = {"split layers": 2, "PPD, split layers": 4}
 NOT_RECORDED = (
-    "gated and two-exit PPD and self-speculation: they need counts of the recorded tokens; fit a "
-    "measurement folder, or give it"
+    "gated and two-exit PPD, self-speculation and prompt lookup: they need counts of the recorded "
+    "tokens; fit a measurement folder, or give it"
+)
+OLDER = (
+    "prompt lookup and gated self-speculation: the calibration is of an older version, which did "
+    "not count them; fit again"
+)
+NO_CONTEXTS = (
+    "the prompts in what prompt lookup searches: the tokens were recorded without them, and only "
+    "generated text is searched; measure again"
 )
 
 
@@ -65,7 +75,8 @@ def compare(
 ) -> Comparison:
     """Compare the best settings of all methods within one compute budget.
 
-    Match rates of PPD and acceptance rates of self-speculation are counted on the recorded tokens.
+    Match rates of PPD and acceptance rates of self-speculation and prompt lookup are counted on the
+    recorded tokens.
     Latency and compute count layers only, without heads and overheads, as ratios to plain decoding
     on one device; a timing adds two rows of measured times. The best of many settings looks better
     than it is (selection bias); `held_out` is cross-validated: settings are selected on 4/5 of the
@@ -73,7 +84,8 @@ def compare(
 
     Args:
         source: a measurement, or its calibration, which gives the same. A calibration without
-            counts of recorded tokens leaves out gated, two-exit PPD and self-speculation.
+            counts of recorded tokens leaves out gated and two-exit PPD, self-speculation and
+            prompt lookup.
         guesses: of the measurement; a guess that two exits share then starts only once.
         timing: times of the measured model on one machine; a calibration has its own.
         max_compute: budget in multiples of plain decoding's layer executions; at least 1.
@@ -118,6 +130,10 @@ def compare(
         methods += _timed(search, counts, costs)
         least |= {"PPD, timed": costs.n_units, "split layers, timed": costs.n_units}
     left_out = [] if counts.recorded is not None else [NOT_RECORDED]
+    if counts.recorded is not None and counts.recorded.lookups is None:
+        left_out.append(OLDER)
+    elif counts.recorded is not None and not counts.recorded.with_contexts:
+        left_out.append(NO_CONTEXTS)
     left_out += beyond(least, max_units)
     if acceptance_rate is not None and "speculative" not in [m.name for m in methods]:
         left_out.append("speculative: no number of drafted tokens is faster within the compute")
@@ -153,8 +169,14 @@ def _method_settings(counts: HitCounts, link_time: float) -> list[MethodSettings
     found = [ppd(PpdSettings.of(counts, LayerCosts(), link_time=link_time))]
     recorded = counts.recorded
     if recorded is not None:
-        others = (gated(recorded, link_time), two_exits(recorded, link_time))
-        found += [space for space in (*others, self_speculation(recorded)) if space is not None]
+        others = (
+            gated(recorded, link_time),
+            two_exits(recorded, link_time),
+            self_speculation(recorded),
+            gated_self_speculation(recorded),
+            prompt_lookup(recorded),
+        )
+        found += [space for space in others if space is not None]
     return found
 
 
@@ -281,7 +303,9 @@ def _timed(search: _Search, counts: HitCounts, costs: TimedCosts) -> list[Method
     """The rows of measured times: PPD by the calibrated model, and tensor parallelism."""
     note = "measured times, heads and overheads included, against plain decoding in seconds"
     best = search.best(ppd(PpdSettings.of(counts, costs), "PPD, timed", note), FITTED)
-    found = [] if best is None else [best]
+    lookup = counts.recorded and prompt_lookup(counts.recorded, costs)
+    other = search.best(lookup, FITTED) if lookup else None
+    found = [method for method in (best, other) if method is not None]
     units, most = costs.n_units, search.max_units
     if most is not None and units > most:
         return found

@@ -19,6 +19,7 @@ from .prediction import (
     predicted_latency_s,
     predicted_plain_compute,
     predicted_plain_latency_s,
+    verification_times,
 )
 
 if TYPE_CHECKING:
@@ -172,6 +173,15 @@ class TimedCosts:
             rows = slice(number, None, len(self.draws))
             latency[rows], compute[rows] = timing.ratios(grid, p_correct[rows])
         return latency, compute
+
+    def verification(self, rows: int) -> Floats:
+        """`verification_times` of 1 token to the most that was timed, by the timing of each row.
+
+        One row gives those of the timing itself, several cycle through the resampled ones.
+        """
+        timings = [self.timing] if rows == 1 else [one.timing for one in self.draws]
+        times = [verification_times(one, max(self.timing.by_k)) for one in timings]
+        return np.array(times)[np.arange(rows) % len(times)]
 
     def break_even(self, exit_layer: int, k: int) -> float | None:
         """Match rate at which predicted and plain latency are equal, by bisection."""

@@ -16,7 +16,7 @@ import numpy as np
 from .. import formulas
 from ..results.intervals import Interval, resampled_rates
 from ..results.token_counts import TokenCounts, up_to
-from .costs import CostModel, Grid
+from .costs import CostModel, Grid, TimedCosts
 from .outcomes import Method
 from .selection import Rule, Selection
 
@@ -214,6 +214,74 @@ def self_speculation(recorded: TokenCounts) -> MethodSettings:
         np.ones(len(gamma), dtype=np.int64),
         evaluate,
         "drafts follow one another on one unit; a pass over several tokens counts as one in time",
+    )
+
+
+def gated_self_speculation(recorded: TokenCounts) -> MethodSettings | None:
+    """Self-speculative decoding that drafts only while the exit is confident; None uncounted."""
+    rounds, drafts = recorded.gated_rounds, recorded.gated_drafts
+    if rounds is None or drafts is None or not rounds.size:
+        return None
+    layers, tokens = recorded.layers, recorded.tokens
+    e, g, j = (axis.ravel() for axis in np.indices(rounds.shape[1:]))
+    rounds, drafts = (counts.reshape(len(tokens), -1) for counts in (rounds, drafts))
+    # of a round without a draft, and of a drafted token beside it
+    without = formulas.self_speculative_latency(0, layers, e + 1, 0) / layers
+    of_draft = formulas.self_speculative_latency(0, layers, e + 1, 1) / layers - without
+
+    def evaluate(weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
+        n = (weights @ tokens)[:, None]
+        made, drafted = (weights @ rounds[:, at]) / n, (weights @ drafts[:, at]) / n
+        return made * without[at] + drafted * of_draft[at], made + drafted
+
+    words = zip(e + 1, np.array(recorded.gated_k)[j], g, strict=True)
+    return MethodSettings(
+        "self-speculation, gated",
+        [f"exit {x}, up to {y} drafted, gate {recorded.draft_gates[z]:g}" for x, y, z in words],
+        np.ones(len(e), dtype=np.int64),
+        evaluate,
+        "drafts only while the exit is confident; how confident it is behind a wrong draft is "
+        "taken from the true text",
+    )
+
+
+def prompt_lookup(recorded: TokenCounts, costs: TimedCosts | None = None) -> MethodSettings | None:
+    """Prompt lookup decoding; None where it was not counted.
+
+    With measured times a pass takes as long as they say, and drafts have as many tokens as were
+    timed; without, a pass takes as long over several tokens as over one.
+    """
+    if recorded.lookups is None or not recorded.lookups.size:
+        return None
+    tokens, most = recorded.tokens, recorded.lookups.shape[3] - 1
+    if costs is not None:
+        most = min(most, max(costs.timing.by_k) - 1)
+    columns = [place for place, m in enumerate(recorded.looked_up) if m <= most]
+    if not columns:
+        return None
+    kept = recorded.lookups[:, :, columns, : most + 1]
+    n, m = (axis.ravel() for axis in np.indices(kept.shape[1:3]))
+    counts = kept.reshape(len(tokens), len(n), most + 1)
+    drafted = np.arange(most + 1)
+    compute = formulas.prompt_lookup_compute(0, 1, drafted)
+
+    def evaluate(weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
+        rounds = np.tensordot(weights, counts[:, at], 1) / (weights @ tokens)[:, None, None]
+        times = np.ones((1, most + 1)) if costs is None else costs.verification(len(weights))
+        of_round = formulas.prompt_lookup_latency(0, 1, drafted, 1, times[:, : most + 1])
+        return (rounds * of_round[:, None]).sum(axis=2), rounds @ compute
+
+    searched = "prompt and text" if recorded.with_contexts else "generated text alone"
+    return MethodSettings(
+        "prompt lookup" if costs is None else "prompt lookup, timed",
+        [
+            f"n-grams of up to {recorded.ngrams[x]}, {recorded.looked_up[columns[y]]} drafted"
+            for x, y in zip(n, m, strict=True)
+        ],
+        np.ones(len(n), dtype=np.int64),
+        evaluate,
+        f"drafts what followed the same tokens before; searched: {searched}; a pass over several "
+        + ("tokens counts as one in time" if costs is None else "tokens takes what was timed"),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ..errors import InvalidInputError
 from ..formulas.early_exit import mean_step, steps_of_run
 from ..results.calibration import Calibration
 from ..results.timing import Timing
+
+if TYPE_CHECKING:
+    from .._types import Floats
 
 #: the time arguments of `calibrated_latency`; a timing has them in seconds
 SCHEDULE = (
@@ -107,6 +110,33 @@ def predicted_plain_latency_s(timing: Timing) -> float:
     """Seconds per token of plain decoding on one device, equation (10.2)."""
     layer, head, token = (timing.terms[f"{x}_time_s"].value for x in ("layer", "head", "token"))
     return float(formulas.calibrated_plain_latency(timing.layers, layer, head, token))
+
+
+def verification_times(timing: Timing, most: int) -> Floats:
+    """Time of a pass that verifies 1 to `most` tokens, over that of one token, [most].
+
+    Layers and LM head take longer with more rows as the layers of a batch of guesses do; the rest
+    of a token does not. Between numbers of guesses that were timed, times lie on a line.
+
+    Raises:
+        InvalidInputError: fewer guesses than `most` were timed.
+    """
+    if most > max(timing.by_k):
+        raise InvalidInputError(
+            f"a pass must have at most as many tokens as guesses that were timed; got {most}; "
+            f"timed: {', '.join(map(str, timing.by_k))}; time more with: ppdmodel time --k"
+        )
+
+    def mean(k: int, name: str) -> float:
+        return float(np.mean([time.value for time in timing.by_k[k][name]]))
+
+    known = {k: mean(k, "batch_layer_time_s") for k in timing.by_k}
+    one = known.setdefault(1, mean(min(timing.by_k), "layer_time_s"))
+    ks = sorted(known)
+    growth = np.interp(np.arange(1, most + 1), ks, [known[k] / one for k in ks])
+    plain = predicted_plain_latency_s(timing)
+    fixed = timing.terms["token_time_s"].value / plain
+    return fixed + (1 - fixed) * growth
 
 
 def predicted_plain_compute(timing: Timing) -> float:

@@ -75,6 +75,8 @@ DOMAINS: dict[str, Domain] = {
     "draft_time": _at_least(0, "give a draft step's time over a target step's"),
     "draft_compute": _at_least(0, "give a draft step's operations over a target step's"),
     "reuse": _probability("1: verification reuses the drafted tokens' layers, 0: it does not"),
+    "found_rate": _probability("give the share of rounds with a draft"),
+    "verification_time": _at_least(0, "give a pass over a draft's tokens over one of one token"),
     "block_tokens": _whole(1, "give the tokens drafted during a target step"),
     "stages": _whole(1, "give the pipeline's stages"),
     "draft_layers": _at_least(0, "give the draft's time per cycle in layer times"),

@@ -196,3 +196,59 @@ def tree_speculative_compute(
     163.2
     """
     return layers * (tree_nodes + draft_compute * drafted_from) / tokens_per_round
+
+
+@closed_form(equation="8.15", page="08-other-methods")
+def prompt_lookup_latency(
+    acceptance_rate: Operand,
+    layers: Operand,
+    draft_tokens: Operand,
+    found_rate: Operand = 1,
+    verification_time: Operand = 1,
+) -> Operand:
+    r"""Mean time per token of prompt lookup decoding, in layer times.
+
+    $\Lambda = d\,[1 + f (v - 1)] / (1 + f \sum_{j=1}^{\gamma} \alpha^j)$.
+
+    Speculative decoding with drafts that take no time, where there are any.
+
+    Args:
+        acceptance_rate: alpha, probability that a drafted token is accepted, given that those
+            before it were; in [0, 1].
+        layers: d, decoder layers; positive.
+        draft_tokens: gamma, tokens of a draft; a whole number >= 0.
+        found_rate: f, share of the rounds with a draft; in [0, 1].
+        verification_time: v, time of a pass over gamma + 1 tokens over that of one; >= 0.
+
+    Returns:
+        Latency per token in layer times.
+
+    >>> prompt_lookup_latency(0.5, 30, 2, found_rate=0.8)
+    18.75
+    """
+    tokens = 1 + found_rate * ops.sum(lambda j: acceptance_rate**j, 1, draft_tokens)
+    return layers * (1 + found_rate * (verification_time - 1)) / tokens
+
+
+@closed_form(equation="8.16", page="08-other-methods")
+def prompt_lookup_compute(
+    acceptance_rate: Operand, layers: Operand, draft_tokens: Operand, found_rate: Operand = 1
+) -> Operand:
+    r"""Mean layer executions per token of prompt lookup decoding.
+
+    $C = d\,(1 + f \gamma) / (1 + f \sum_{j=1}^{\gamma} \alpha^j)$.
+
+    Args:
+        acceptance_rate: alpha, as in `prompt_lookup_latency`.
+        layers: d, decoder layers; positive.
+        draft_tokens: gamma, tokens of a draft; a whole number >= 0.
+        found_rate: f, share of the rounds with a draft; in [0, 1].
+
+    Returns:
+        Layer executions per token.
+
+    >>> prompt_lookup_compute(0.5, 30, 2, found_rate=0.8)
+    48.75
+    """
+    tokens = 1 + found_rate * ops.sum(lambda j: acceptance_rate**j, 1, draft_tokens)
+    return layers * (1 + found_rate * draft_tokens) / tokens

@@ -41,6 +41,7 @@ class BatchResult:
         self.ties: list[dict[str, Any]] = []
         self.near_ties: list[dict[str, Any]] = []
         self.repeated: list[dict[str, Any]] = []
+        self.contexts: dict[tuple[int, int], list[int]] = {}  # by prompt and turn
         self._chunks: list[dict[str, np.ndarray]] = []
 
     def add(self, chunk: Chunk, ranked: Sequence[Ranked], owners: np.ndarray, turn: int) -> None:
@@ -86,6 +87,9 @@ class BatchResult:
             provenance=dict(provenance),
             categories=tuple(prompt.category for prompt in self.prompts),
             prompt_numbers=tuple(numbers),
+            context_ids=tuple(
+                np.array(ids, dtype=np.int32) for _, ids in sorted(self.contexts.items())
+            ),
             complete=False,
             ties=tuple(self.ties),
             near_ties=tuple(self.near_ties),
@@ -136,6 +140,7 @@ def measure_batch(
             # an answer may be tokenized into more tokens than it was generated as
             loaded.check_room(prompts[i].id, len(ids), generation.max_new_tokens)
             contexts.append(Context(prompts[i].id, turn, ids))
+            result.contexts[i, turn] = ids
         texts: dict[int, list[int]] = {i: [] for i in taking_part}
         for chunk in generate(
             decoder.model,

@@ -7,7 +7,7 @@ file must fit together, beside the reader of each.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +51,11 @@ def guesses_fault(table: Guesses) -> Fault | None:
 def _of_measurement(table: Measurement) -> Iterator[Fault]:
     size = table.vocabulary
     yield from _keys(table)
-    yield from _between("token_id", table.token_id, 0, None if size is None else size - 1)
+    most = None if size is None else size - 1
+    yield from _between("token_id", table.token_id, 0, most)
+    for text, ids in enumerate(table.context_ids or ()):
+        for fault in _between("context_ids", ids, 0, most):
+            yield replace(fault, row=int(table.starts()[text]))
     yield from _ranks("rank", table.rank, table)
     yield from _between("prob", table.top_prob, 0, 1 + SUM_ROUNDING)
     if table.coupled_rank is not None:

@@ -40,6 +40,8 @@ class Measurement:
         repeated: texts of which Transformers' `generate` made tokens again, the text by itself:
             how many were compared, and how many differ at near ties.
         prompt_numbers: place of each prompt in the whole list, also in a shard.
+        context_ids: token ids that the model read before each text, in the order of `starts()`: its
+            prompt with the chat template, and earlier turns; None in files of older versions.
     """
 
     provenance: Mapping[str, Any]
@@ -57,6 +59,7 @@ class Measurement:
     repeated: tuple[Mapping[str, Any], ...] = ()
     coupled_rank: Ints | None = None
     prompt_numbers: tuple[int, ...] | None = None
+    context_ids: tuple[Ints, ...] | None = None
 
     @property
     def layers(self) -> int:

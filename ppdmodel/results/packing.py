@@ -23,12 +23,21 @@ from .token_counts import ARRAYS, TokenCounts, second_half, up_to
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .._types import Ints
+    from .._types import Bools, Ints
 
 #: types that counts are stored in, the smallest that holds them
 TYPES = ("<u1", "<u2", "<u4")
 #: attributes of `TokenCounts` that label the axes of its arrays
-LABELS = ("drafted", "gates", "gated_k", "pair_k", "pair_exits")
+LABELS = (
+    "drafted",
+    "gates",
+    "gated_k",
+    "pair_k",
+    "pair_exits",
+    "draft_gates",
+    "ngrams",
+    "looked_up",
+)
 
 
 def pack_array(counts: Ints) -> dict[str, Any]:
@@ -67,7 +76,8 @@ def pack_token_counts(recorded: TokenCounts) -> dict[str, Any]:
     """The counts as stored in a calibration file, which has layers and tokens elsewhere."""
     labels = {name: list(getattr(recorded, name)) for name in LABELS}
     counts = {name: getattr(recorded, name) for name in ARRAYS}
-    return labels | {n: None if array is None else pack_array(array) for n, array in counts.items()}
+    packed = {n: None if array is None else pack_array(array) for n, array in counts.items()}
+    return labels | packed | {"with_contexts": recorded.with_contexts}
 
 
 def unpack_token_counts(
@@ -78,10 +88,12 @@ def unpack_token_counts(
     Raises:
         InvalidInputError: they are damaged, or do not fit the rest of the file.
     """
-    labels: dict[str, Any] = {name: tuple(document[name]) for name in LABELS}
+    labels: dict[str, Any] = {name: tuple(document.get(name, ())) for name in LABELS}
     nothing: dict[str, Any] = dict.fromkeys(ARRAYS, np.zeros(0, dtype=np.int64))
+    labels["with_contexts"] = document.get("with_contexts", False)
     empty = TokenCounts(layers=layers, tokens=tokens, **labels, **nothing)
-    for name, values in labels.items():
+    for name in LABELS:
+        values = labels[name]
         if not all(a < b for a, b in pairwise((0, *values))):  # NaN too is refused
             raise InvalidInputError(f"{name} of {path} must increase; got {values}; fit again")
     first, last = second_half(layers), layers - 1
@@ -92,7 +104,7 @@ def unpack_token_counts(
         )
     arrays: dict[str, Any] = {
         name: None
-        if document[name] is None
+        if document.get(name) is None
         else unpack_array(document[name], shape, f"{name} of {path}")
         for name, shape in empty.shapes().items()
     }
@@ -111,7 +123,7 @@ def _fault(recorded: TokenCounts) -> str:
     rounds, passed, both = recorded.rounds, recorded.passed, up_to(recorded.both)
     ks = np.array(recorded.pair_k)
     shared = 0 if recorded.shared is None else up_to(recorded.shared)
-    faults = {
+    faults: dict[str, Bools] = {
         "rounds of self-speculation that no text takes": (rounds < 1) | (rounds > tokens),
         "more open gates than tokens": passed > tokens,
         "more hits behind a gate than tokens that passed it": recorded.right.sum(axis=3) > passed,
@@ -119,4 +131,22 @@ def _fault(recorded: TokenCounts) -> str:
         "more hits at both of two exits than at one": both > np.minimum(early, late),
         "more shared guesses than guesses": shared > tokens[..., None] * np.minimum.outer(ks, ks),
     }
+    if recorded.gated_rounds is not None and recorded.gated_drafts is not None:
+        made, drafts = recorded.gated_rounds, recorded.gated_drafts
+        faults["rounds of gated drafts that no text takes"] = _impossible(made, drafts, tokens)
+        most = made * np.array(recorded.gated_k)
+        faults["more gated drafts than rounds of them allow"] = drafts > most
+    if recorded.lookups is not None:
+        number = np.arange(recorded.lookups.shape[-1])
+        made, drafts = recorded.lookups.sum(axis=-1), recorded.lookups @ number
+        faults["rounds of prompt lookup that no text takes"] = _impossible(made, drafts, tokens)
+        beyond = number > np.array(recorded.looked_up)[:, None]
+        faults["more tokens looked up than a round drafts"] = recorded.lookups * beyond > 0
     return next((words for words, wrong in faults.items() if wrong.any()), "")
+
+
+def _impossible(rounds: Ints, drafts: Ints, tokens: Ints) -> Bools:
+    """Whether rounds [prompts, ...] and their drafts cannot make so many tokens [prompts, 1, 1]."""
+    tokens = tokens.reshape(-1, *[1] * (rounds.ndim - 1))
+    wrong: Bools = (rounds < 1) | (rounds > tokens) | (rounds + drafts < tokens)
+    return wrong

@@ -37,6 +37,8 @@ SINGLES = ("ties", "near_ties", "repeated")
 MOST_TOKENS, MOST_NUMBERS = 2**24, 2**31
 #: largest vocabulary whose token ids fit the two bytes of a guess
 SHORT_IDS = 2**16 - 1
+#: the column of what the model read before a text, in the row of the text's first token
+CONTEXT = "context_ids"
 
 
 def rank_columns(layers: int, name: str = "rank") -> list[str]:
@@ -56,6 +58,8 @@ def token_table(result: Measurement) -> pa.Table:
     """The per-token table of a measurement, its metadata included."""
     columns = _keys(result)
     columns["token_id"] = _array(result.token_id, np.int32)
+    if result.context_ids is not None:
+        columns[CONTEXT] = _lists_at(result.starts(), result.context_ids)
     ranks = [("rank", result.rank, np.int32), ("prob", result.top_prob, np.float32)]
     if result.coupled_rank is not None:
         ranks.insert(1, ("coupled", result.coupled_rank, np.int32))
@@ -106,6 +110,17 @@ def _array(values: Any, dtype: Any) -> Any:
     kept = np.ascontiguousarray(values, dtype=dtype)
     return pa.Array.from_buffers(
         pa.from_numpy_dtype(kept.dtype), len(kept), [None, pa.py_buffer(kept)]
+    )
+
+
+def _lists_at(starts: Ints, lists: Sequence[Ints]) -> Any:
+    """Lists of numbers in the rows `starts` but its last, which is the number of rows."""
+    lengths = np.zeros(starts[-1], dtype=np.int64)
+    lengths[starts[:-1]] = [len(one) for one in lists]
+    ends = pa.py_buffer(np.cumsum([0, *lengths], dtype=np.int32))
+    values = _array(np.concatenate(lists), np.int32)
+    return pa.Array.from_buffers(
+        pa.list_(values.type), len(lengths), [None, ends], children=[values]
     )
 
 
@@ -220,6 +235,11 @@ class TableFile:
         """Number of rows, which are tokens."""
         return int(self.file.metadata.num_rows)
 
+    @property
+    def has_contexts(self) -> bool:
+        """Whether what the model read before each text is in it."""
+        return CONTEXT in self.file.schema_arrow.names
+
     def prompts(self, group: int) -> list[str]:
         """Ids of a row group's prompts, in order."""
         try:
@@ -233,10 +253,11 @@ class TableFile:
         rows = about.num_rows if whole else about.row_group(group).num_rows
         each = self.about["guesses"] if self.kind == GUESSES else 1
         wide = each * (about.num_columns if columns is None else len(columns))
-        if rows > MOST_TOKENS or rows * wide > MOST_NUMBERS:
+        numbers = rows * wide + (self._list_values(group) if columns is None else 0)
+        if rows > MOST_TOKENS or numbers > MOST_NUMBERS:
             raise InvalidInputError(
                 f"{self.path} must have at most {MOST_TOKENS} rows and {MOST_NUMBERS} numbers; got "
-                f"{rows} rows of {wide}; measure fewer prompts in one folder"
+                f"{rows} rows and {numbers} numbers; measure fewer prompts in one folder"
             )
         try:
             table = self.file.read(columns) if whole else self.file.read_row_group(group, columns)
@@ -244,6 +265,16 @@ class TableFile:
             return table.select(table.column_names)  # invalid column names fail here
         except _UNREADABLE as error:
             raise self._damaged(error) from None
+
+    def _list_values(self, group: int | None) -> int:
+        """Numbers in the lists of what the model read."""
+        about = self.file.metadata
+        chunks = [
+            about.row_group(number).column(place)
+            for number in (range(self.groups) if group is None else [group])
+            for place in range(about.num_columns)
+        ]
+        return sum(one.num_values for one in chunks if one.path_in_schema.startswith(CONTEXT))
 
     def measurement(self, group: int | None = None) -> Measurement:
         """A row group, or all of them, as a measurement."""
@@ -272,6 +303,7 @@ class TableFile:
                     self._stacked(table, "coupled", np.int32) if about.get("coupled") else None
                 ),
                 complete=about["complete"],
+                context_ids=self._contexts(table, keys["position"]),
                 **lists,
             )
         except KeyError as error:
@@ -285,6 +317,19 @@ class TableFile:
             )
         self._refuse(measurement_fault(result), group)
         return result
+
+    def _contexts(self, table: Any, position: Ints) -> tuple[Ints, ...] | None:
+        """What the model read before each text, from the rows of the first tokens."""
+        if not self.has_contexts:
+            return None
+        column = table.column(CONTEXT).combine_chunks()
+        if not pa.types.is_list(column.type) or column.null_count:
+            raise KeyError(CONTEXT)
+        values, lengths = column.flatten(), np.diff(column.offsets.to_numpy())
+        if not _is_of(values, np.int32) or np.any((lengths > 0) != (position == 0)):
+            raise KeyError(CONTEXT)
+        parts = np.split(values.to_numpy(), np.cumsum(lengths[position == 0])[:-1])
+        return tuple(part.astype(np.int32, copy=False) for part in parts) if len(lengths) else ()
 
     def _refuse(self, fault: Fault | None, group: int | None) -> None:
         if fault is not None:

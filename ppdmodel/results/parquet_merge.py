@@ -43,6 +43,8 @@ def merge_tables(
             yield part
             none: dict[str, Any] = dict.fromkeys(parquet.SINGLES, ())
             whole = replace(part, **none, complete=about["complete"])
+            if not index.with_contexts:
+                whole = replace(whole, context_ids=None)
             tables = [parquet.token_table(whole)]
             if index.with_guesses:
                 tables.append(parquet.guess_table(group.guesses_of(part)))
@@ -90,10 +92,12 @@ class _Index:
         self.abouts: dict[Path, dict[str, Any]] = {}
         found: list[_Group] = []
         seen: set[str] = set()
+        self.with_contexts = True
         for path in sources:
             places = _places(parquet.guesses_beside(path)) if self.with_guesses else {}
             with parquet.TableFile(path, parquet.TOKENS) as file:
                 about = self.abouts[path] = file.about
+                self.with_contexts &= file.has_contexts
                 label = dict(zip(about["prompt_ids"], _labels(about), strict=True))
                 for group in range(file.groups):
                     ids = tuple(file.prompts(group))

@@ -1,4 +1,4 @@
-"""Counts by prompt for gates, two exits and self-speculation.
+"""Counts by prompt for gates, two exits, self-speculation and prompt lookup.
 
 They are sufficient statistics: on any resample of the prompts these methods give the same results
 as on the recorded tokens.
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidInputError
+from .prompt_lookup import LOOKED_UP, NGRAMS, lookup_rounds
 
 if TYPE_CHECKING:
-    from .._types import Ints
+    from .._types import Bools, Ints
     from .measurement import Guesses, Measurement
 
 #: drafted tokens per round of self-speculation
@@ -23,11 +24,16 @@ DRAFTED = tuple(range(1, 9))
 #: guesses behind a gate, and at each of two exits
 GATED_K, PAIR_K = (1, 2, 3, 5, 8), (1, 2, 3, 5)
 GATES = tuple(round(0.1 * n, 1) for n in range(1, 10))
+#: gates of self-speculation
+DRAFT_GATES = GATES[::2]
 #: most exits that are paired, spaced evenly over the second half of the layers: the number of pairs
 #: grows with the square
 MAX_PAIRED_EXITS = 16
-#: arrays of a `TokenCounts` in the order of a file; the last one is optional
-ARRAYS = ("rounds", "passed", "right", "first", "both", "shared")
+#: arrays of a `TokenCounts` in the order of a file; the later ones are optional
+ARRAYS = (
+    "rounds", "passed", "right", "first", "both",
+    "shared", "gated_rounds", "gated_drafts", "lookups",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,7 @@ class TokenCounts:
         tokens: generated tokens, [prompts].
         drafted: tokens drafted per round of self-speculation.
         gates: top probabilities from which a gate is open.
-        gated_k: guesses behind a gate.
+        gated_k: guesses behind a gate; of self-speculation the most tokens drafted per round.
         pair_k: guesses at each of two exits.
         pair_exits: exits that are paired, ascending.
         rounds: of self-speculation, [prompts, layers 1...d-1, drafted].
@@ -51,6 +57,13 @@ class TokenCounts:
             [prompts, pairs, k, k].
         shared: guesses in a class of the earlier exit that stand in one of the later, same shape;
             None where guesses were not recorded.
+        gated_rounds: of self-speculation that drafts while the gate is open, [prompts, layers
+            1...d-1, draft_gates, gated_k]; None in files of older versions, as all below.
+        gated_drafts: tokens that these rounds draft, same shape.
+        draft_gates: top probabilities from which the gate of self-speculation is open.
+        ngrams, looked_up: longest n-grams and drafted tokens of prompt lookup; empty without.
+        lookups: its rounds, see `lookup_rounds`.
+        with_contexts: whether prompts too were searched, or only generated text.
     """
 
     layers: int
@@ -66,6 +79,13 @@ class TokenCounts:
     first: Ints
     both: Ints
     shared: Ints | None
+    draft_gates: tuple[float, ...] = ()
+    gated_rounds: Ints | None = None
+    gated_drafts: Ints | None = None
+    ngrams: tuple[int, ...] = ()
+    looked_up: tuple[int, ...] = ()
+    lookups: Ints | None = None
+    with_contexts: bool = False
 
     @classmethod
     def of(cls, measurement: Measurement, guesses: Guesses | None = None) -> TokenCounts:
@@ -79,6 +99,7 @@ class TokenCounts:
         passed, right = _gates(measurement)
         exits = paired(measurement.layers)
         first, both, shared = _pairs(measurement, guesses, exits)
+        gated_rounds, gated_drafts = gated_rounds_of(measurement)
         return cls(
             layers=measurement.layers,
             tokens=measurement.tokens_by_prompt(),
@@ -93,6 +114,13 @@ class TokenCounts:
             first=first,
             both=both,
             shared=shared,
+            draft_gates=DRAFT_GATES,
+            gated_rounds=gated_rounds[:, :-1],
+            gated_drafts=gated_drafts[:, :-1],
+            ngrams=NGRAMS,
+            looked_up=LOOKED_UP,
+            lookups=lookup_rounds(measurement),
+            with_contexts=measurement.context_ids is not None,
         )
 
     @classmethod
@@ -102,7 +130,7 @@ class TokenCounts:
         for name in ("tokens", *ARRAYS):
             each = [getattr(part, name) for part in parts]
             joint[name] = None if any(one is None for one in each) else np.concatenate(each)
-        return replace(parts[0], **joint)
+        return replace(parts[0], **joint, with_contexts=all(one.with_contexts for one in parts))
 
     def only(self, prompts: Sequence[int]) -> TokenCounts:
         """Select some of the prompts."""
@@ -127,6 +155,8 @@ class TokenCounts:
         n, exits, k = len(self.tokens), len(self.pair_exits), len(self.pair_k)
         gates = (n, self.layers - second_half(self.layers), len(self.gates))
         pairs = (n, exits * (exits - 1) // 2, k, k)
+        drafts = (n, self.layers - 1, len(self.draft_gates), len(self.gated_k))
+        lookups = (n, len(self.ngrams), len(self.looked_up), max(self.looked_up, default=0) + 1)
         return {
             "rounds": (n, self.layers - 1, len(self.drafted)),
             "passed": gates,
@@ -134,6 +164,9 @@ class TokenCounts:
             "first": (n, exits, k),
             "both": pairs,
             "shared": pairs,
+            "gated_rounds": drafts,
+            "gated_drafts": drafts,
+            "lookups": lookups,
         }
 
 
@@ -189,24 +222,64 @@ def rounds_of(measurement: Measurement, drafted: Sequence[int] = DRAFTED) -> Int
     of an accepted draft are the model's own, so the record is exact. A text's last round may be cut
     short by its end.
     """
-    most, tokens = np.array(drafted), measurement.n_tokens
-    starts, ends = measurement.starts()[:-1], measurement.starts()[1:]
+    return _rounds(measurement, drafted, np.full(measurement.rank.shape, True))[0]
+
+
+def gated_rounds_of(measurement: Measurement) -> tuple[Ints, Ints]:
+    """Rounds of self-speculation that drafts while a gate is open, and the tokens drafted.
+
+    A round drafts until the exit's top probability is below the gate, or it has drafted the most;
+    what it has drafted is verified. Behind a wrong draft the probabilities were not recorded: they
+    are taken to be those of the true text at the same places.
+
+    Returns:
+        Two arrays [prompts, layers, `DRAFT_GATES`, `GATED_K`].
+    """
+    found = [_rounds(measurement, GATED_K, measurement.top_prob >= gate) for gate in DRAFT_GATES]
+    rounds, drafts = (np.stack(each, axis=2) for each in zip(*found, strict=True))
+    return rounds, drafts
+
+
+def _rounds(measurement: Measurement, drafted: Sequence[int], open_: Bools) -> tuple[Ints, Ints]:
+    """Rounds, and tokens that they draft where an exit is open [tokens, layers].
+
+    Both [prompts, layers, drafted].
+    """
+    starts, layers = measurement.starts(), measurement.layers
+    right, left = _runs(measurement, measurement.rank == 1)
+    drafts, _ = _runs(measurement, open_)
+    drafts = np.where(drafts == left, max(drafted), drafts)  # as if it went on
+    made = np.minimum(drafts[:, :, None], np.array(drafted, dtype=np.int32))
+    step = np.minimum(right[:, :, None], made).ravel() + np.int32(1)
+    made, each = made.ravel(), layers * len(drafted)
+    cell = np.arange((len(starts) - 1) * each)  # of every text, layer and number of drafts
+    place = np.repeat(starts[:-1], each) * each + cell % each
+    end = np.repeat(starts[1:], each) * each
+    found = np.zeros((2, len(cell)), dtype=np.int64)
+    while len(cell):  # those whose text is not made yet
+        found[0, cell] += 1
+        found[1, cell] += made[place]
+        place = place + step[place].astype(np.int64) * each
+        going = place < end
+        cell, place, end = cell[going], place[going], end[going]
+    shape = (len(starts) - 1, layers, len(drafted))
+    totals = np.zeros((2, len(measurement.prompt_ids), *shape[1:]), dtype=np.int64)
+    for total, counts in zip(totals, found, strict=True):
+        np.add.at(total, measurement.prompt_index[starts[:-1]], counts.reshape(shape))
+    return totals[0], totals[1]
+
+
+def _runs(measurement: Measurement, flags: Bools) -> tuple[Ints, Ints]:
+    """Flags [tokens, layers] in a row from every token on, within its text; and tokens left in it.
+
+    The second is [tokens, 1].
+    """
+    tokens, starts = measurement.n_tokens, measurement.starts()
     places = np.arange(tokens, dtype=np.int32)[:, None]
-    misses = np.where(measurement.rank == 1, np.int32(tokens), places)
-    following = np.minimum.accumulate(misses[::-1], axis=0)[::-1]  # the next miss
-    text_end = np.repeat(ends, ends - starts)[:, None]
-    runs = np.minimum(following, text_end) - places  # hits in a row up to the end of the text
-    columns = np.arange(measurement.layers)[:, None]
-    shape = (len(starts), measurement.layers, len(most))
-    place, end = np.broadcast_to(starts[:, None, None], shape), ends[:, None, None]
-    rounds = np.zeros(shape, dtype=np.int64)
-    while (going := place < end).any():
-        accepted = np.minimum(runs[np.minimum(place, end - 1), columns], most)
-        rounds += going
-        place = np.where(going, place + accepted + 1, place)
-    found = np.zeros((len(measurement.prompt_ids), *shape[1:]), dtype=np.int64)
-    np.add.at(found, measurement.prompt_index[starts], rounds)
-    return found
+    unset = np.where(flags, np.int32(tokens), places)
+    following = np.minimum.accumulate(unset[::-1], axis=0)[::-1]  # the next one that is not set
+    left = np.repeat(starts[1:], np.diff(starts))[:, None] - places
+    return np.minimum(following - places, left), left
 
 
 def _by_prompt(measurement: Measurement, cell: Ints, cells: int, rows: Ints | None = None) -> Ints:

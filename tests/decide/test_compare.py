@@ -12,7 +12,13 @@ import pytest
 
 import ppdmodel as ppd
 from ppdmodel import compare
-from ppdmodel.decide.methods import gated, self_speculation
+from ppdmodel.decide.compare import NO_CONTEXTS, OLDER
+from ppdmodel.decide.methods import (
+    gated,
+    gated_self_speculation,
+    prompt_lookup,
+    self_speculation,
+)
 from ppdmodel.decide.outcomes import Comparison, Method
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.results.calibration import Calibration
@@ -38,7 +44,9 @@ def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
     result = compare(measurement, max_compute=1.8, acceptance_rate=0.8, draft_time=0.05)
     weights = np.ones((1, len(measurement.prompt_ids)), dtype=np.int64)
     counts = TokenCounts.of(measurement)
-    for family in (gated(counts), self_speculation(counts), pairs(measurement)):
+    drafting = (gated_self_speculation(counts), prompt_lookup(counts))
+    for family in (gated(counts), self_speculation(counts), pairs(measurement), *drafting):
+        assert family is not None
         latency, compute = (x[0] for x in all_of(family, weights))
         within = latency[(compute <= 1.8) & (latency < 1)]
         method = named(result, family.name)
@@ -98,17 +106,20 @@ def test_units_limit_every_method(measurement: Measurement) -> None:
     assert named(result, "PPD").setting.endswith("k = 1")
     assert named(result, "split layers").latency.value == pytest.approx(1 / 1.6)
     alone = compare(measurement, max_units=1)
-    assert [m.name for m in alone.methods] == ["plain decoding", "self-speculation"]
+    assert [m.name for m in alone.methods] == [
+        "plain decoding", "self-speculation", "self-speculation, gated", "prompt lookup",
+    ]  # fmt: skip
     assert alone.left_out == (
+        NO_CONTEXTS,
         "PPD: it takes 2 units or more",
         "PPD, gated: it takes 2 units or more",
         "PPD, two exits: it takes 3 units or more",
         "split layers: it takes 2 units or more",
         "PPD, split layers: it takes 4 units or more",
     )
-    assert compare(measurement, max_compute=9, max_units=4).left_out == ()
+    assert compare(measurement, max_compute=9, max_units=4).left_out == (NO_CONTEXTS,)
     slow = compare(measurement, max_compute=1, acceptance_rate=0.5)
-    assert "no number of drafted tokens is faster" in slow.left_out[0]
+    assert "no number of drafted tokens is faster" in slow.left_out[-1]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +193,22 @@ def test_without_a_setting_that_pays_two_units_split_the_layers() -> None:
     assert "PPD, split layers" not in [method.name for method in result.methods]
 
 
+def test_prompt_lookup_says_what_it_could_not_search(measurement: Measurement) -> None:
+    texts = len(measurement.starts()) - 1
+    known = replace(measurement, context_ids=(measurement.token_id[:30],) * texts)
+    assert NO_CONTEXTS not in compare(known).left_out
+    assert "searched: prompt and text" in named(compare(known), "prompt lookup").note
+    alone = compare(measurement)
+    assert NO_CONTEXTS in alone.left_out
+    assert "searched: generated text alone" in named(alone, "prompt lookup").note
+    old = quick_fit(measurement, resamples=40)
+    assert old.recorded is not None
+    uncounted = replace(old.recorded, lookups=None, gated_rounds=None, gated_drafts=None)
+    older = compare(replace(old, recorded=uncounted))
+    assert OLDER in older.left_out
+    assert not any("lookup" in method.name for method in older.methods)
+
+
 def test_two_layers_are_enough() -> None:
     assert named(compare(make_measurement(layers=2)), "PPD").setting.startswith("exit 1, k = ")
     with pytest.raises(InvalidInputError, match="an exit must lie below the last layer; got 1"):
@@ -202,9 +229,12 @@ def test_times_add_rows_in_seconds() -> None:
     assert split.compute.value == 1
     calibration = replace(quick_fit(replace(made, provenance=about)), timing=a_timing())
     mine = compare(calibration, max_units=2)
-    assert mine.methods[-2:] == (timed, split), "its own timing, and all units may be used"
+    lookup = named(result, "prompt lookup, timed")
+    assert (lookup.basis, lookup.units) == ("fitted", 1)
+    rows = (timed, lookup, split)
+    assert mine.methods[-3:] == rows, "its own timing, and all units may be used"
     alone = compare(replace(made, provenance=about), timing=a_timing(), max_units=1)
-    assert not any("timed" in method.name for method in alone.methods)
+    assert [m.name for m in alone.methods if "timed" in m.name] == ["prompt lookup, timed"]
     assert {"PPD, timed: it takes 2 units or more"} < set(alone.left_out)
     with pytest.raises(InvalidInputError, match="the timing must be of the measured model"):
         compare(make_measurement(), timing=a_timing())

@@ -19,16 +19,30 @@ from ppdmodel.decide.methods import (
     best_methods,
     beyond,
     gated,
+    gated_self_speculation,
     given,
     ppd,
+    prompt_lookup,
     self_speculation,
     two_exits,
 )
-from ppdmodel.decide.prediction import predicted_latency_s, predicted_plain_latency_s
+from ppdmodel.decide.prediction import (
+    predicted_latency_s,
+    predicted_plain_latency_s,
+    verification_times,
+)
 from ppdmodel.decide.selection import PromptSample, Rule, Selection
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Guesses, Measurement
-from ppdmodel.results.token_counts import DRAFTED, TokenCounts, rounds_of
+from ppdmodel.results.prompt_lookup import LOOKED_UP, NGRAMS, lookup_rounds
+from ppdmodel.results.token_counts import (
+    DRAFT_GATES,
+    DRAFTED,
+    GATED_K,
+    TokenCounts,
+    gated_rounds_of,
+    rounds_of,
+)
 from tests.conftest import make_measurement
 from tests.pipeline.test_prediction_error import a_calibration, a_timing
 from tests.support.tables import repeating_guesses
@@ -103,6 +117,79 @@ def test_self_speculation_takes_its_rounds(measurement: Measurement) -> None:
     perfect = replace(measurement, rank=np.ones_like(measurement.rank))
     at_exit = self_speculation(TokenCounts.of(perfect))
     assert all_of(at_exit, weights)[0].min() < 0.5, "a perfect draft is much faster"
+
+
+def test_gated_self_speculation_takes_its_rounds_and_drafts(measurement: Measurement) -> None:
+    """A round of G drafts takes G e + d layers and runs G + 1 tokens through d."""
+    rng = np.random.default_rng(4)
+    unsure = replace(measurement, top_prob=rng.random(measurement.rank.shape))
+    counts = TokenCounts.of(unsure)
+    family = gated_self_speculation(counts)
+    assert family is not None
+    weights, d = weights_of(unsure), unsure.layers
+    latency, compute = all_of(family, weights)
+    rounds, drafts = gated_rounds_of(unsure)
+    for e, most, gate in ((3, 2, 0.5), (7, 8, 0.1), (1, 1, 0.9)):
+        place = family.settings.index(f"exit {e}, up to {most} drafted, gate {gate:g}")
+        at = (slice(None), e - 1, DRAFT_GATES.index(gate), GATED_K.index(most))
+        for row, weight in enumerate(weights):
+            n, made, drafted = (weight @ x for x in (counts.tokens, rounds[at], drafts[at]))
+            assert latency[row, place] == pytest.approx((made * d + drafted * e) / n / d)
+            assert compute[row, place] == pytest.approx((made + drafted) / n)
+    sure = replace(measurement, top_prob=np.ones_like(measurement.top_prob))
+    always = gated_self_speculation(TokenCounts.of(sure))
+    ungated = self_speculation(TokenCounts.of(sure))
+    assert always is not None
+    for mine, theirs in zip(all_of(always, weights), all_of(ungated, weights), strict=True):
+        place = always.settings.index("exit 4, up to 3 drafted, gate 0.9")
+        assert mine[:, place] == pytest.approx(
+            theirs[:, ungated.settings.index("exit 4, 3 drafted")]
+        )
+    assert gated_self_speculation(replace(counts, gated_rounds=None)) is None
+
+
+def test_prompt_lookup_takes_its_rounds(measurement: Measurement) -> None:
+    repeats = replace(measurement, token_id=measurement.token_id % 4)
+    counts = TokenCounts.of(repeats)
+    rounds, weights = lookup_rounds(repeats), weights_of(repeats)
+    family = prompt_lookup(counts)
+    assert family is not None
+    assert family.name == "prompt lookup"
+    timing = replace(a_timing(), by_k={1: a_timing().by_k[1], 3: slower(a_timing().by_k[3], 1.2)})
+    costs = TimedCosts(timing)
+    timed = prompt_lookup(counts, costs)
+    assert timed is not None
+    assert timed.name == "prompt lookup, timed"
+    assert {words.split(", ")[1] for words in timed.settings} == {"1 drafted", "2 drafted"}
+    for n, m in ((1, 2), (3, 1), (2, 10)):
+        words = f"n-grams of up to {n}, {m} drafted"
+        mine = rounds[:, NGRAMS.index(n), LOOKED_UP.index(m)]
+        for row, weight in enumerate(weights):
+            by_draft = (weight @ mine) / (weight @ counts.tokens)
+            latency, compute = (x[row] for x in all_of(family, weights))
+            place = family.settings.index(words)
+            assert latency[place] == pytest.approx(by_draft.sum())
+            assert compute[place] == pytest.approx(by_draft @ (1 + np.arange(11)))
+            if m > 2:
+                assert words not in timed.settings
+                continue
+            place = timed.settings.index(words)
+            latency, compute = (x[0] for x in all_of(timed, weight[None]))
+            times = verification_times(timing, 3)
+            assert latency[place] == pytest.approx(by_draft[:3] @ times)
+            assert compute[place] == pytest.approx(by_draft @ (1 + np.arange(11)))
+    assert (family.units == 1).all()
+    drawn = all_of(timed, np.repeat(weights[:1], 3, axis=0))[0]
+    assert len(np.unique(drawn[:, -1])) == 3, "each row has a resampled timing"
+    assert prompt_lookup(replace(counts, lookups=None)) is None
+    alone = TimedCosts(replace(timing, by_k={1: timing.by_k[1]}))
+    assert prompt_lookup(counts, alone) is None, "no batch of two was timed"
+
+
+def slower(terms: Any, factor: float) -> Any:
+    """The terms of a number of guesses whose layers take longer."""
+    name = "batch_layer_time_s"
+    return {**terms, name: tuple(replace(t, value=factor * t.value) for t in terms[name])}
 
 
 @pytest.mark.parametrize("link_time", [0.0, 1.5])

@@ -16,6 +16,7 @@ from ppdmodel.decide.prediction import (
     predicted_plain_compute,
     predicted_plain_latency_s,
     schedule_times,
+    verification_times,
 )
 from ppdmodel.decide.roofline import roofline
 from ppdmodel.errors import InvalidInputError
@@ -45,6 +46,38 @@ def test_times_are_interpolated_between_exits_and_held_beyond() -> None:
             assert value == pytest.approx(factor * timing.by_k[3][f"{name}_s"][0].value)
     with pytest.raises(InvalidInputError, match="got 2; timed: 1, 3; time more with"):
         schedule_times(timing, 10, 2)
+
+
+def with_batches(batches: dict[int, float], alone: float = 2e-3) -> Timing:
+    """Layers of so many guesses that take so long, as a mean over two exits."""
+    timing = a_timing()
+    terms = timing.by_k[3]
+    by_k = {
+        k: {
+            **terms,
+            "layer_time_s": tuple(replace(t, value=alone) for t in terms["layer_time_s"]),
+            "batch_layer_time_s": tuple(
+                replace(t, value=time * x)
+                for t, x in zip(terms["layer_time_s"], (0.9, 1.1), strict=True)
+            ),
+        }
+        for k, time in batches.items()
+    }
+    return replace(timing, by_k=by_k)
+
+
+def test_a_verification_takes_longer_as_the_layers_of_a_batch_do() -> None:
+    timing = with_batches({1: 2e-3, 3: 3e-3, 5: 5e-3})
+    fixed, plain = timing.terms["token_time_s"].value, predicted_plain_latency_s(timing)
+    found = verification_times(timing, 5)
+    growth = [1, 1.25, 1.5, 2, 2.5]
+    assert found == pytest.approx([(fixed + g * (plain - fixed)) / plain for g in growth])
+    assert verification_times(timing, 2) == pytest.approx(found[:2])
+    with pytest.raises(InvalidInputError, match="got 6; timed: 1, 3, 5; time more with: ppdmodel"):
+        verification_times(timing, 6)
+    # without a batch of one, a layer of the main process while the other unit works too
+    same = verification_times(with_batches({3: 3e-3, 5: 5e-3}, alone=2e-3), 5)
+    assert same == pytest.approx(found)
 
 
 def test_plain_decoding_is_layers_head_and_the_rest() -> None:

@@ -191,6 +191,17 @@ GOLDEN: list[tuple[str, tuple[Any, ...], float]] = [
     ("tree_speculative_latency", (1, 40, 0, 0.3), 40.0),
     ("tree_speculative_compute", (2.5, 40, 10, 4, 0.05), 163.2),
     ("tree_speculative_compute", (1, 40, 1, 0, 0.3), 40.0),
+    ("prompt_lookup_latency", (0.5, 30, 2), 30 / 1.75),
+    ("prompt_lookup_latency", (0.5, 30, 2, 0.8), 18.75),
+    ("prompt_lookup_latency", (0.5, 30, 2, 0.8, 1.5), 42 / 1.6),
+    ("prompt_lookup_latency", (0.5, 30, 2, 0, 9), 30.0),
+    ("prompt_lookup_latency", (0, 30, 4, 1, 2), 60.0),
+    ("prompt_lookup_latency", (1, 30, 4, 0.5), 10.0),
+    ("prompt_lookup_latency", (0.7, 30, 0, 0.5), 30.0),
+    ("prompt_lookup_compute", (0.5, 30, 2), 90 / 1.75),
+    ("prompt_lookup_compute", (0.5, 30, 2, 0.8), 48.75),
+    ("prompt_lookup_compute", (0, 30, 4, 0.5), 90.0),
+    ("prompt_lookup_compute", (1, 30, 4, 1), 30.0),
 ]
 
 
@@ -210,6 +221,8 @@ AFTER_THE_RATE: list[tuple[str, tuple[float, ...]]] = [
     ("speculative_compute", (40, 3, 0.1)),
     ("self_speculative_latency", (40, 10, 3)),
     ("self_speculative_compute", (40, 10, 3, 0)),
+    ("prompt_lookup_latency", (30, 3, 0.6, 1.4)),
+    ("prompt_lookup_compute", (30, 3, 0.6)),
 ]
 
 
@@ -276,6 +289,15 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         lambda: formulas.self_speculative_compute(0.5, 40, 10, 2, 2),
         "reuse must lie in [0, 1]; got 2; "
         "1: verification reuses the drafted tokens' layers, 0: it does not",
+    ),
+    (
+        lambda: formulas.prompt_lookup_latency(0.5, 30, 2, 1.5),
+        "found_rate must lie in [0, 1]; got 1.5; give the share of rounds with a draft",
+    ),
+    (
+        lambda: formulas.prompt_lookup_latency(0.5, 30, 2, 1, -1),
+        "verification_time must be a number of at least 0; got -1; "
+        "give a pass over a draft's tokens over one of one token",
     ),
     (
         lambda: formulas.tree_speculative_latency(0.5, 40, 3),

@@ -75,10 +75,11 @@ def batch_of(
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: whose, which turn, its tokens, and the logits [layers, n, vocabulary]."""
+    """One answer: whose, which turn, what was read, its tokens, logits [layers, n, vocabulary]."""
 
     prompt: int
     turn: int
+    read: list[int]
     tokens: list[int]
     logits: Tensor
 
@@ -106,7 +107,7 @@ def answers(tiny_model: Path) -> list[Answer]:
                 read = [*(model.model.norm(state) for state in states[1:-1]), states[-1]]
                 logits = model.lm_head(torch.cat(read))[:, ids.shape[1] - 1 : -1]
             made = whole[0, ids.shape[1] :].tolist()
-            found.append(Answer(number, turn, made, logits))
+            found.append(Answer(number, turn, ids[0].tolist(), made, logits))
             text += tokenizer.decode(made, skip_special_tokens=True) + "\n"
     return found
 
@@ -123,6 +124,8 @@ def test_keys_and_tokens_are_those_of_each_text_alone(
     ]
     keys = (found.prompt_index, found.turn, found.position, found.token_id)
     assert list(zip(*(key.tolist() for key in keys), strict=True)) == rows
+    read = [ids.tolist() for ids in found.context_ids or ()]
+    assert read == [answer.read for answer in answers]
     assert (found.prompt_ids, found.categories) == (("one", "two", "three"), ("a", "b", "a"))
     assert found.prompt_numbers == (4, 5, 9)
     assert found.provenance == {"model": "tiny"}

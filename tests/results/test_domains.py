@@ -156,6 +156,21 @@ def test_a_bad_rank_of_an_exit_with_a_shortlist_is_refused(
     assert words in str(caught.value).replace(f" in {path}", "")
 
 
+@pytest.mark.parametrize("value", [-1, 300])
+def test_a_bad_token_of_a_prompt_is_refused_with_its_place(tmp_path: Path, value: int) -> None:
+    path, read = tmp_path / "tokens.parquet", [np.array([7, 0]), np.array([299, 8]), np.array([5])]
+    write_tokens(replace(of_tokens(), context_ids=tuple(read)), path)
+    assert read_tokens(path).context_ids is not None
+    read[1][1] = value
+    write_tokens(replace(of_tokens(), context_ids=tuple(read)), path)
+    with pytest.raises(InvalidInputError) as caught:
+        read_tokens(path)
+    assert str(caught.value) == (
+        f"context_ids must be from 0 to 299 in {path}; got {value} in row 3 of context_ids; "
+        "measure again"
+    )
+
+
 BAD_GUESSES = [
     ("ids", -2, (4, 1, 3), "ids must be from -1 to 69999", "row 4 of ids of exit layer 2"),
     ("ids", 70_000, (4, 1, 3), "ids must be from -1 to 69999", "row 4 of ids of exit layer 2"),

@@ -16,8 +16,10 @@ import pytest
 
 from ppdmodel import fit, load, save
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.packing import (
+    LABELS,
     pack_array,
     pack_token_counts,
     unpack_array,
@@ -91,7 +93,27 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda r: r["shared"].update(data=in_base64(bytes([99] * 12 * 3 * 16))),
         "more shared guesses than guesses",
     ),
-}
+    "rounds of lookups": (
+        lambda r: r["lookups"].update(data=in_base64(bytes(12 * 3 * 8 * 11))),
+        "rounds of prompt lookup that no text takes",
+    ),
+    "drafts of lookups": (
+        lambda r: r["lookups"].update(data=in_base64(bytes([1] * 12 * 3 * 8 * 11))),
+        "more tokens looked up than a round drafts",
+    ),
+    "lookups": (lambda r: r.update(looked_up=[1, 2, 3]), "lookups of .* must have the shape"),
+    "gated rounds": (
+        lambda r: r["gated_rounds"].update(data=in_base64(bytes([21] * 12 * 5 * 5 * 5))),
+        "rounds of gated drafts that no text takes",
+    ),
+    "gated drafts": (
+        lambda r: r["gated_drafts"].update(data=in_base64(bytes([99] * 12 * 5 * 5 * 5))),
+        "more gated drafts than rounds of them allow",
+    ),
+    "falling draft gates": (
+        lambda r: r.update(draft_gates=[0.5, 0.25]), "draft_gates of .* must increase",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +144,26 @@ def test_counts_are_packed_and_unpacked(measurement: Measurement, tmp_path: Path
         counts = TokenCounts.of(measurement, guesses)
         packed = json.loads(json.dumps(pack_token_counts(counts)))
         found = unpack_token_counts(packed, counts.layers, counts.tokens, tmp_path)
-        for name in ("layers", "drafted", "gates", "gated_k", "pair_k", "pair_exits"):
+        for name in ("layers", "with_contexts", *LABELS):
             assert getattr(found, name) == getattr(counts, name)
         for name in ARRAYS:
             assert np.array_equal(getattr(found, name), getattr(counts, name)), name
+
+
+def test_counts_of_an_older_version_are_read(document: dict[str, Any], tmp_path: Path) -> None:
+    """Those of `compare` that it did not have are not there, also after another saving."""
+    older, path = copy.deepcopy(document), tmp_path / "cal.json"
+    newer = ("draft_gates", "gated_rounds", "gated_drafts", "ngrams", "looked_up", "lookups")
+    for name in (*newer, "with_contexts"):
+        del older["recorded"][name]
+    path.write_text(json.dumps(older), encoding="utf-8")
+    for _ in range(2):
+        found = load(path)
+        assert isinstance(found, Calibration)
+        assert found.recorded is not None
+        assert found.recorded.lookups is found.recorded.gated_rounds is None
+        assert not found.recorded.with_contexts
+        save(found, path)
 
 
 #: the largest count that a text of 20 tokens allows, and one more

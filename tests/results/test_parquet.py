@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ppdmodel import load, save
 from ppdmodel.errors import InvalidInputError, PpdModelError
-from ppdmodel.results import files
+from ppdmodel.results import files, parquet
 from ppdmodel.results.measurement import Guesses, Measurement
 from ppdmodel.results.parquet import read_guesses, read_tokens, write_guesses, write_tokens
 from tests.support.tables import (
@@ -46,9 +46,11 @@ def test_the_parquet_columns_are_the_documented_ones(
 
 
 @QUICK
-@given(SHAPES, st.integers(1, 12), st.booleans(), st.integers(0, 9))
-def test_tokens_there_and_back(lengths: Lengths, layers: int, coupled: bool, seed: int) -> None:
-    original = made_measurement(lengths, layers, seed, coupled)
+@given(SHAPES, st.integers(1, 12), st.booleans(), st.integers(0, 9), st.booleans())
+def test_tokens_there_and_back(
+    lengths: Lengths, layers: int, coupled: bool, seed: int, contexts: bool
+) -> None:
+    original = made_measurement(lengths, layers, seed, coupled, contexts=contexts)
     with tempfile.TemporaryDirectory() as folder:
         write_tokens(original, Path(folder) / "tokens.parquet")
         found = read_tokens(Path(folder) / "tokens.parquet")
@@ -192,6 +194,50 @@ def _written(tokens: bool) -> bytes:
 
 
 _BYTES = {kind: _written(kind) for kind in (True, False)}
+
+
+def _context(lists: Any) -> Callable[[Any], Any]:
+    def change(table: Any) -> Any:
+        place = table.column_names.index("context_ids")
+        return table.set_column(place, "context_ids", pa.array(lists))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        [[1], [], [2], [], [], []],  # none for the last text
+        [[1], [2], [3], [4], [], []],  # one where no text begins
+        [[1], None, [2], [4], [], []],
+        [[1], [], [None], [4], [], []],
+        [[1.5], [], [2.0], [4.0], [], []],
+        [1, 0, 2, 3, 0, 0],
+        [["1"], [], ["2"], ["3"], [], []],
+    ],
+)
+def test_a_table_with_other_contexts_is_named(tmp_path: Path, lists: Any) -> None:
+    path = tmp_path / "tokens.parquet"
+    write_tokens(made_measurement([[2, 1], [3]], contexts=True), path)
+    pq.write_table(_context(lists)(pq.read_table(path)), path)
+    with pytest.raises(InvalidInputError, match="got one without 'context_ids'"):
+        read_tokens(path)
+    pq.write_table(_context([[1], [], [2], [4], [], []])(pq.read_table(path)), path)
+    assert [ids.tolist() for ids in read_tokens(path).context_ids or ()] == [[1], [2], [4]]
+
+
+def test_contexts_count_among_the_numbers_of_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = made_measurement([[2, 1], [3]], contexts=True)
+    write_tokens(original, tmp_path / "tokens.parquet")
+    assert original.context_ids is not None
+    numbers = 6 * (5 + 2 * 3) + sum(map(len, original.context_ids)) + 3  # three empty lists
+    monkeypatch.setattr(parquet, "MOST_NUMBERS", numbers)
+    assert_equal(read_tokens(tmp_path / "tokens.parquet"), original)
+    monkeypatch.setattr(parquet, "MOST_NUMBERS", numbers - 1)
+    with pytest.raises(InvalidInputError, match=f"got 6 rows and {numbers} numbers"):
+        read_tokens(tmp_path / "tokens.parquet")
 
 
 @pytest.mark.parametrize(

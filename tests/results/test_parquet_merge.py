@@ -31,7 +31,7 @@ BATCHES = ((0, 2), (2, 4), (4, 5))
 
 
 def whole(coupled: bool = False) -> tuple[Measurement, Guesses]:
-    made = made_measurement(LENGTHS, layers=3, coupled=coupled)
+    made = made_measurement(LENGTHS, layers=3, coupled=coupled, contexts=True)
     places = [{"prompt_id": f"p{n}/ä", "position": 0, "margin": 1e-6} for n in (0, 3)]
     ties = tuple(place | {"rank": 2} for place in places)
     near = tuple(place | {"turn": 0} for place in places[1:])
@@ -57,6 +57,9 @@ def rows_of(result: Any, first: int, end: int) -> Any:
             "prompt_numbers") if hasattr(result, name)}  # fmt: skip
     part = replace(result, **arrays, **kept)
     if isinstance(result, Measurement):
+        if result.context_ids is not None:
+            chosen = np.flatnonzero(mine[result.starts()[:-1]])
+            part = replace(part, context_ids=tuple(result.context_ids[i] for i in chosen))
         for name in SINGLES:
             ties = [t for t in getattr(result, name) if t["prompt_id"] in part.prompt_ids]
             part = replace(part, **{name: tuple(ties)})
@@ -91,6 +94,17 @@ def test_in_any_order_they_are_the_whole(tmp_path: Path, coupled: bool) -> None:
         merged = read_guesses(out / "guesses.parquet")
         assert np.array_equal(merged.ids, guesses.ids)
         assert pq.ParquetFile(out / "tokens.parquet").num_row_groups == 3
+
+
+def test_contexts_that_some_batches_lack_are_left_out(tmp_path: Path) -> None:
+    """A measurement that an older version began goes on without them."""
+    tokens, _ = whole()
+    paths = write_batches(tmp_path / "in", tokens, None)
+    write_tokens(replace(read_tokens(paths[1]), context_ids=None), paths[1])
+    for number, order in enumerate((paths, paths[::-1])):
+        out = tmp_path / str(number)
+        list(merge_tables(order, out, tokens.provenance))
+        assert_equal(read_tokens(out / "tokens.parquet"), replace(tokens, context_ids=None))
 
 
 def test_merged_again_with_the_rest_they_are_the_whole(tmp_path: Path) -> None:

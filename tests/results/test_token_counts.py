@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.measurement import Measurement
 from ppdmodel.results.token_counts import (
     ARRAYS,
+    DRAFT_GATES,
     DRAFTED,
     GATED_K,
     GATES,
     MAX_PAIRED_EXITS,
     PAIR_K,
     TokenCounts,
+    gated_rounds_of,
     paired,
     pairs_of,
     rounds_of,
@@ -151,6 +153,49 @@ def test_rounds_by_hand(mixed: Measurement) -> None:
                     slow[mixed.prompt_index[start], layer, column] += 1
     assert np.array_equal(rounds_of(mixed), slow)
     assert np.array_equal(TokenCounts.of(mixed).rounds, slow[:, :-1])
+
+
+def test_gated_rounds_by_hand(mixed: Measurement) -> None:
+    """A round drafts while the gate is open, and beyond the end of a text as if it were."""
+    rounds = np.zeros((5, 7, len(DRAFT_GATES), len(GATED_K)), dtype=int)
+    drafts = np.zeros_like(rounds)
+    for start, end in pairwise(mixed.starts().tolist()):
+        prompt = mixed.prompt_index[start]
+        for layer, gate, most in product(range(7), DRAFT_GATES, GATED_K):
+            cell = (prompt, layer, DRAFT_GATES.index(gate), GATED_K.index(most))
+            place = start
+            while place < end:
+                drafted, right = 0, 0
+                while drafted < most:
+                    at = place + drafted
+                    if at < end and mixed.top_prob[at, layer] < gate:
+                        break
+                    if right == drafted and at < end and mixed.rank[at, layer] == 1:
+                        right += 1
+                    drafted += 1
+                rounds[cell] += 1
+                drafts[cell] += drafted
+                place += right + 1
+    found = gated_rounds_of(mixed)
+    assert np.array_equal(found[0], rounds)
+    assert np.array_equal(found[1], drafts)
+    counts = TokenCounts.of(mixed)
+    assert counts.gated_rounds is not None
+    assert counts.gated_drafts is not None
+    assert np.array_equal(counts.gated_rounds, rounds[:, :-1])
+    assert np.array_equal(counts.gated_drafts, drafts[:, :-1])
+
+
+def test_lookups_are_of_prompts_too_where_all_parts_have_them(mixed: Measurement) -> None:
+    texts = len(mixed.starts()) - 1
+    known = replace(mixed, context_ids=(mixed.token_id[:9],) * texts)
+    parts = [TokenCounts.of(known), TokenCounts.of(mixed)]
+    assert [part.with_contexts for part in parts] == [True, False]
+    assert parts[0].lookups is not None
+    assert parts[1].lookups is not None
+    assert parts[0].lookups.sum() < parts[1].lookups.sum(), "more drafts, fewer rounds"
+    assert TokenCounts.joined([parts[0]] * 2).with_contexts
+    assert not TokenCounts.joined(parts).with_contexts
 
 
 def class_of(rank: int, ks: tuple[int, ...]) -> int | None:

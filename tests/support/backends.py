@@ -28,7 +28,7 @@ DEFAULTS = {
     "depth": 1, "k": 1, "autocorrelation": 0, "draft_time": 0, "draft_compute": 0, "reuse": 1,
     "draft_layers": 0, "efficiency": 1, "head_time": 0, "exit_time": 0, "all_reduce_messages": 1,
     "messages_per_match": 1, "token_time": 0, "start_delay": 0, "promotion_delay": 0,
-    "unfinished": 0.5, "plain_head_time": 0,
+    "unfinished": 0.5, "plain_head_time": 0, "found_rate": 1, "verification_time": 1,
 }  # fmt: skip
 #: what is rounded or cut at 0 may be a Python integer
 ROUNDED = ("best_exit", "link_break_even")

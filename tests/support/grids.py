@@ -32,6 +32,8 @@ def arguments(name: str, rng: random.Random) -> dict[str, Any]:
         "draft_time": rng.uniform(0, 1),
         "draft_compute": rng.uniform(0, 1),
         "reuse": rng.choice([0, 1]),
+        "found_rate": rng.random(),
+        "verification_time": rng.uniform(0.9, 3),
         "stages": rng.randint(1, 8),
         "draft_layers": rng.uniform(0, 3),
         "tokens_per_round": rng.uniform(1, 5),

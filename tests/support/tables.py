@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,12 @@ def keys_of(lengths: Lengths) -> dict[str, Any]:
 
 
 def made_measurement(
-    lengths: Lengths, layers: int = 3, seed: int = 0, coupled: bool = False, top: int = 13
+    lengths: Lengths,
+    layers: int = 3,
+    seed: int = 0,
+    coupled: bool = False,
+    top: int = 13,
+    contexts: bool = False,
 ) -> Measurement:
     """A made-up measurement of texts of these lengths, with ties, and ranks up to `top`."""
     rng, rows = np.random.default_rng(seed), sum(map(sum, lengths))
@@ -56,6 +62,11 @@ def made_measurement(
         ties=(tie,),
         near_ties=(near,),
         prompt_numbers=tuple(range(7, 7 + len(lengths))),
+        context_ids=(
+            tuple(rng.integers(0, 2**31 - 1, rng.integers(1, 9)) for _ in chain(*lengths))
+            if contexts
+            else None
+        ),
     )
 
 
@@ -74,6 +85,8 @@ def made_guesses(lengths: Lengths, layers: int, vocabulary: int, seed: int = 0) 
 def assert_equal(found: Measurement | Guesses, original: Measurement | Guesses) -> None:
     for field in fields(original):
         a, b = getattr(found, field.name), getattr(original, field.name)
+        if field.name == "context_ids" and a is not None and b is not None:
+            a, b = ([ids.tolist() for ids in each] for each in (a, b))
         same = np.array_equal(a, b) if isinstance(b, np.ndarray) else a == b
         assert same, field.name
 

@@ -43,6 +43,54 @@ def test_self_speculation_is_speculation_with_its_own_layers(gamma: int) -> None
         assert sympy.cancel(ours - theirs) == 0
 
 
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_drafts_of_varying_length(most: int) -> None:
+    """A gate that is open with probability s: layers by layers, against the means of G and tau."""
+    s = sympy.Symbol("s", positive=True)
+    time = work = tokens = drafted = sympy.Integer(0)
+    for number in range(most + 1):
+        chance = s**number * (1 - s if number < most else 1)
+        # number tokens and, where the gate closed, one below it have run e layers one by one
+        steps = number + (number < most)
+        positions = [e] * steps + [0] * (number + 1 - steps)
+        assert len(positions) == number + 1
+        deepest = d if 0 in positions else d - e
+        time += chance * (steps * e + deepest)
+        work += chance * (steps * e + sum(d - ran for ran in positions))
+        tokens += chance * sum(alpha**j for j in range(number + 1))
+        drafted += chance * number
+    assert sympy.expand(time - (drafted * e + d)) == 0
+    assert sympy.expand(work - (drafted + 1) * d) == 0
+    at_most = {s: 1}  # always open: (8.4) and (8.5)
+    ours = symbolic.expr("self_speculative_latency", draft_tokens=most)
+    assert sympy.cancel((time / tokens).subs(at_most) - ours) == 0
+    ours = symbolic.expr("self_speculative_compute", draft_tokens=most, reuse=1)
+    assert sympy.cancel((work / tokens).subs(at_most) - ours) == 0
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2, 5])
+def test_prompt_lookup_by_its_rounds(gamma: int) -> None:
+    """(8.15) and (8.16): rounds with and without a draft; (8.2) and (8.3) where all have one."""
+    f, v = (symbolic.SYMBOLS[n] for n in ("found_rate", "verification_time"))
+    by_accepted = (
+        sum((n + 1) * alpha**n * (1 - alpha) for n in range(gamma)) + (gamma + 1) * alpha**gamma
+    )
+    tokens = f * by_accepted + (1 - f) * 1
+    time, work = f * v * d + (1 - f) * d, f * (gamma + 1) * d + (1 - f) * d
+    latency = symbolic.expr("prompt_lookup_latency", draft_tokens=gamma)
+    assert sympy.cancel(latency - time / tokens) == 0
+    compute = symbolic.expr("prompt_lookup_compute", draft_tokens=gamma)
+    assert sympy.cancel(compute - work / tokens) == 0
+    always = {f: 1, v: 1}
+    theirs = symbolic.expr("speculative_latency", draft_tokens=gamma, draft_time=0)
+    assert sympy.cancel(latency.subs(always) - theirs) == 0
+    theirs = symbolic.expr("speculative_compute", draft_tokens=gamma, draft_compute=0)
+    assert sympy.cancel(compute.subs(always) - theirs) == 0
+    # the gain over plain decoding, as the page states it
+    extra = f * (by_accepted - 1) - f * (v - 1)
+    assert sympy.cancel((d / latency - 1) * time / d - extra) == 0
+
+
 @pytest.mark.parametrize("gamma", [1, 2, 3, 6])
 def test_the_two_modes_of_parallel_drafting(gamma: int) -> None:
     """(8.6) and (8.7): the chain of the modes is solved, then tokens and work per cycle."""

@@ -45,6 +45,8 @@ SYMBOLS: dict[str, Expr] = {
     "draft_time": _symbol("c"),
     "draft_compute": _symbol("chat"),
     "reuse": _symbol("u"),
+    "found_rate": _symbol("f"),
+    "verification_time": _symbol("v"),
     "stages": _symbol("n", **_COUNT),
     "draft_layers": _symbol("L"),
     "tokens_per_round": _symbol("tau"),
