@@ -50,6 +50,11 @@ def formulas_command(
             )
         said, text = None, r",\quad ".join(entry.written)
     elif derivative is not None:
+        if derivative not in entry.parameters:
+            raise InvalidInputError(
+                f"derivative must be with respect to a parameter of {name}; got {derivative!r}; "
+                f"give {' or '.join(entry.parameters)}"
+            )
         said = symbolic.Statement(symbolic.derivative(name, derivative, **fixed), {})
         text = symbolic.as_latex(said)
     else:

@@ -95,7 +95,7 @@ def differences(
     for depth in relative_depths:
         if not 0 < depth <= 1:
             raise InvalidInputError(
-                f"relative depths must lie in (0, 1]; got {depth}; 0.5 is the middle layer"
+                f"relative_depth must lie in (0, 1]; got {depth}; 0.5 is the middle layer"
             )
     if by_category:
         groups = _categories(measurements, relative_depths, ks)

@@ -256,6 +256,7 @@ class _RunLog:
                 "folder"
             ) from None
         self._check_same(first, "runs")
+        seen: set[tuple[str, str, str]] = set()
         for number, row in enumerate(self.rows, start=2):
             where = f"line {number} of {self.path}"
             files.check_part(row, files.VALIDATION, where, "run")
@@ -265,6 +266,18 @@ class _RunLog:
                     f"{where} must have no more right guesses than tokens; got {right} of "
                     f"{row['n_tokens']}; choose another folder"
                 )
+            if row["n_tokens"] and not (row["ppd_s"] and row["plain_per_token_s"]):
+                raise InvalidInputError(
+                    f"{where} must have times above 0 for its tokens; got ppd_s {row['ppd_s']} and "
+                    f"plain_per_token_s {row['plain_per_token_s']}; choose another folder"
+                )
+            run = (row["part"], row["prompt_id"], row["cell"])
+            if run in seen:
+                raise InvalidInputError(
+                    f"{where} must be another run than those above; got {', '.join(run)} again; "
+                    "choose another folder"
+                )
+            seen.add(run)
 
     def _check_same(self, found: Mapping[str, Any], what: str) -> None:
         """Raise if the folder holds another validation."""
@@ -353,8 +366,14 @@ class _RunLog:
             files.write_json(path, self.document(corrections) | {"predictions": rows})
         found = files.read_json(path, files.VALIDATION)
         self._check_same(found, "predictions")
-        rows = [{"match_rate": row["p_correct"]} | row for row in found["predictions"]]
+        rows = [{"match_rate": row["p_correct"]} | row for row in found.get("predictions", ())]
         predictions = [Prediction(PpdSetting(**row.pop("cell")), **row) for row in rows]
+        names = [prediction.setting.name for prediction in predictions]
+        if names != self.header["cells"]:
+            raise InvalidInputError(
+                f"{path} must predict the settings of the grid in their order; got "
+                f"{', '.join(names) or 'none'}; choose another folder"
+            )
         return predictions, Corrections(**found["corrections"])
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import struct
@@ -30,11 +31,14 @@ from safetensors.torch import load_file, save_file
 from ppdmodel import fit, save
 from ppdmodel.cli import BAD_INPUT, DONE, run
 from ppdmodel.cli.app import app_of
-from ppdmodel.errors import visible
+from ppdmodel.errors import InvalidInputError, visible
 from ppdmodel.measure.models.packaged import sha256
+from ppdmodel.pipeline.options import PpdSetting
+from ppdmodel.pipeline.prediction_error import Corrections, SettingRuns
+from ppdmodel.pipeline.validation import PREDICTIONS_FILE, RUNS_FILE, _RunLog
 from ppdmodel.results.files import GUESSES_FILE, MEASUREMENT
 from ppdmodel.results.parquet import write_guesses
-from tests.conftest import make_measurement
+from tests.conftest import make_measurement, make_tiny_llama
 from tests.measure.models.test_gguf_header import gguf
 from tests.pipeline.test_prediction_error import a_timing
 from tests.results.test_changed_files import OTHERS, places
@@ -59,7 +63,15 @@ COUNTS = "exit_layer,k,hits,n,prompt_id\n" + "".join(
     for (e, k), hits in {(2, 1): 3, (2, 2): 5, (3, 1): 4, (3, 2): 6}.items()
 )
 #: what the commands below are refused for after they have read a sound file, so that they end soon
-AFTERWARDS = ("no.gguf", "dtype must be one of", "/no without them", "a plot must end in one of")
+AFTERWARDS = (
+    "no.gguf", "dtype must be one of", "/no without them", "a plot must end in one of",
+    "exit_layer must not exceed layers",
+)  # fmt: skip
+#: files of a model's folder
+MODEL_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "model.safetensors",
+)  # fmt: skip
 #: a command that reads each file
 READERS = {
     "cal.json": (
@@ -86,10 +98,24 @@ READERS = {
         "--out {at}/out.json",
     ),
     "prompts.jsonl": ("measure --prompts {at}/prompts.jsonl --model {at}/no.gguf --out {at}/out",),
+    **dict.fromkeys(
+        map("llama/{}".format, MODEL_FILES),
+        ("decode --model {at}/llama --exit-layer 9 --prompt x",),
+    ),
     "model.gguf": ("measure --model {at}/model.gguf --exits {at}/no --out {at}/out",),
 }
-DOCUMENTS = [name for name in READERS if name.endswith(".json")]
+#: what is read quickly more often than a model, whose field at fault is found by trying each
+NAMES = [name for name in READERS for _ in range(1 if name.startswith("llama/") else 4)]
+DOCUMENTS = [name for name in NAMES if name.endswith(".json")]
 TABLES = ("m/tokens.parquet", "m/guesses.parquet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is made here is where pytest clears away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("bad-input")))
+        yield
 
 
 @cache
@@ -112,6 +138,7 @@ def sound() -> Path:
     (at / "model.gguf").write_bytes(gguf())
     rows = [{"id": n, "text": f"the {n} fox", "category": "a"} for n in ("p", "q")]
     (at / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_tiny_llama(at / "llama", layers=2)
     (at / "model").mkdir()
     save_file({"w": torch.zeros(2)}, at / "model" / "model.safetensors")
     (at / "exits").mkdir()
@@ -254,7 +281,8 @@ def test_a_document_with_a_changed_value(data: st.DataObject) -> None:
         (at / name).write_text(json.dumps(document), encoding="utf-8")
         code, error = read(at, name, data.draw(WHICH))
         assert is_told(code, error, at, name), error
-        assert not field or field in error, error
+        # the library that reads tokenizer.json names no field
+        assert not field or field in error or name == "llama/tokenizer.json", error
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -285,7 +313,7 @@ def flipped(content: bytes, data: st.DataObject) -> bytes:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_file_with_changed_bytes(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(list(READERS)))
+    name = data.draw(st.sampled_from(NAMES))
     with scratch_folder() as at:
         (at / name).write_bytes(flipped((at / name).read_bytes(), data))
         code, error = read(at, name, data.draw(WHICH))
@@ -399,6 +427,125 @@ def test_a_header_of_safetensors_that_lies() -> None:
             assert str(path) in error
 
 
+HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no length": lambda h: h["lm"].pop("data_offsets"),
+    "another type": lambda h: h["lm"].update(dtype="F17"),
+    "another shape": lambda h: h["lm"].update(shape=[7, 5]),
+    "negative": lambda h: h["lm"].update(shape=[-1, 32]),
+    "huge": lambda h: h["lm"].update(shape=[2**40, 2**40]),
+    "beyond the end": lambda h: h["lm"].update(data_offsets=[0, 2**50]),
+    "backwards": lambda h: h["lm"].update(data_offsets=[64, 0]),
+    "another name": lambda h: h.update(other=h.pop("lm")),
+    "no tensor": lambda h: h.clear(),
+    "metadata": lambda h: h.update(__metadata__=[1]),
+}
+
+
+@pytest.mark.parametrize("change", HEADERS)
+def test_weights_whose_header_lies(change: str) -> None:
+    """The header of the embedding's weights, called lm here."""
+    name = "model.embed_tokens.weight"
+    with scratch_folder() as at:
+        path = at / "llama" / "model.safetensors"
+        content = path.read_bytes()
+        (size,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + size])
+        header["lm"] = header.pop(name)
+        HEADERS[change](header)
+        if "lm" in header:
+            header[name] = header.pop("lm")
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+        code, error = read(at, "llama/model.safetensors", 0)
+        assert code == BAD_INPUT, error
+        assert str(path.parent) in error, error
+
+
+WEIGHTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "NaN": lambda t: t["model.layers.0.mlp.up_proj.weight"][0].fill_(math.nan),
+    "infinite": lambda t: t["model.norm.weight"].fill_(math.inf),
+    "whole numbers": lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int64)}),
+    "no norm": lambda t: t.pop("model.norm.weight"),
+    "one more": lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
+    "another size": lambda t: t.update({"model.norm.weight": torch.ones(33)}),
+}
+
+
+@pytest.mark.parametrize("change", WEIGHTS)
+def test_weights_with_other_arrays(change: str) -> None:
+    """Numbers that are not finite are found when the model runs, not when it is loaded."""
+    with scratch_folder() as at:
+        path = at / "llama" / "model.safetensors"
+        tensors = load_file(path)
+        WEIGHTS[change](tensors)
+        save_file(tensors, path, {"format": "pt"})
+        words = "measure --model {at}/llama --prompts {at}/prompts.jsonl --limit 1 --out {at}/out"
+        code, error = outcome([word.format(at=at) for word in words.split()])
+        assert (code, str(path.parent) in error) == (BAD_INPUT, True), error
+
+
+@cache
+def validation_lines() -> list[str]:
+    """Settings and the runs of two settings on two texts, of a committed validation."""
+    path = DATA / "smollm2-135m-validation" / RUNS_FILE
+    first, *rows = path.read_text("utf-8").splitlines()
+    header = json.loads(first)["settings"]
+    header |= {"cells": header["cells"][:2], "prompts": header["prompts"][:1]}
+    kept = [
+        row
+        for row in map(json.loads, rows)
+        if row["cell"] in header["cells"] and row["prompt_id"] in header["prompts"]
+    ]
+    return [json.dumps(row) for row in ({"settings": header}, *kept)]
+
+
+@cache
+def validation_predictions() -> dict[str, Any]:
+    document = json.loads((DATA / "smollm2-135m-validation" / PREDICTIONS_FILE).read_text("utf-8"))
+    settings = json.loads(validation_lines()[0])["settings"]
+    return {**document, "settings": settings, "predictions": document["predictions"][:2]}
+
+
+def read_validation(folder: Path) -> None:
+    """Read a folder as `validate` does that goes on, up to the runs."""
+    header = json.loads(validation_lines()[0])["settings"]
+    log = _RunLog(folder, header)
+    for row in log.rows:
+        SettingRuns.of_rows(PpdSetting(1), [row])
+    nothing = Corrections({}, 1.0, 1, 1.0, 1.0)
+    predictions, _ = log.predictions(nothing, lambda: pytest.fail("it holds predictions"))
+    assert len(predictions) == 2
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_validation_with_a_changed_line(data: st.DataObject) -> None:
+    """Of its runs or its predictions: read, or refused with the file."""
+    lines, predictions = list(validation_lines()), validation_predictions()
+    name = data.draw(st.sampled_from([RUNS_FILE, PREDICTIONS_FILE]))
+    if name == PREDICTIONS_FILE:
+        predictions, _ = changed(predictions, data)
+    else:
+        number = data.draw(st.integers(0, len(lines) - 1))
+        how = data.draw(st.sampled_from(["changed", "changed", "bytes", "twice"]))
+        if how == "changed":
+            lines[number] = json.dumps(changed(json.loads(lines[number]), data)[0])
+        elif how == "twice":
+            lines.insert(number, lines[number])
+        else:
+            lines[number] = flipped(lines[number].encode(), data).decode(errors="replace")
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        (at / RUNS_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        (at / PREDICTIONS_FILE).write_text(json.dumps(predictions), encoding="utf-8")
+        error = ""
+        try:
+            read_validation(at)
+        except InvalidInputError as caught:
+            error = str(caught)
+        assert not error or str(at) in error, error
+
+
 # ---------------------------------------------------------------- paths and values
 
 #: a whole command of each kind, of files as above; those that run a model have none
@@ -441,6 +588,26 @@ def words_with(at: Path, command: str, parameter: Any, value: str) -> list[str]:
     return [*words, parameter.opts[0], value] if is_option else [command, value, *words[1:]]
 
 
+#: what the parser says of a value that it takes for another word
+OTHER_WORDS = ("No such option: -", "Got unexpected extra argument")
+
+
+def names_option(code: int, error: str, parameter: Any, value: str) -> bool:
+    """Whether a value was taken, or a message names its option, or the file that it is."""
+    if code == DONE or any(words in error for words in AFTERWARDS):
+        return True
+    if "the words of a command must be UTF-8" in error:
+        return repr(value) in error
+    is_argument = parameter.param_type_name == "argument"
+    if is_argument or "path" in type(parameter.type).__name__.lower():
+        shown = {visible(" ".join(text.split()))[:100] for text in (value, str(Path(value)))}
+        named = any(text in error for text in shown)
+        return named or (is_argument and any(words in error for words in OTHER_WORDS))
+    names = {name.lstrip("-").replace("-", "_") for name in (parameter.name, *parameter.opts)}
+    words = re.findall(r"[a-z_]+", error.replace("-", "_"))
+    return not names.isdisjoint(word.strip("_") for word in words)
+
+
 VALUES = st.one_of(
     st.sampled_from(
         ["nan", "inf", "-inf", "-0", "1e308", "1e-308", "1e999", "-1", "0", "1.5", "1000000",
@@ -462,7 +629,8 @@ def test_a_command_with_any_value(data: st.DataObject) -> None:
     command, parameter = data.draw(st.sampled_from(parameters()))
     value = data.draw(VALUES)
     with scratch_folder() as at, contextlib.chdir(at):
-        outcome(words_with(at, command, parameter, value))
+        code, error = outcome(words_with(at, command, parameter, value))
+        assert names_option(code, error, parameter, value), (command, parameter.opts, error)
 
 
 def hostile(at: Path) -> dict[str, str]:

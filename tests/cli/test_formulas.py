@@ -77,6 +77,10 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
             "threshold --depth 1",
             "threshold must be given its own parameters; got 'depth'; they are",
         ),
+        (
+            "threshold --derivative depth",
+            "derivative must be with respect to a parameter of threshold; got 'depth'; give price",
+        ),
         ("latency_per_token --depth 0", "depth must be a positive integer; got 0; give 1 or more"),
         (
             "latency_per_token --derivative depth",

@@ -107,7 +107,7 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         differences([one])
     with pytest.raises(InvalidInputError, match="categories are those of one measurement; got 2"):
         differences([one, one], by_category=True)
-    with pytest.raises(InvalidInputError, match=r"relative depths must lie in \(0, 1\]; got 1.5"):
+    with pytest.raises(InvalidInputError, match=r"relative_depth must lie in \(0, 1\]; got 1.5"):
         differences([one, one], relative_depths=(1.5,))
     for depth in (0, -0.5):
         with pytest.raises(InvalidInputError, match=rf"must lie in \(0, 1\]; got {depth}; 0.5 is"):

@@ -229,7 +229,7 @@ def test_a_file_of_runs_that_is_damaged_is_refused(tmp_path: Path) -> None:
 
 
 RUN = {"part": "fit", "prompt_id": "a", "cell": "e3-k2", "n_tokens": 3, "n_matched": 1}
-RUN |= {"ppd_s": 6.0, "plain_per_token_s": 5.0}
+RUN |= {"ppd_s": 6.0, "plain_per_token_s": 5.0, "same_text": True}
 BAD_RUNS: list[tuple[dict[str, Any], str]] = [
     ({"n_tokens": -1}, "n_tokens: -1 is less than the minimum"),
     ({"n_tokens": 3.0}, "n_tokens: 3.0 is not of type 'integer'"),
@@ -241,6 +241,10 @@ BAD_RUNS: list[tuple[dict[str, Any], str]] = [
     ({"plain_per_token_s": -1}, "plain_per_token_s: -1 is less than"),
     ({"cell": None}, "cell: None is not of type 'string'"),
     ({"prompt_id": 3}, "prompt_id: 3 is not of type 'string'"),
+    ({"same_text": None}, "same_text: None is not of type 'boolean'"),
+    ({"ppd_s": 0}, "times above 0 for its tokens; got ppd_s 0 and plain_per_token_s 5.0"),
+    ({"plain_per_token_s": None}, "times above 0 for its tokens; got ppd_s 6.0 and .* None"),
+    ({"n_matched": 0}, "be another run than those above; got fit, a, e3-k2 again"),
 ]
 
 

@@ -240,9 +240,9 @@ def _read(
     path = source.gguf if source.gguf and folder == source.folder else None
     gguf = {"gguf_file": str(path.resolve())} if path else {}
     config, held = _configured(source, folder, path, gguf)
-    with explained(f"the tokenizer of {source.name}", lambda: path or fault_of_tokenizer(folder)):
+    with explained(f"the tokenizer of {source.place}", lambda: path or fault_of_tokenizer(folder)):
         tokenizer = read_tokenizer(folder, **gguf)
-    with explained(f"the weights of {source.name}", lambda: path or folder):
+    with explained(f"the weights of {source.place}", lambda: path or folder):
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -254,7 +254,7 @@ def _read(
             ignore_mismatched_sizes=True,  # reported, and rejected below
             **gguf,
         )
-    check_taken(source.name, model, loading, held)
+    check_taken(source.place, model, loading, held)
     return tokenizer, model
 
 
@@ -267,7 +267,7 @@ def _configured(
         InvalidInputError: no model can be made of it, or one with weights of other sizes.
     """
     if path:
-        with explained(f"the header of {source.name}", lambda: path):
+        with explained(f"the header of {source.place}", lambda: path):
             config = transformers.AutoConfig.from_pretrained(
                 folder, trust_remote_code=False, **gguf
             )
@@ -288,11 +288,11 @@ def _configured(
         )
     check_all_used(folder)
     held = tensors_in(weight_files(folder))
-    with explained(f"the configuration of {source.name}", lambda: fault_of_config(document)):
+    with explained(f"the configuration of {source.place}", lambda: fault_of_config(document)):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model, quantized = model_without_weights(config), is_quantized(source.name, config)
+        model, quantized = model_without_weights(config), is_quantized(source.place, config)
     if not quantized:
-        check_tensors(source.name, model, held)
+        check_tensors(source.place, model, held)
     return config, held
 
 
@@ -300,7 +300,7 @@ def _check_finite(source: ModelSource, model: Any) -> None:
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
             raise InvalidInputError(
-                f"the weights of {source.name} must be finite numbers; got NaN or infinity in "
+                f"the weights of {source.place} must be finite numbers; got NaN or infinity in "
                 f"{name}; get the file again, or use another --dtype"
             )
 
@@ -309,7 +309,7 @@ def _check_generation(source: ModelSource, config: Any) -> None:
     """Refuse fields of another type, such as an end token given as text: it would end no text."""
     if not isinstance(config, Mapping):
         raise InvalidInputError(
-            f"the generation config of {source.name} must be a JSON object; got "
+            f"the generation config of {source.place} must be a JSON object; got "
             f"{type(config).__name__}; correct generation_config.json"
         )
     for name, value in config.items():
@@ -319,7 +319,7 @@ def _check_generation(source: ModelSource, config: Any) -> None:
         if value is not None and kinds and not all(type(one) in kinds for one in values):
             kind = "a token id, or a list of them" if is_ids else kinds[-1].__name__
             raise InvalidInputError(
-                f"{name} in the generation config of {source.name} must be {kind}; got "
+                f"{name} in the generation config of {source.place} must be {kind}; got "
                 f"{str(value)[:80]!r}; correct generation_config.json"
             )
 

@@ -40,6 +40,11 @@ class ModelSource:
     random_weights: Mapping[str, Any] | None = None
 
     @property
+    def place(self) -> Path:
+        """The GGUF file or the folder, as messages name it."""
+        return self.gguf or self.folder
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """The weights' entries in a result's provenance."""
         random = {RANDOM_WEIGHTS: dict(self.random_weights)} if self.random_weights else {}

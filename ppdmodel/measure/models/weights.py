@@ -64,13 +64,13 @@ def tensors_in(files: Iterable[Path]) -> dict[str, Held]:
     return found
 
 
-def check_tensors(name: str, model: Any, held: Mapping[str, Held]) -> None:
+def check_tensors(source: Path, model: Any, held: Mapping[str, Held]) -> None:
     """Raise where tensors have other sizes or types than the weights of a model.
 
     Weights as integers or in eight bits are others without their scales.
 
     Args:
-        name: of the model, for messages.
+        source: the model's file or folder, for messages.
         model: made of the configuration alone, without quantization.
         held: what its files hold.
 
@@ -85,31 +85,31 @@ def check_tensors(name: str, model: Any, held: Mapping[str, Held]) -> None:
         place = places.get(name_in_model)
         if place is not None and taken.setdefault(name_in_model, key) != key:
             raise InvalidInputError(
-                f"the tensors of {name} must have one place each; got {taken[name_in_model]} and "
+                f"the tensors of {source} must have one place each; got {taken[name_in_model]} and "
                 f"{key} for the same; get the file again"
             )
         if place is not None and place.numel() != math.prod(tensor.shape):
             raise InvalidInputError(
-                f"the weights of {name} must be whole and of the stated sizes; got {key} of "
+                f"the weights of {source} must be whole and of the stated sizes; got {key} of "
                 f"{_by(tensor.shape)}, where config.json says {_by(place.shape)}; get both from "
                 "one place"
             )
         is_number = place is None or place.is_floating_point()
         if tensor.dtype not in FLOATS and is_number and not is_table(key):
             raise InvalidInputError(
-                f"the weights of {name} must be floating-point numbers of 16 bits or more, or "
+                f"the weights of {source} must be floating-point numbers of 16 bits or more, or "
                 f"have a quantization_config in config.json; got {key} of type {tensor.dtype}; "
                 "get the model without quantization"
             )
 
 
 def check_taken(
-    name: str, model: Any, loading: Mapping[str, Iterable[Any]], held: Mapping[str, Held]
+    source: Path, model: Any, loading: Mapping[str, Iterable[Any]], held: Mapping[str, Held]
 ) -> None:
     """Raise where the loaded model is not the one that its files hold.
 
     Args:
-        name: of the model, for messages.
+        source: the model's file or folder, for messages.
         model: as it was loaded.
         loading: what Transformers reports of it (`output_loading_info`).
         held: what its files hold; empty for a GGUF file.
@@ -121,7 +121,7 @@ def check_taken(
     missing += sorted(name for name, *_shapes in loading.get("mismatched_keys", ()))
     if missing:  # Transformers initializes them at random
         raise InvalidInputError(
-            f"the weights of {name} must be whole and of the stated sizes; got none such for "
+            f"the weights of {source} must be whole and of the stated sizes; got none such for "
             f"{missing[0]} and {len(missing) - 1} more; get the file again"
         )
     packed = [
@@ -131,25 +131,25 @@ def check_taken(
     ]
     if packed and not getattr(model.config, "quantization_config", None):
         raise InvalidInputError(
-            f"the weights of {name} must have their scales; got none for {packed[0]} and "
+            f"the weights of {source} must have their scales; got none for {packed[0]} and "
             f"{len(packed) - 1} more; get the file again"
         )
     unused = _unused(model, loading["unexpected_keys"], held)
     beyond = layers_beyond(model, unused)
     if beyond:
         raise InvalidInputError(
-            f"the configuration of {name} must name all layers of its weights; got none for "
+            f"the configuration of {source} must name all layers of its weights; got none for "
             f"{beyond[0]} and {len(beyond) - 1} more; get config.json again"
         )
     if unused:
         raise InvalidInputError(
-            f"all weights of {name} must be used; got no place in a {model.config.model_type} "
+            f"all weights of {source} must be used; got no place in a {model.config.model_type} "
             f"model of this configuration for {unused[0]} and {len(unused) - 1} more; get "
             "config.json and the weights from one place"
         )
 
 
-def is_quantized(name: str, config: Any) -> bool:
+def is_quantized(source: Path, config: Any) -> bool:
     """Whether weights are quantized by a method that Transformers undoes.
 
     Raises:
@@ -165,7 +165,7 @@ def is_quantized(name: str, config: Any) -> bool:
     method = found.get("quant_method") if isinstance(found, dict) else found
     if not method or not AutoHfQuantizer.supports_quant_method(found):
         raise InvalidInputError(
-            f"the weights of {name} must be quantized by a method that Transformers reads; got "
+            f"the weights of {source} must be quantized by a method that Transformers reads; got "
             f"quant_method {method!r} of the quantization_config in config.json; get the model "
             "without quantization"
         )

@@ -59,7 +59,7 @@ def refused(folder: Path) -> str:
 def test_the_field_of_a_configuration_is_named(folder: Path, key: str, value: object) -> None:
     change(folder / "config.json", key, value)
     error = refused(folder)
-    assert error.startswith("the configuration of model must load; got ")
+    assert re.match("the configuration of .*model must load; got ", error)
     assert f"; correct {key} = {str(value)[:80]!r} in config.json" in error
 
 
@@ -84,7 +84,7 @@ def test_the_file_of_a_tokenizer_is_named(folder: Path, document: object) -> Non
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(document))
     error = refused(folder)
-    assert error.startswith("the tokenizer of model must load; got ")
+    assert re.match("the tokenizer of .*model must load; got ", error)
     assert error.endswith(f"correct {path}")
     (folder / "tokenizer_config.json").unlink()
     assert refused(folder).endswith(f"correct {path}")

@@ -43,7 +43,9 @@ def test_weights_must_be_finite(folder: Path, value: float) -> None:
     with pytest.raises(InvalidInputError) as caught:
         load_model(locate(str(folder)))
     words = str(caught.value)
-    assert words.startswith("the weights of model must be finite numbers; got NaN or infinity in")
+    assert words.startswith(
+        f"the weights of {folder} must be finite numbers; got NaN or infinity in"
+    )
     assert name in words
 
 
@@ -139,7 +141,7 @@ def test_code_that_comes_with_a_model_is_never_run(
     if known:
         load_model(locate(str(folder)))
     else:
-        with pytest.raises(InvalidInputError, match="the configuration of model must load; got "):
+        with pytest.raises(InvalidInputError, match=r"the configuration of .*model must load"):
             load_model(locate(str(folder)))
     assert not mark.exists()
 
@@ -147,7 +149,7 @@ def test_code_that_comes_with_a_model_is_never_run(
 def test_a_folder_without_a_tokenizer_is_named(folder: Path) -> None:
     for path in folder.glob("token*"):
         path.unlink()
-    with pytest.raises(InvalidInputError, match="the tokenizer of model must load; got "):
+    with pytest.raises(InvalidInputError, match=r"the tokenizer of .*model must load; got "):
         load_model(locate(str(folder)))
 
 
@@ -252,7 +254,7 @@ def test_a_field_of_a_generation_config_of_another_type_is_refused(
     (folder / "generation_config.json").write_text(json.dumps({name: value}), encoding="utf-8")
     with pytest.raises(InvalidInputError) as caught:
         load_model(locate(str(folder)))
-    assert f"{name} in the generation config of model must be {kind}; got" in str(caught.value)
+    assert f"{name} in the generation config of {folder} must be {kind}; got" in str(caught.value)
 
 
 def test_an_end_token_as_text_in_the_configuration_is_refused_too(folder: Path) -> None:
