@@ -82,11 +82,12 @@ class StoppingProblem:
 
     def started(self, q: Floats, thresholds: tuple[float, ...]) -> tuple[Ints, Ints]:
         """Started and matched guesses, [exits, prompts], each at the first exit that starts it."""
-        passes = q >= np.array(thresholds)
         prompts, owner = len(self.tokens), self.owner[self.row]
         started, matched = np.zeros((2, len(self.exits), prompts), dtype=np.int64)
-        for j in range(len(self.exits)):
-            here = passes[:, j] & ~passes[:, :j].any(axis=1)
+        waiting = np.ones(len(q), dtype=bool)
+        for j, threshold in enumerate(thresholds):
+            here = waiting & (q[:, j] >= threshold)
+            waiting &= ~here
             started[j] = np.bincount(owner[here], minlength=prompts)
             matched[j] = np.bincount(owner[here & self.true], minlength=prompts)
         return started, matched
