@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..checks import probability
 from ..errors import InvalidInputError, visible
 from . import options
 from .format import answer, note, print_table, say
@@ -80,6 +81,8 @@ def decode_command(
     """
     sampling = options.sampled(temperature, top_p, seed)
     _check_prompt(prompt, random_weights, planted)
+    if planted is not None:
+        probability("planted", planted, "give a share of the tokens")
     if planted is not None and calibration is not None:
         raise InvalidInputError(
             f"the match rate must be given once; got --planted {planted:g} and {calibration}; "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ppdmodel.cli.decode import render
+from ppdmodel.cli.decode import overview, render
 from ppdmodel.pipeline.decoding import Decoded, Difference, Rival, Speed
 from tests.support.commands import DATA, refused
 
@@ -64,6 +64,15 @@ def test_the_fastest_is_named_whichever_it_is(capsys: pytest.CaptureFixture[str]
         assert words in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_is_planted_and_random_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    render(replace(DECODED, planted=0.625, random_weights=True), None, row_by_row=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "PLANTED: the guesses of 0.625 of these tokens were made right. The times" in shown
+    assert "RANDOM WEIGHTS: times of this shape; the tokens mean nothing." in shown
+    document = overview(replace(DECODED, planted=0.625, random_weights=True))
+    assert (document["planted"], document["random_weights"]) == (0.625, True)
+
+
 @pytest.mark.parametrize("row_by_row", [False, True])
 def test_a_token_that_differs_is_said_with_its_margin(
     capsys: pytest.CaptureFixture[str], row_by_row: bool
@@ -107,6 +116,35 @@ BAD: list[tuple[str, str]] = [
     ("decode --prompt hi --exit-layer 5 --model gpt-5", "model must be a known name"),
     ("decode --prompt hi --exit-layer 5 --calibration {tmp}/none", "the result must exist"),
     ("decode --prompt= --exit-layer 5", "the prompt must have text; got none; give --prompt TEXT"),
+    ("decode --exit-layer 5", "the prompt must have text; got none; give --prompt TEXT"),
+    (
+        "decode --exit-layer 5 --random-weights --config c --planted 1 --prompt hi",
+        "random weights have no tokenizer to read a text; got --prompt 'hi'; leave it out",
+    ),
+    (
+        "decode --exit-layer 5 --random-weights --config c",
+        "random weights guess nothing right, so their match rate must be planted; got no --planted",
+    ),
+    (
+        "decode --exit-layer 5 --random-weights --planted 1",
+        "random weights must have a shape, and no model; got no --config",
+    ),
+    (
+        "decode --exit-layer 5 --prompt hi --config c",
+        "--config must come with --random-weights; got c without it",
+    ),
+    (
+        "decode --exit-layer 5 --prompt hi --planted 0.5 --calibration c.json",
+        "the match rate must be given once; got --planted 0.5 and c.json; leave out one",
+    ),
+    (
+        "decode --exit-layer 5 --prompt hi --planted 1.5",
+        "planted must lie in [0, 1]; got 1.5; give a share of the tokens",
+    ),
+    (
+        "decode --exit-layer 5 --prompt hi --planted nan",
+        "planted must lie in [0, 1]; got nan; give a share of the tokens",
+    ),
 ]
 
 

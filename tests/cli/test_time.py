@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,17 @@ def test_the_document_has_the_terms_without_their_samples(
     assert found["out"] == str(out)
     assert found["terms"]["head_time_s"]["value"] == timing.terms["head_time_s"].value
     assert found["machine"] == timing.provenance["machine"]
+    assert found["random_weights"] is False
     assert not {"samples", "provenance"} & set(found)
+
+
+def test_random_weights_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    timing = load_timing(DATA / "smollm2-135m-trained.timing.json")
+    render(timing, Path("timing.json"))
+    assert "RANDOM WEIGHTS" not in capsys.readouterr().out
+    about = {**timing.provenance, "random_weights": {"seed": 0}}
+    render(replace(timing, provenance=about), Path("timing.json"))
+    assert capsys.readouterr().out.splitlines()[1].startswith("RANDOM WEIGHTS: times of this shape")
 
 
 BAD: list[tuple[str, str]] = [
@@ -45,6 +56,19 @@ BAD: list[tuple[str, str]] = [
     ("time --out {tmp}/t --rounds x", "rounds must be a positive integer; got x"),
     ("time --out {tmp}", "{tmp} must be a file; got a folder"),
     ("time --out {tmp}/t --model gpt-5", "model must be a known name"),
+    ("time --out {tmp}/t --config c.json", "--config must come with --random-weights; got c.json"),
+    (
+        "time --out {tmp}/t --random-weights",
+        "random weights must have a shape, and no model; got no --config; give --config",
+    ),
+    (
+        "time --out {tmp}/t --random-weights --config c.json --model gpt-5",
+        "random weights must have a shape, and no model; got --model gpt-5; give --config",
+    ),
+    (
+        "time --out {tmp}/t --random-weights --config {tmp}/c.json",
+        "config must be a config.json or a known shape (SmolLM2 135M, ",
+    ),
 ]
 
 

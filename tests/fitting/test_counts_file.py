@@ -175,6 +175,10 @@ def test_a_timing_of_other_layers_is_refused(measurement: Measurement, tmp_path:
     path = table_of(measurement, tmp_path / "t.csv", [2, 4], [1])
     with pytest.raises(InvalidInputError, match="a timing with layers 30 instead of 6; time this"):
         fit_table(path, 6, timing=a_timing())
+    random = replace(a_timing(), provenance={"random_weights": {"seed": 0}, "model": "r"})
+    words = "random weights must not be mixed with those of a model; got a timing of r for match"
+    with pytest.raises(InvalidInputError, match=words):
+        fit_table(path, 6, timing=random)
     timing = replace(a_timing(), layers=6)
     options: dict[str, Any] = {"family": "rank tail", "resamples": 40}
     assert fit_table(path, 6, timing=timing, **options).timing is timing

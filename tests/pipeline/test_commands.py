@@ -17,6 +17,7 @@ from ppdmodel.results.io import load_timing
 from ppdmodel.results.timing import Timing
 from tests.pipeline.conftest import TWO_CPUS
 from tests.pipeline.test_prediction_error import a_timing
+from tests.pipeline.test_random_weights import written
 
 pytestmark = TWO_CPUS
 DATA = Path(__file__).parents[2] / "data"
@@ -148,6 +149,32 @@ def test_decode_by_command(
     shown = capsys.readouterr().out
     assert "plain, split over the same units" in shown
     assert "12 tokens, the same as plain decoding's" in shown
+
+
+def test_a_shape_without_weights_from_time_to_a_planted_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.75,))
+    config, timing = written(tmp_path, num_hidden_layers=8), str(tmp_path / "timing.json")
+    shape = ["--config", config, "--random-weights"]
+    command = ["time", *shape, "--k", "2", "--rounds", "4", "--out", timing]
+    assert run_command(command) == 0
+    said = capsys.readouterr()
+    assert "RANDOM WEIGHTS: times of this shape" in said.out
+    assert f"RANDOM WEIGHTS: {tmp_path.name} with random weights has times" in said.err
+    assert load_timing(timing).has_random_weights
+    run = ["--exit-layer", "6", "--k", "2", "--max-new-tokens", "12", "--json"]
+    run += ["--planted", "0.5", "--timing", timing]
+    assert run_command(["decode", *shape, *run]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["right_rate"], found["n_trials"], found["planted"]) == (0.5, 10, 0.5)
+    assert found["random_weights"] is True
+    assert found["text"] == " ".join(map(str, found["token_ids"]))
+    assert found["predicted_latency_per_token_s"] > 0
+    assert run_command(["decode", "--prompt", "x", *run]) == 2
+    words = "random weights must not be mixed with those of a model; got a timing of "
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

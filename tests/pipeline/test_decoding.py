@@ -18,7 +18,7 @@ from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.measure.options import PromptFormat
 from ppdmodel.pipeline import PpdSetting, Workers, decode
 from ppdmodel.pipeline import pipeline as pipeline_module
-from ppdmodel.pipeline.decoding import _prediction, first_difference, speed
+from ppdmodel.pipeline.decoding import _prediction, first_difference, plant, speed
 from ppdmodel.pipeline.worker_pool import Run
 from tests.conftest import TEXT
 from tests.pipeline.conftest import FAR, TOKENS, TWO_CPUS
@@ -112,6 +112,50 @@ def test_decode(deep: LoadedModel, tmp_path: Path) -> None:
     assert result.match_rate == result.n_matched / 14
     assert result.right_rate == (result.n_matched + result.n_late) / 14
     assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_what_is_predicted_of_a_planted_rate() -> None:
+    timing, setting = a_timing(), PpdSetting(20, 3)
+    seconds = predicted_latency_s(timing, 0.25, 20, 3)
+    assert _prediction(setting, Workers(), 0.25, timing) == (0.25, 0.25, seconds)
+    assert _prediction(setting, Workers(), 0.0, None) == (0.0, None, None)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0, 0), (0.25, 2), (0.5, 5), (0.96, 10), (1, 10)])
+def test_as_many_guesses_are_planted_as_the_share_says(share: float, count: int) -> None:
+    """Of 12 tokens 10 could match: token t by the guess of token t - 1."""
+    found = plant(range(100, 112), share)
+    assert found.token_ids == tuple(range(100, 112))
+    assert sum(found.hits) == count
+    assert not found.hits[0], "token 1 has no guesses before it"
+    assert not found.hits[11], "nothing comes after the last token"
+    assert plant(range(100, 112), share) == found
+    assert plant([7, 8], share).hits == (False, False)
+
+
+@TWO_CPUS
+@pytest.mark.parametrize(("share", "count"), [(0.5, 11), (0, 0)])
+def test_planted_guesses_are_right_exactly_as_often_and_the_text_is_the_same(
+    deep: LoadedModel, share: float, count: int
+) -> None:
+    result = decode(deep, "the quick", PpdSetting(8, 3), max_new_tokens=24, planted=share)
+    assert result.token_ids == generated(deep, deep.encode(["the quick"]), 24)
+    assert result.difference is None
+    assert (result.planted, result.n_trials) == (share, 22)
+    assert result.n_matched + result.n_late == count
+    assert result.predicted_right_rate == share
+    assert result.latency is not None
+    assert result.greedy is not None
+
+
+@TWO_CPUS
+def test_token_ids_are_read_as_they_are(deep: LoadedModel) -> None:
+    ids = [5, 9, 14]
+    result = decode(deep, ids, PpdSetting(8), max_new_tokens=8)
+    assert result.token_ids == generated(deep, ids, 8)
+    for wrong, words in (([], "got none"), ([5, -1], "got -1"), ([10**6], "got 1000000")):
+        with pytest.raises(InvalidInputError, match=f"below the vocabulary of .*; {words}; give"):
+            decode(deep, wrong, PpdSetting(8))
 
 
 @TWO_CPUS

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from ppdmodel.decide.hardware import models, shape
 from ppdmodel.errors import InvalidInputError
+from ppdmodel.measure import load_exits
 from ppdmodel.measure.decoder.verify import verified
 from ppdmodel.measure.models.faults import model_without_weights
 from ppdmodel.measure.models.loading import LoadedModel
@@ -20,6 +21,7 @@ from ppdmodel.pipeline.engine import shared_engine
 from ppdmodel.pipeline.random_weights import available_memory, random_model, random_source
 from ppdmodel.pipeline.timing import any_ids, timing_provenance
 from ppdmodel.results.compatibility import RANDOM_WEIGHTS
+from tests.support.runs import command, training, write_prompts
 
 TINY: dict[str, Any] = {
     "model_type": "llama",
@@ -166,3 +168,16 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
     assert random_source(str(tmp_path)) == random_source(str(tmp_path / "config.json"))
     with pytest.raises(InvalidInputError, match="dtype must be one of float32, bfloat16, float16"):
         made(tmp_path, "int8")
+
+
+def test_trained_exits_of_the_same_sizes_are_read_and_others_are_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    prompts, folder = write_prompts(tmp_path / "prompts.jsonl", 8), tmp_path / "exits"
+    assert command(*training(tiny_model, prompts, folder)).code == 0
+    config = written(tmp_path, num_hidden_layers=5)
+    exits = load_exits(folder, random_source(config))
+    assert exits.on(verified(random_model(random_source(config)).model).exit).kind == "trained"
+    for changes in ({"num_hidden_layers": 2}, {"hidden_size": 64}):
+        with pytest.raises(InvalidInputError, match=r"trained exits must fit the model; got a map"):
+            load_exits(folder, random_source(written(tmp_path, **changes)))

@@ -160,3 +160,36 @@ def test_a_timing_of_another_machine_is_a_warning(timing: Timing) -> None:
 def test_a_table_of_counts_is_of_no_known_model(calibration: Calibration, timing: Timing) -> None:
     table = replace(calibration, provenance={"measurement": {"model": "table"}})
     assert "weights_sha256 None (table)" in refusal(check_runs, running(timing), table, None)
+
+
+RANDOM = {"random_weights": {"config_sha256": "1", "seed": 0}, "weights_sha256": [], "model": "r"}
+MIXED = "results of random weights must not be mixed with those of a model; got a "
+
+
+def test_a_timing_of_random_weights_is_refused_for_a_model_whatever_else_agrees() -> None:
+    timing = a_timing()
+    about = {**timing.provenance, "weights_sha256": []}
+    random = replace(timing, provenance=about | RANDOM)
+    said = refusal(check_timing, random, about, timing.layers)
+    assert said.startswith(f"{MIXED}timing of r for match rates of ")
+    assert said.endswith("time the model that was measured")
+    check_timing(replace(timing, provenance=about), about, timing.layers)
+    check_timing(random, about | RANDOM, timing.layers)
+    assert random.has_random_weights
+    assert not timing.has_random_weights
+
+
+def test_runs_of_random_weights_take_a_timing_of_the_same_shape_alone(
+    measurement: Measurement,
+) -> None:
+    timing = a_timing()
+    running = {**timing.provenance, **RANDOM, "machine": timing.machine}
+    random = replace(timing, provenance={**timing.provenance, **RANDOM})
+    assert check_runs(running, None, random) == []
+    assert f"{MIXED}timing of " in refusal(check_runs, running, None, timing)
+    real = {**timing.provenance, "machine": timing.machine}
+    assert f"{MIXED}timing of r for a run of " in refusal(check_runs, real, None, random)
+    calibration = fit(measurement, resamples=400)
+    assert f"{MIXED}calibration of " in refusal(check_runs, running, calibration, None)
+    other = {**running, "random_weights": {"config_sha256": "2", "seed": 0}}
+    assert "a timing with random_weights {'config" in refusal(check_runs, other, None, random)

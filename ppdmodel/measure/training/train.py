@@ -69,14 +69,7 @@ class TrainedExits:
             InvalidInputError: their shapes do not fit the model, or they are not finite in its
                 number type.
         """
-        layers, width = len(exit_.decoder_layers), exit_.weight.shape[1]
-        for layer, map_ in self.maps.items():
-            shapes = tuple(map_.weight.shape), tuple(map_.bias.shape)
-            if shapes != ((width, width), (width,)) or not 1 <= layer < layers:
-                raise InvalidInputError(
-                    f"trained exits must fit the model; got a map of {shapes[0]} and {shapes[1]} "
-                    f"for layer {layer} of {layers}; train exits for this model"
-                )
+        self.check_shape(len(exit_.decoder_layers), exit_.weight.shape[1])
         like = exit_.weight
         maps = {n: AffineMap(m.weight.to(like), m.bias.to(like)) for n, m in self.maps.items()}
         for layer, map_ in maps.items():
@@ -103,6 +96,16 @@ class TrainedExits:
                 "a shortlist must be of the model's tokenizer; got one whose ids stand for other "
                 f"texts than in the tokenizer of {loaded.source.name}; train exits again"
             )
+
+    def check_shape(self, layers: int, width: int) -> None:
+        """Raise `InvalidInputError` where a map does not fit a model of these sizes."""
+        for layer, map_ in self.maps.items():
+            shapes = tuple(map_.weight.shape), tuple(map_.bias.shape)
+            if shapes != ((width, width), (width,)) or not 1 <= layer < layers:
+                raise InvalidInputError(
+                    f"trained exits must fit the model; got a map of {shapes[0]} and {shapes[1]} "
+                    f"for layer {layer} of {layers}; train exits for this model"
+                )
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise `InvalidInputError` where a prompt was used in training."""
@@ -152,7 +155,7 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
 
     Raises:
         InvalidInputError: the folder holds none, its files do not match each other, or they were
-            trained for other weights.
+            trained for other weights, or for random ones of other sizes.
     """
     folder = Path(folder)
     if not (folder / ABOUT_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
@@ -200,7 +203,12 @@ def load_exits(folder: str | Path, source: ModelSource) -> TrainedExits:
     about = {name: document[name] for name in ("objective", "n_tokens", "n_prompts")}
     if listed is not None:
         about[SHORTLIST] = len(listed)
-    return TrainedExits(dict(sorted(maps.items())), digest, about, document, listed)
+    found = TrainedExits(dict(sorted(maps.items())), digest, about, document, listed)
+    if source.random_weights:
+        config = source.random_weights["config"]
+        sizes = config.get("text_config", config)
+        found.check_shape(sizes["num_hidden_layers"], sizes["hidden_size"])
+    return found
 
 
 def _checked_shortlist(
