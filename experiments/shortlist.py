@@ -32,11 +32,12 @@ from ppdmodel.measure import (
     training_prompts,
 )
 from ppdmodel.measure.decoder.exit import Exit
-from ppdmodel.measure.decoder.kernels import by_columns
 from ppdmodel.measure.prompts import prompts_sha256
 from ppdmodel.measure.training.hidden_states import States, collect
 from ppdmodel.measure.training.train import Trainer, most_frequent, text_settings
+from ppdmodel.pipeline import cpu_kernels
 from ppdmodel.pipeline.devices import CPU, machine
+from ppdmodel.pipeline.packing import packed
 from ppdmodel.results.files import atomic
 from ppdmodel.results.intervals import METHOD, RATE_METHOD, prompt_weights, rate_of
 from ppdmodel.results.summary import RESAMPLES, SEED
@@ -178,6 +179,18 @@ def rates(readings: Readings, states: States, exits: Mapping[str, Exit], layer: 
     return rows
 
 
+def product_with(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """The product of states [rows, in] with a weight [in, out], as the engine of PPD has it."""
+    panels, none = packed(weight).numpy(), np.zeros(0, np.float32)
+
+    def product(states: Tensor) -> Tensor:
+        found = np.empty((len(states), panels.shape[0] * panels.shape[2]), np.float32)
+        cpu_kernels.multiply(states.numpy(), panels, none, found)
+        return torch.from_numpy(found)[:, : weight.shape[1]]
+
+    return product
+
+
 def times(readings: Readings) -> dict[str, list[float]]:
     """Milliseconds of one reading of one row on one core: median and quartiles.
 
@@ -185,24 +198,25 @@ def times(readings: Readings) -> dict[str, list[float]]:
     """
     weight = readings.exit.weight.detach().float()
     state = torch.randn(1, weight.shape[1])
-    columns = weight.T.contiguous()
-    low = {rank: readings.low[:, :rank].T.contiguous() for rank in RANKS}
-    basis = {rank: readings.basis[:, :rank].contiguous() for rank in RANKS}
+    columns = product_with(weight.T)
+    low = {rank: product_with(readings.low[:, :rank].T) for rank in RANKS}
+    basis = {rank: product_with(readings.basis[:, :rank]) for rank in RANKS}
     scale = weight.abs().amax(1, keepdim=True) / 127
-    packed, scales = (weight / scale).round().to(torch.int8), scale[:, 0].bfloat16()
+    in_8_bits, scales = (weight / scale).round().to(torch.int8), scale[:, 0].bfloat16()
 
     def in_two_stages(rank: int) -> Tensor:
-        rough = by_columns(by_columns(state, basis[rank]), low[rank])
+        rough = low[rank](basis[rank](state))
         return weight[rough.topk(CANDIDATES, 1).indices[0]] @ state[0]
 
-    calls: dict[str, Callable[[], Tensor]] = {"whole": lambda: by_columns(state, columns)}
+    calls: dict[str, Callable[[], Tensor]] = {"whole": lambda: columns(state)}
     for n in readings.sizes:
-        part = weight[readings.lists["own text"][n]].T.contiguous()
-        calls[f"own text {n}"] = lambda part=part: by_columns(state, part)  # type: ignore[misc]
-    calls["8 bits"] = lambda: torch.ops.aten._weight_int8pack_mm(state.bfloat16(), packed, scales)
+        part = product_with(weight[readings.lists["own text"][n]].T)
+        calls[f"own text {n}"] = lambda part=part: part(state)  # type: ignore[misc]
+    multiply_8_bits = torch.ops.aten._weight_int8pack_mm
+    calls["8 bits"] = lambda: multiply_8_bits(state.bfloat16(), in_8_bits, scales)
     for rank in RANKS:
         name = f"rank {rank}"
-        calls[name] = lambda r=rank: by_columns(by_columns(state, basis[r]), low[r])  # type: ignore[misc]
+        calls[name] = lambda r=rank: low[r](basis[r](state))  # type: ignore[misc]
         calls[f"{name}, then {CANDIDATES} exactly"] = lambda r=rank: in_two_stages(r)  # type: ignore[misc]
     found: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():

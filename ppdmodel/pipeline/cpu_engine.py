@@ -116,8 +116,8 @@ class CpuEngine:
             normed = normed + self._product(scaled, weight, bias)[:, : self.shape.width]
         if exit_layer and self.exit_ids is not None:
             assert self.exit_head is not None
-            found = self._product(normed, self.exit_head, self.exit_bias)
-            return torch.from_numpy(found)[:, : len(self.exit_ids)]
+            listed = self._product(normed, self.exit_head, self.exit_bias)
+            return torch.from_numpy(listed)[:, : len(self.exit_ids)]
         found = torch.from_numpy(self._product(normed, self.head, self.head_bias))
         if self.communicator is None:
             return found[:, : self.shape.vocabulary]

@@ -30,7 +30,7 @@ from .options import (
 )
 from .perfetto import write_trace
 from .pipeline import Pipeline
-from .unit import ForcedMatches
+from .task import ForcedMatches
 from .worker_pool import FIRST_TIMED, Run
 
 CHAT = PromptFormat()

@@ -49,7 +49,7 @@ def exit_guesses(
         noise = noise.to(logits.device)
         logits = scaled(logits, sampling.temperature) + (noise if ids is None else noise[ids])
     found = logits.topk(k).indices
-    (guesses,) = (found if ids is None else ids[found]).cpu().numpy()
+    guesses: np.ndarray = (found if ids is None else ids[found]).cpu().numpy()[0]
     return guesses
 
 

@@ -169,9 +169,9 @@ def test_an_end_token_ends_the_text(
 @pytest.mark.parametrize(
     ("where", "split"),
     [
-        (CPUS, [Placement(2, None)]),
-        ([Placement(1, (3,)), Placement(1, (5,))], [Placement(2, (3, 5))]),
-        ([Placement(1, None)] * 5, [Placement(5, None)]),
+        (CPUS, CPUS),
+        ([Placement(1, (3,)), Placement(1, (5,))], [Placement(1, (3,)), Placement(1, (5,))]),
+        ([Placement(1, None)] * 5, [Placement(1, None)] * 4),
         (FAR, FAR),
         ([*FAR, *FAR, FAR[0]], None),
     ],
@@ -182,7 +182,7 @@ def test_where_plain_text_is_split(
     split: list[Placement] | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Over threads of one process on CPUs; over a shard on each device, which needs a head."""
+    """Each shard has a head: CPUs beyond them are left idle, and devices beyond them refused."""
     monkeypatch.setattr(pipeline_module, "placements", lambda units, device: where)
     if split is None:
         with pytest.raises(InvalidInputError, match="must not exceed the model's 4 heads"):
@@ -191,7 +191,7 @@ def test_where_plain_text_is_split(
     made = Pipeline(deep, prompt_tokens=8, tokens=4, workers=Workers(len(where)))
     assert made.pool.where == tuple(where)
     assert made.tensor_parallel.where == tuple(split)
-    assert made.tensor_parallel.tensor_parallel == (len(split) > 1)
+    assert made.tensor_parallel.tensor_parallel
     assert made.pool.capacity == made.tensor_parallel.capacity == Capacity(8, 4, 1)
     made.close()
 
