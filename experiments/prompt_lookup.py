@@ -39,7 +39,7 @@ from ppdmodel.results.intervals import (
 )
 from ppdmodel.results.io import load_guesses
 from ppdmodel.results.measurement import Guesses
-from ppdmodel.results.prompt_lookup import LOOKED_UP, NGRAMS, NgramIndex, lookup_rounds
+from ppdmodel.results.prompt_lookup import LOOKED_UP, NGRAMS, joined_hits, lookup_rounds
 from ppdmodel.results.summary import RESAMPLES, SEED
 
 DATA = Path(__file__).parents[1] / "data"
@@ -183,34 +183,6 @@ def per(above: Any, below: Any, weights: Any) -> list[float]:
 # ---------------------------------------------------------------- beside the guesses of an exit
 
 
-def looked_up(measurement: Measurement, n: int) -> Any:
-    """The token that prompt lookup drafts at every token's place, [tokens]; -1 without one."""
-    starts = measurement.starts()
-    made = np.split(measurement.token_id, starts[1:-1])
-    assert measurement.context_ids is not None
-    texts = [np.concatenate(pair) for pair in zip(measurement.context_ids, made, strict=True)]
-    index = NgramIndex(texts, n)
-    source = index.sources(1)[n - 1]
-    draft = np.where(source < 0, -1, index.ids[source])
-    lengths = [len(text) for text in texts]
-    generated = [
-        np.arange(length) >= length - len(one) for length, one in zip(lengths, made, strict=True)
-    ]
-    return draft[np.concatenate(generated)]
-
-
-def joined_hits(measurement: Measurement, guesses: Guesses, draft: Any, k_max: int) -> Any:
-    """Matches [tokens, layers, k] of k guesses: the draft, if any, then an exit's first others."""
-    right = (draft == measurement.token_id)[:, None]
-    drafted = (draft >= 0)[:, None]
-    hits = np.empty((*measurement.rank.shape, k_max), dtype=bool)
-    for k in range(1, k_max + 1):
-        repeated = (guesses.ids[:, :, : k - 1] == draft[:, None, None]).any(axis=2)
-        own = np.where(drafted & ~repeated, k - 1, k)  # the exit's guesses among the k
-        hits[:, :, k - 1] = right | (measurement.rank <= own)
-    return hits
-
-
 def joined(measurement: Measurement, guesses: Guesses) -> tuple[list[Any], list[Any]]:
     """Match rates with and without a draft among the guesses, and the best settings of both."""
     tokens, layers, k_max = measurement.tokens_by_prompt(), measurement.layers, max(SHOWN_K)
@@ -219,11 +191,7 @@ def joined(measurement: Measurement, guesses: Guesses) -> tuple[list[Any], list[
     rates: list[Any] = []
     best = [best_of(alone, tokens, "exit")]
     for n in NGRAMS:
-        draft = looked_up(measurement, n)
-        hits = joined_hits(measurement, guesses, draft, k_max)
-        both = np.stack(
-            [hits[measurement.prompt_index == i].sum(axis=0) for i in range(len(tokens))]
-        )
+        both = joined_hits(measurement, guesses, n)[:, :, :k_max]
         best.append(best_of(both, tokens, f"exit and n-grams of up to {n}"))
         for layer in dict.fromkeys(round(x * layers) for x in SHOWN_DEPTHS):
             for k in SHOWN_K:

@@ -53,6 +53,15 @@ def decode_command(
             "--planted", "Share of the tokens whose guess is made right, 0 to 1.", "P", DECODING
         ),
     ] = None,
+    prompt_lookup: Annotated[
+        int | None,
+        whole_option(
+            "--prompt-lookup",
+            "One guess from the text: what followed its last tokens, at most N, before.",
+            "N",
+            DECODING,
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, option("--calibration", "Match rates for a prediction.", "FILE", PREDICTION)
     ] = None,
@@ -128,7 +137,7 @@ def decode_command(
     result = decode(
         loaded,
         prompt or any_ids(loaded),
-        PpdSetting(exit_layer, k, row_by_row),
+        PpdSetting(exit_layer, k, row_by_row, prompt_lookup or 0),
         max_new_tokens=max_new_tokens,
         workers=Workers(units, device),
         exits=trained,

@@ -47,6 +47,14 @@ def fit_command(
     coupled: Annotated[
         bool, option("--coupled", "Sampled text: guesses with the same noise.")
     ] = False,
+    prompt_lookup: Annotated[
+        int | None,
+        whole_option(
+            "--prompt-lookup",
+            "As decode: one guess from n-grams of the text, at most N tokens.",
+            "N",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Fit p_correct over relative depth and k, with intervals over prompts.
@@ -74,13 +82,30 @@ def fit_command(
             )
         found = [options.measurement_in(folder, "fit") for folder in folders]
         # noise that is coupled to the text changes which guesses are made
+        if prompt_lookup and coupled:
+            raise InvalidInputError(
+                "prompt lookup needs recorded guesses, which are without coupled noise; got "
+                "--coupled; leave out one of the two"
+            )
         guesses = None if coupled else list(map(options.guesses_beside, folders, found))
         if coupled:
             found = [measurement.coupled() for measurement in found]
         with progress_bar(stays=False) as report:
-            result = fit(found, guesses=guesses, k_max=k_max or 32, on_progress=report, **common)
+            result = fit(
+                found,
+                guesses=guesses,
+                k_max=k_max,
+                ngrams=prompt_lookup or 0,
+                on_progress=report,
+                **common,
+            )
     else:
-        options.refuse("a measurement folder", k_max=k_max, coupled=coupled or None)
+        options.refuse(
+            "a measurement folder",
+            k_max=k_max,
+            coupled=coupled or None,
+            prompt_lookup=prompt_lookup,
+        )
         if layers is None:
             raise InvalidInputError("a table needs the model's layers; got none; give --layers D")
         with progress_bar(stays=False) as report:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ..checks import MOST_K, MOST_RESAMPLES, check_seed, positive_integer
 from ..errors import InvalidInputError
 from ..progress import OnProgress, Progress, no_report, part_of
@@ -14,6 +16,7 @@ from ..results.files import provenance
 from ..results.hit_counts import K_MAX, HitCounts
 from ..results.intervals import MIN_RESAMPLES, RESAMPLES, SEED, rate_ends
 from ..results.measurement import Guesses, Measurement
+from ..results.prompt_lookup import joined_hits
 from ..results.timing import Timing
 from .curve_fit import fit_curve
 from .curves import FAMILIES, family_of
@@ -29,7 +32,8 @@ def fit(
     guesses: Guesses | Sequence[Guesses | None] | None = None,
     timing: Timing | None = None,
     family: str | None = None,
-    k_max: int = K_MAX,
+    k_max: int | None = None,
+    ngrams: int = 0,
     resamples: int = RESAMPLES,
     seed: int = SEED,
     on_progress: OnProgress = no_report,
@@ -58,7 +62,10 @@ def fit(
         timing: costs of the same model with the same kind of exits on one machine; the
             calibration then has seconds.
         family: a family's name, or None to choose among them.
-        k_max: largest k to count hits for; a positive integer.
+        k_max: largest k to count hits for; None is 32, or with `ngrams` as many as guesses were
+            recorded, which are the most then.
+        ngrams: most tokens of the n-grams from which prompt lookup drafts one of the k guesses; 0
+            takes all from the exit. It needs the guesses, and what the model read.
         resamples: bootstrap resamples of the prompts; at least 400.
         seed: of the bootstrap and of the cross-validation folds.
         on_progress: called with the progress.
@@ -67,17 +74,22 @@ def fit(
         InvalidInputError: a number is no positive integer, there are too few prompts or layers, no
             such family, or the measurements, guesses or timing are of another model, text or exit.
     """
-    positive_integer("k_max", k_max, most=MOST_K)
+    if k_max is not None:
+        positive_integer("k_max", k_max, most=MOST_K)
     several = [measurement] if isinstance(measurement, Measurement) else list(measurement)
     check_together(several)
     for one in several:
         check_layers(one.layers)
-        check_recorded_k(one, k_max)
+        check_recorded_k(one, k_max or K_MAX)
         if timing is not None:
             check_timing(timing, one.provenance, one.layers)
     parts = _with_guesses(several, guesses)
     on_progress(Progress("counting", 0, 0.0))
-    counts = HitCounts.joined([HitCounts.of(one, k_max=k_max, guesses=its) for one, its in parts])
+    counts = HitCounts.joined(
+        [HitCounts.of(one, k_max=k_max or K_MAX, guesses=its) for one, its in parts]
+    )
+    if ngrams:
+        counts = _with_prompt_lookup(counts, parts, ngrams, k_max)
     counts = replace(counts, resamples=resamples, seed=seed)
     known = [(one, its) for one, its in parts if its is not None]
     calibrated = len(known) == len(parts)
@@ -88,6 +100,39 @@ def fit(
     if calibrated:
         reliability = reliability_of(known, seed, part_of(on_progress, end, 1.0))
     return replace(found, reliability=reliability)
+
+
+def _with_prompt_lookup(
+    counts: HitCounts,
+    parts: Sequence[tuple[Measurement, Guesses | None]],
+    ngrams: int,
+    k_max: int | None,
+) -> HitCounts:
+    """The counts with hits of guesses of which prompt lookup drafts one.
+
+    Raises:
+        InvalidInputError: guesses or prompts were not recorded, or fewer guesses than `k_max`.
+    """
+    found = []
+    for one, guesses in parts:
+        if guesses is None or one.context_ids is None:
+            lacking = "guesses" if guesses is None else "prompts"
+            raise InvalidInputError(
+                "prompt lookup beside an exit needs what the model read and the exit's guesses; "
+                f"got a measurement without {lacking}; measure again, with guesses"
+            )
+        found.append(joined_hits(one, guesses, positive_integer("ngrams", ngrams)))
+    most = found[0].shape[2]
+    if k_max is not None and k_max > most:
+        raise InvalidInputError(
+            f"k_max must be at most {most}, as many guesses as were recorded; got {k_max}; give "
+            "less"
+        )
+    return replace(
+        counts,
+        hits=np.concatenate(found)[:, :, :k_max],
+        provenance={**counts.provenance, "ngrams": ngrams},
+    )
 
 
 def _with_guesses(

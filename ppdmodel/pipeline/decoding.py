@@ -303,6 +303,13 @@ def _prediction(
     if isinstance(rates, float):
         right = rates
     else:
+        counted = rates.measured.get("ngrams", 0)
+        if counted != setting.ngrams:
+            raise InvalidInputError(
+                "the calibration must be of the guesses that run; got one of n-grams of up to "
+                f"{counted} tokens for {setting.ngrams}, where 0 is none; fit again with: "
+                "ppdmodel fit --prompt-lookup N, or without"
+            )
         right = predicted_match_rate(rates, setting.exit_layer, setting.k)
     if timing is None or workers.units != 2 or setting.row_by_row:
         return right, None, None

@@ -23,16 +23,21 @@ class PpdSetting:
             several they are spread.
         row_by_row: run the guesses of a unit one at a time: bitwise identical to plain decoding,
             but slower than a batch.
+        ngrams: most tokens of the n-grams from which prompt lookup drafts one of the k guesses, see
+            `ppdmodel.results.prompt_lookup`; 0 takes all from the exit.
     """
 
     exit_layer: int
     k: int = 1
     row_by_row: bool = False
+    ngrams: int = 0
 
     @property
     def name(self) -> str:
         """A key for files: `e20-k3`."""
-        return f"e{self.exit_layer}-k{self.k}" + ("-row-by-row" if self.row_by_row else "")
+        lookup = f"-n{self.ngrams}" if self.ngrams else ""
+        one_by_one = "-row-by-row" if self.row_by_row else ""
+        return f"e{self.exit_layer}-k{self.k}{lookup}{one_by_one}"
 
     def check(self, layers: int) -> None:
         """Raise `InvalidInputError` unless a model of so many layers can be decoded like this."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..measure.decoder.sampling import TokenPosition, choose
+from ..results.prompt_lookup import joined_guesses, prompt_lookup
 from .board import UNREAD, Board, TextEndedError, fence, yield_cpu
 from .cpu_engine import CpuEngine
 from .devices import synchronize
@@ -176,6 +177,10 @@ class Unit:
         guesses = exit_guesses(
             self.engine, state, setting.exit_layer, setting.k, place, task.sampling
         )
+        if setting.ngrams:
+            text = [*task.prompt_ids, *(self.board.verdict[:token] - 1).tolist()]
+            draft = prompt_lookup(text, setting.ngrams, 1)
+            guesses = np.array(joined_guesses(guesses.tolist(), draft), dtype=guesses.dtype)
         if task.forced is not None:
             guesses = self._forced_guesses(token, task.forced, len(guesses))
         others = [unit for unit in range(self.units) if unit != owner]

@@ -164,4 +164,6 @@ def titled(model: str, about: Mapping[str, Any]) -> str:
         parts.append(f"sampled at temperature {temperature:g}" if known else "sampled")
     if about.get("ranks") == "coupled":
         parts.append("coupled guesses")
+    if about.get("ngrams"):
+        parts.append("a guess by prompt lookup")
     return ", ".join(parts)

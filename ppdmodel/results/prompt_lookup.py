@@ -18,7 +18,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from .._types import Ints
-    from .measurement import Measurement
+    from .measurement import Guesses, Measurement
 
 #: longest n-grams that are searched for, and most tokens drafted per round
 NGRAMS, LOOKED_UP = (1, 2, 3), (1, 2, 3, 4, 5, 6, 8, 10)
@@ -42,18 +42,29 @@ def prompt_lookup(ids: Sequence[int], n: int, m: int) -> list[int]:
     >>> prompt_lookup([5, 6, 7, 8, 5, 6], n=2, m=3)
     [7, 8, 5]
     """
-    ids = list(ids)
-    end = len(ids)
-    for length in range(min(n, end - 1), 0, -1):
-        last, first = ids[end - length :], None
-        for start in range(end - 1, length - 1, -1):  # where the tokens after the n-gram begin
-            if ids[start - length : start] == last:
-                first = start
-                if start + m <= end:
-                    break
-        if first is not None:
-            return ids[first : first + m]
-    return []
+    ids, end = list(ids), len(ids)
+    places = [place for place in range(1, end) if ids[place - 1] == ids[-1]]  # after its last token
+    for length in range(2, n + 1):
+        longer = [p for p in places if p >= length and ids[p - length] == ids[end - length]]
+        places = longer or places
+        if not longer:
+            break
+    if not places:
+        return []
+    start = next((place for place in reversed(places) if place + m <= end), places[0])
+    return ids[start : start + m]
+
+
+def joined_guesses(guesses: Sequence[int], draft: Sequence[int]) -> list[int]:
+    """As many guesses as an exit's, the likeliest first, but with the token that was looked up.
+
+    It takes the place of the last, unless it is among them; without a draft they are as they were.
+
+    >>> joined_guesses([4, 7, 9], [2])
+    [2, 4, 7]
+    """
+    others = [token for token in guesses if token not in draft[:1]]
+    return [*draft[:1], *others][: len(guesses)]
 
 
 class NgramIndex:
@@ -144,3 +155,30 @@ def lookup_rounds(measurement: Measurement) -> Ints:
                 np.add.at(found[:, row, column], (owner[going], drafted[at]), 1)
                 place[going] = at + accepted[at] + 1
     return found
+
+
+def joined_hits(measurement: Measurement, guesses: Guesses, n: int) -> Ints:
+    """Matches of `joined_guesses` on the recorded texts, [prompts, layers, k].
+
+    There are as many k as guesses were recorded. The draft is from n-grams of at most `n` tokens.
+    """
+    starts = measurement.starts()
+    made = np.split(measurement.token_id, starts[1:-1])
+    contexts = measurement.context_ids or [made[0][:0]] * len(made)
+    texts = [np.concatenate(pair) for pair in zip(contexts, made, strict=True)]
+    index = NgramIndex(texts, n)
+    source = index.sources(1)[n - 1]
+    draft = np.where(source < 0, -1, index.ids[source])
+    generated = [
+        np.arange(-len(text), 0) >= -len(one) for text, one in zip(texts, made, strict=True)
+    ]
+    draft = draft[np.concatenate(generated)]
+    right, found = (draft == measurement.token_id)[:, None], []
+    for k in range(1, guesses.ids.shape[2] + 1):
+        among = (guesses.ids[:, :, : k - 1] == draft[:, None, None]).any(axis=2)
+        own = np.where((draft >= 0)[:, None] & ~among, k - 1, k)  # the exit's guesses among the k
+        hits = right | (measurement.rank <= own)
+        by_prompt = np.zeros((len(measurement.prompt_ids), measurement.layers), dtype=np.int64)
+        np.add.at(by_prompt, measurement.prompt_index, hits)
+        found.append(by_prompt)
+    return np.stack(found, axis=2)

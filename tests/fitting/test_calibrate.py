@@ -18,6 +18,7 @@ from ppdmodel.fitting.guess_reliability import reliability_of
 from ppdmodel.results.calibration import Calibration
 from ppdmodel.results.intervals import MIN_RESAMPLES, RATE_METHOD, rate_ends
 from ppdmodel.results.measurement import Measurement
+from ppdmodel.results.prompt_lookup import joined_hits
 from tests.conftest import make_measurement
 from tests.pipeline.test_prediction_error import a_timing
 from tests.support.tables import repeating_guesses
@@ -129,3 +130,32 @@ def test_guesses_go_with_their_measurements(measurement: Measurement) -> None:
     for given, words in (([guesses], "got 1 for 2"), ([None] * 3, "got 3 for 2")):
         with pytest.raises(InvalidInputError, match=f"for each measurement; {words}"):
             fit([measurement, other], guesses=given, **options)
+
+
+def with_prompts(measurement: Measurement) -> Measurement:
+    """Of few tokens, which come again."""
+    texts = len(measurement.starts()) - 1
+    repeats = replace(measurement, token_id=measurement.token_id % 5)
+    return replace(repeats, context_ids=(repeats.token_id[:9],) * texts)
+
+
+def test_a_guess_by_prompt_lookup_is_counted(measurement: Measurement) -> None:
+    known = with_prompts(measurement)
+    guesses = repeating_guesses(known)
+    options: dict[str, Any] = {"family": "floored power", "resamples": 400}
+    joined = fit(known, guesses=guesses, ngrams=2, **options)
+    assert np.array_equal(joined.hits, joined_hits(known, guesses, 2))
+    assert joined.k_max == 8
+    assert joined.measured["ngrams"] == 2
+    assert joined.title == "made-up, a guess by prompt lookup"
+    fewer = fit(known, guesses=guesses, ngrams=2, k_max=3, **options)
+    assert np.array_equal(fewer.hits, joined.hits[:, :, :3])
+    plain = fit(known, guesses=guesses, **options)
+    assert plain.k_max == 32
+    assert "ngrams" not in plain.measured
+    with pytest.raises(InvalidInputError, match="k_max must be at most 8, as many guesses as"):
+        fit(known, guesses=guesses, ngrams=2, k_max=9, **options)
+    with pytest.raises(InvalidInputError, match="got a measurement without guesses; measure again"):
+        fit(known, ngrams=2, **options)
+    with pytest.raises(InvalidInputError, match="got a measurement without prompts; measure again"):
+        fit(measurement, guesses=repeating_guesses(measurement), ngrams=2, **options)

@@ -63,6 +63,16 @@ def test_what_is_predicted() -> None:
     assert _prediction(one_by_one, two, calibration, timing) == (rate, None, None)
 
 
+def test_a_prediction_is_of_the_guesses_that_run() -> None:
+    calibration = a_calibration(4)
+    joined = replace(calibration, provenance={"measurement": {"ngrams": 2}})
+    with_lookup = PpdSetting(20, 3, ngrams=2)
+    assert _prediction(with_lookup, Workers(), joined, None)[0] is not None
+    for one, other in ((PpdSetting(20, 3), joined), (with_lookup, calibration)):
+        with pytest.raises(InvalidInputError, match="the calibration must be of the guesses that"):
+            _prediction(one, Workers(), other, None)
+
+
 def test_guesses_that_come_too_late_are_predicted_to_match_nothing() -> None:
     """Reading the exit takes 8.5 ms; from layer 29 on 8.1 ms of the head and 1.35 are left."""
     calibration, timing = a_calibration(4), a_timing()

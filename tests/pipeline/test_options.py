@@ -18,6 +18,7 @@ from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
 def test_names_of_settings() -> None:
     assert PpdSetting(20, 3).name == "e20-k3"
     assert PpdSetting(4, row_by_row=True).name == "e4-k1-row-by-row"
+    assert PpdSetting(4, row_by_row=True, ngrams=3).name == "e4-k1-n3-row-by-row"
 
 
 def test_settings_that_fit_a_model() -> None:

@@ -20,6 +20,7 @@ from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
 from ppdmodel.pipeline.pipeline import Pipeline
 from ppdmodel.pipeline.task import ForcedMatches, Task
 from ppdmodel.pipeline.worker_pool import Placement
+from ppdmodel.results.prompt_lookup import prompt_lookup
 from tests.conftest import TEXT
 from tests.pipeline.conftest import CPUS, DEEP, FAR, TWO_CPUS, until_promoted
 from tests.pipeline.test_decoding import generated
@@ -95,6 +96,32 @@ def test_guesses_of_a_shortlist_give_the_same_tokens(
         assert guessed.any()
     with pytest.raises(InvalidInputError, match="k must not exceed the exits' shortlist; got 99;"):
         Pipeline(deep, prompt_tokens=64, tokens=TOKENS, k=99, exits=exits)
+
+
+@TWO_CPUS
+def test_a_guess_by_prompt_lookup(
+    deep: LoadedModel, pipeline: Pipeline, ids: list[list[int]]
+) -> None:
+    """The text is the same, and one guess is what followed the same tokens, whatever the exit."""
+    gained = 0
+    for given in ids[:3]:
+        run = pipeline.greedy(given, TOKENS)
+        ranks = model_guesses(deep, given, run.token_ids, 4)
+        for k in (1, 3):
+            made = pipeline.ppd(given, TOKENS, PpdSetting(4, k, ngrams=2))
+            assert made.token_ids == run.token_ids
+            right = (made.matched | made.late).tolist()
+            for place in range(2, len(right)):  # the guesses of the token before
+                draft = prompt_lookup([*given, *run.token_ids[: place - 1]], 2, 1)
+                rank = int(ranks[place])
+                if draft == [run.token_ids[place - 1]]:
+                    assert right[place]
+                    gained += rank >= k
+                elif not draft:
+                    assert right[place] == (rank < k)
+                else:
+                    assert right[place] in ((rank < k - 1), (rank < k))
+    assert gained > 3, "some only because of the text, or nothing was tried"
 
 
 @TWO_CPUS

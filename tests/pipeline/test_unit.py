@@ -26,6 +26,7 @@ from ppdmodel.pipeline.task import ForcedMatches, Task
 from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.unit import Unit
 from ppdmodel.pipeline.worker_pool import WorkerPool, placements
+from ppdmodel.results.prompt_lookup import joined_guesses
 from tests.pipeline.conftest import CAPACITY, FAR, LAYERS, TOKENS, K, Texts, pool_of, until_promoted
 
 
@@ -126,6 +127,22 @@ def test_guesses_are_of_the_shortlist(
     unit.task = Task(texts[0], 4, setting=PpdSetting(2, K), sampling=sampling, prompt_id="p")
     unit.board.exit_state[1], unit.board.owner[1] = state[0], 0
     assert unit._read_exit(1).tolist() == ids[scores[ids].topk(K).indices].tolist()
+
+
+@torch.inference_mode()
+def test_one_guess_is_what_followed_the_same_tokens_before(engine: SharedEngine) -> None:
+    state = torch.randn(1, engine.shape.width, generator=torch.Generator().manual_seed(0))
+    own = engine.open().logits(state, 2)[0].topk(K).indices.tolist()
+    for ids, draft in (([7, 8, 9, 7, 8], [9]), ([7, 8, own[0], 7, 8], own[:1]), ([7, 8, 9], [])):
+        unit = a_unit(engine, 1, units=2)
+        # the last token of the text so far was made, the others were read
+        unit.task = Task(tuple(ids[:-1]), 4, setting=PpdSetting(2, K, ngrams=2))
+        unit.board.verdict[0] = ids[-1] + 1
+        unit.board.exit_state[1] = state[0]
+        found = unit._read_exit(1)
+        assert found.tolist() == joined_guesses(own, draft)
+        assert set(draft) <= set(found.tolist())
+        assert found.dtype == np.int64
 
 
 @pytest.mark.parametrize("exit_layer", range(1, LAYERS))

@@ -17,10 +17,12 @@ from ppdmodel.results.prompt_lookup import (
     LOOKED_UP,
     NGRAMS,
     NgramIndex,
+    joined_guesses,
+    joined_hits,
     lookup_rounds,
     prompt_lookup,
 )
-from tests.support.tables import QUICK, made_measurement
+from tests.support.tables import QUICK, made_measurement, repeating_guesses
 
 #: few tokens, so that they come again
 TEXT = st.lists(st.integers(0, 3), min_size=1, max_size=14)
@@ -127,6 +129,29 @@ def test_rounds_by_hand(contexts: bool) -> None:
     assert np.array_equal(lookup_rounds(measurement), slow)
     if not contexts:
         assert (slow[:, :, :, 0].sum(axis=0) >= 4).all(), "each text's first token has no draft"
+
+
+@pytest.mark.parametrize("contexts", [False, True])
+def test_joined_guesses_on_recorded_texts(contexts: bool) -> None:
+    measurement = repeating(contexts)
+    guesses = repeating_guesses(replace(measurement, token_id=measurement.token_id))
+    # among the guesses, tokens of the text, so that a draft is often one of them
+    ids = np.where(guesses.ids >= 1000, guesses.ids % 1000 % 6 + 3, guesses.ids)
+    ids[:, :, ::3] = np.random.default_rng(3).integers(0, 3, ids[:, :, ::3].shape)
+    true = measurement.token_id[:, None, None] == ids
+    rank = np.where(true.any(axis=2), true.argmax(axis=2) + 1, 99)
+    measurement, guesses = replace(measurement, rank=rank), replace(guesses, ids=ids)
+    slow = np.zeros((3, 2, 8), dtype=int)
+    for text, (start, end) in enumerate(pairwise(measurement.starts().tolist())):
+        read = [] if measurement.context_ids is None else measurement.context_ids[text].tolist()
+        for row in range(start, end):
+            draft = prompt_lookup([*read, *measurement.token_id[start:row].tolist()], 2, 1)
+            for layer in range(2):
+                for k in range(1, 9):
+                    joined = joined_guesses(ids[row, layer, :k].tolist(), draft)
+                    hit = measurement.token_id[row] in joined
+                    slow[measurement.prompt_index[row], layer, k - 1] += hit
+    assert np.array_equal(joined_hits(measurement, guesses, 2), slow)
 
 
 def test_a_text_that_repeats_itself_takes_few_rounds() -> None:

@@ -133,7 +133,7 @@ class Ranker:
         ids = self.exit.shortlist
         assert ids is not None
         targets = targets.to(ids.device)
-        place = torch.searchsorted(ids, targets).clamp_(max=len(ids) - 1)
+        place = torch.searchsorted(ids, targets.contiguous()).clamp_(max=len(ids) - 1)
         absent = (ids[place] != targets).cpu()
         heard = None if noise is None else noise[:, ids.to(noise.device)]
         found = listed.rank(hidden, place, layer, heard, temperature)
