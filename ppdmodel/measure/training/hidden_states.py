@@ -96,7 +96,8 @@ def collect(
             states = _answered(decoder, batch, start, most, loaded.end_ids, report)
             save(states, path, about | fingerprint)
         with opened(path) as file:
-            found = file.metadata() or {}
+            # what an earlier version did not know yet was none
+            found = dict.fromkeys(about, str(None)) | (file.metadata() or {})
             check_same(folder, found, about, "training")
             check_texts(found, fingerprint, str(folder))
             tokens += _tokens_in(file)

@@ -115,7 +115,7 @@ def test_files_that_exist_are_kept(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"settings": SETTINGS | {"dtype": "float16"}}, "with dtype None instead of 'float16'"),
+        ({"settings": SETTINGS | {"dtype": "float16"}}, "with dtype 'None' instead of 'float16'"),
         ({"settings": SETTINGS | {"max_new_tokens": 9}}, "max_new_tokens '10' instead of '9'"),
         ({"generation": GenerationOptions(10, 3)}, "with batch_size '2' instead of '3'"),
     ],
@@ -130,6 +130,18 @@ def test_states_of_another_run_are_refused(
     assert f"the out folder must hold this same training; got {folder}" in str(caught.value)
     assert words in str(caught.value)
     assert snapshot(folder) == before
+
+
+def test_a_setting_that_an_earlier_version_did_not_know_was_none(
+    model: tuple[LoadedModel, Decoder], states: States
+) -> None:
+    folder = states.files[0].parent
+    before = snapshot(folder)
+    again = collected(model, folder, settings=SETTINGS | {"system": None})
+    assert again.files == states.files
+    assert snapshot(folder) == before
+    with pytest.raises(InvalidInputError, match="with system 'None' instead of 'be brief'"):
+        collected(model, folder, settings=SETTINGS | {"system": "be brief"})
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(
