@@ -98,11 +98,13 @@ def render(result: Comparison) -> None:
         left=(0, 1, 5),
         below=[method.setting for method in methods],
     )
+    timed = any("timed" in method.name for method in methods)
     say(
         "\nLatency is a ratio to plain decoding on one unit, in layer times: heads and overheads "
-        "are left out, but in the timed rows. Intervals are 95%, by resampling prompts. Held out: "
-        "settings chosen on four fifths of the prompts, on the rest. Measured: counted on recorded "
-        "tokens, or timed; fitted: the calibrated times; ideal: assumed."
+        "are left out, but in the timed rows. Intervals are 95%: t intervals from resamples of the "
+        f"prompts{', and of the timing in timed rows' if timed else ''}, each choosing again. Held "
+        "out: settings chosen on four fifths of the prompts, on the rest. Measured: counted on "
+        "recorded tokens, or timed; fitted: the calibrated times; ideal: assumed."
     )
     for line in result.left_out:
         say(f"Left out: {line}.")

@@ -139,9 +139,10 @@ def render(decision: Decision, title: str) -> None:
         _print_others(decision)
     measured = timed(decision) and decision.costs != "ideal times"
     say(
-        "\nLatency and compute are ratios to plain decoding; intervals are 95%, by resampling "
-        f"prompts{' and repetitions of the timing' if measured else ''}. Held out: "
-        "latency and compute of settings chosen on four fifths of the prompts, on the rest.\n"
+        "\nLatency and compute are ratios to plain decoding; intervals are 95%: t intervals from "
+        f"resamples of the prompts{' and of the timing' if measured else ''}, each choosing again. "
+        "Held out: latency and compute of settings chosen on four fifths of the prompts, on the "
+        "rest.\n"
     )
     for choice in decision.choices:
         say(sentence(choice, decision))

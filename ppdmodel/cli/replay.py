@@ -238,10 +238,10 @@ def _reading(report: ThresholdReport) -> str:
     return (
         "Latency and compute are ratios to plain decoding, on prompts that neither calibrated nor "
         "chose. Gain: what the rule takes off price x latency + compute, against the best fixed "
-        "exit and k, 95% by resampling prompts, each resample choosing again. Off: how far the "
-        "calibrated probabilities of the started guesses are from what came true. The first "
-        f"guess's probability is off by at most {before} before calibration, {after} after (in "
-        f"the worst tenth of an exit by {worst}). "
+        "exit and k, a 95% t interval from resamples of the prompts, each choosing again. Off: how "
+        "far the calibrated probabilities of the started guesses are from what came true. The "
+        f"first guess's probability is off by at most {before} before calibration, {after} after "
+        f"(in the worst tenth of an exit by {worst}). "
         + (READING.format(report.exit_cost, report.head_cost) if report.exit_cost else FREE)
     )
 
