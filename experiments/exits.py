@@ -3,7 +3,8 @@
 Trains on 144 prompts, measures on the 72 others, and writes `MODEL-trained/`, the measurement with
 exits trained on all of them, and `MODEL-exits.json`: match rates by number of training tokens, with
 intervals, and the gain over the logit exit on the same tokens. States, exits and the other
-measurements go to results/exits, and are reused.
+measurements go to results/exits, and are reused. With --again only the intervals are made again, of
+the measurements in data/: rows with fewer training tokens keep their rates of trained exits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,15 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
+    parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
+    logit = measured(arguments.model)
+    if arguments.again:
+        old = json.loads((DATA / f"{arguments.model}-exits.json").read_text("utf-8"))
+        write(logit, remade(old, logit, measured(f"{arguments.model}-trained")))
+        return
     source = locate(arguments.model)
     folders = trained(source, [None, *arguments.tokens], arguments.raw, arguments.threads)
-    logit = load(DATA / arguments.model)
-    assert isinstance(logit, Measurement)
     rows = []
     for tokens, exits in folders.items():
         whole = tokens is None
@@ -75,11 +81,46 @@ def main() -> None:
             guesses=whole and not arguments.raw,
         )
         rows += compared(logit, with_exits)
-    rows.sort(key=lambda row: row["training_tokens"])
+    command = " ".join(["python -m experiments.exits", *sys.argv[1:]])
+    write(logit, {"rows": rows, "made_by": command})
+
+
+def measured(name: str) -> Measurement:
+    """A measurement in data/."""
+    found = load(DATA / name)
+    assert isinstance(found, Measurement)
+    return found
+
+
+def remade(
+    document: Mapping[str, Any], logit: Measurement, with_exits: Measurement
+) -> dict[str, Any]:
+    """A document with rows of its committed measurements made again.
+
+    Of exits with fewer training tokens only the logit exit's rates are, and the document says how
+    the other intervals were made.
+    """
+    rows = compared(logit, with_exits)
+    of_logit = {(row["exit_layer"], row["k"]): row["logit"] for row in rows}
+    size = rows[0]["training_tokens"]
+    kept = [
+        {**row, "logit": of_logit[row["exit_layer"], row["k"]]}
+        for row in document["rows"]
+        if row["training_tokens"] != size
+    ]
+    found = {"rows": rows + kept, "made_by": document["made_by"]}
+    words = f"{METHOD}, not widened, of rates and gains of exits with fewer than {size} tokens"
+    return found | ({"kept": words} if kept else {})
+
+
+def write(logit: Measurement, about: Mapping[str, Any]) -> None:
+    """Write the rows, and print their table."""
+    model = logit.provenance["model"]
+    rows = sorted(about["rows"], key=itemgetter("training_tokens"))
     document = {
         "what": "match rates of trained exits on prompts that neither trained nor chose them",
-        "model": source.name,
-        "made_by": " ".join(["python -m experiments.exits", *sys.argv[1:]]),
+        "model": model,
+        "made_by": about["made_by"],
         "n_tokens": logit.n_tokens,
         "n_prompts": len(logit.prompt_ids),
         "interval": {
@@ -88,10 +129,11 @@ def main() -> None:
             "level": 0.95,
             "resamples": RESAMPLES,
             "seed": SEED,
+            **({"kept": about["kept"]} if "kept" in about else {}),
         },
         "rows": rows,
     }
-    with atomic(DATA / f"{arguments.model}-exits.json") as part:
+    with atomic(DATA / f"{model}-exits.json") as part:
         lines = ",\n  ".join(json.dumps(row) for row in rows)
         head = json.dumps({**document, "rows": []}, indent=1)
         part.write_text(head.replace('"rows": []', f'"rows": [\n  {lines}\n ]') + "\n")

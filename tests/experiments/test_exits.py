@@ -52,3 +52,18 @@ def test_a_table_by_training_tokens(measurement: Measurement) -> None:
     assert all(" | 0.500 [0.250, 0.750] | " in line for line in lines[2:])
     first = next(row for row in rows if (row["exit_layer"], row["k"]) == (2, 5))
     assert f"| {first['logit'][0]:.3f} [" in lines[2]
+
+
+def test_intervals_are_made_again_where_the_measurement_is_there(measurement: Measurement) -> None:
+    rows = exits.compared(measurement, trained(measurement, 500))
+    wide = [0.5, 0.25, 0.75]
+    old = [row | {"logit": wide, "trained": wide} for row in rows]
+    found = exits.remade({"made_by": "it", "rows": old}, measurement, trained(measurement, 500))
+    assert found == {"rows": rows, "made_by": "it"}
+    both = {"made_by": "it", "rows": old + [row | {"training_tokens": 90} for row in old]}
+    found = exits.remade(both, measurement, trained(measurement, 500))
+    kept = found["rows"][len(rows) :]
+    assert found["rows"][: len(rows)] == rows
+    assert [row["logit"] for row in kept] == [row["logit"] for row in rows]
+    assert all((row["training_tokens"], row["trained"]) == (90, wide) for row in kept)
+    assert "not widened, of rates and gains of exits with fewer than 500 tokens" in found["kept"]
