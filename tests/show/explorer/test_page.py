@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from dataclasses import replace
@@ -13,11 +14,16 @@ import pytest
 
 import ppdmodel as ppd
 from ppdmodel.cli import run
-from ppdmodel.errors import InvalidInputError
-from tests.show.explorer.conftest import Open
+from ppdmodel.errors import InvalidInputError, visible
+from tests.show.explorer.conftest import Open, until
 
 HOSTILE = (
-    "</script><script>window.broken=1</script><img src=x onerror='window.broken=1'>&amp;$style"
+    "</script><script>window.broken=1</script><img src=x onerror='window.broken=1'>&amp;$style",
+    "<!--<script>window.broken=1",
+    "a\u2028window.broken=1\u2029b",
+    "\"'`;window.broken=1;${window.broken=1} $$ ${policy} \\",
+    "\\u003c/script>]]>&lt;b>",
+    "<b>" + "long" * 2000,
 )
 
 
@@ -42,13 +48,22 @@ def test_a_page_of_a_deep_model_stays_small(calibration: ppd.Calibration) -> Non
     assert len(page.encode()) < 600_000
 
 
-def test_hostile_names_are_text(open_page: Open, calibration: ppd.Calibration) -> None:
-    hostile = replace(calibration, model=HOSTILE)
-    page = open_page(ppd.explore(hostile, calibration))
+def test_hostile_names_are_text(open_page: Open, measurement: ppd.Measurement) -> None:
+    """In the list, in the words about the chosen one, and in a comment of the copied Python."""
+    abouts = [{**measurement.provenance, "model": name} for name in HOSTILE]
+    named = [replace(measurement, provenance=about) for about in abouts]
+    page = open_page(ppd.explore(*named, measurement))
+    options = page.locator("#result option").all_text_contents()
+    for number, name in enumerate(HOSTILE):
+        assert visible(name) in options[number]
+        page.locator("#result").select_option(str(number))
+        source = "document.getElementById('source').textContent"
+        until(page, f"{source}.includes({json.dumps(visible(name))})")
+        code = page.evaluate("asPython(state)")
+        assert code.startswith("# p_correct as measured on ")
+        assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(code.partition("\n")[2]))
     assert page.evaluate("window.broken") is None
-    assert page.locator("img").count() == 0
-    assert HOSTILE in page.locator("#source").inner_text()
-    assert HOSTILE in page.locator("#result option").first.inner_text()
+    assert page.locator("img, main b, label b").count() == 0
 
 
 def test_a_measurement_folder_and_one_prompt(open_page: Open, measurement: ppd.Measurement) -> None:
