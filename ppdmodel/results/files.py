@@ -294,6 +294,8 @@ def _is_deep(document: Any) -> bool:
     for _ in range(MOST_NESTED + 1):
         inner = (one.values() if isinstance(one, dict) else one for one in level)
         level = [x for items in inner for x in items if type(x) is list or type(x) is dict]
+        if not level:
+            break
     return bool(level)
 
 
