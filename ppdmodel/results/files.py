@@ -431,12 +431,15 @@ def _are_numbers(row: Any, each: Mapping[str, Any]) -> bool:
     return bool(low <= min(row) and max(row) <= high)
 
 
+_version = cache(metadata.version)
+
+
 def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Provenance of a result: versions, machine, date and command."""
     names = ("ppdmodel", *packages)
     is_command = Path(sys.argv[0]).name in ("ppdmodel", "__main__.py")
     return {
-        "packages": {name: metadata.version(name) for name in names},
+        "packages": {name: _version(name) for name in names},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
