@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 EXITS := results/exits/smollm2-135m-all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-waiting test-others lint types ci bench mutants coverage data data-validation data-gemma notebooks docs figures clean
+.PHONY: help setup demo test test-waiting test-others lint types ci bench mutants coverage data data-validation data-gemma gpu notebooks docs figures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{n[NR] = $$1; t[NR] = $$2; if (length($$1) > w) w = length($$1)} END {for (i = 1; i <= NR; i++) printf "  make %-*s  %s\n", w, n[i], t[i]}'
@@ -114,6 +114,10 @@ data-gemma: $(STAMP) ## make again what data/ holds of Gemma 3 270M; ACCEPT=--ac
 	$(BIN)/ppdmodel models install gemma3-270m $(ACCEPT)
 	$(BIN)/ppdmodel measure --model gemma3-270m --raw --no-guesses --max-new-tokens 128 --out data/gemma3-270m
 	$(BIN)/python -m experiments.exits gemma3-270m --raw --tokens
+
+# no setup: a GPU machine may have no package index, and a torch of its own
+gpu: ## time and run PPD on this machine's GPUs (8 minutes), with nothing to fetch; into results/gpu
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.gpu
 
 figures: $(STAMP) ## draw the figures of theory/ and of docs/architecture.md again
 	$(BIN)/python theory/figures.py

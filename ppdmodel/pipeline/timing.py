@@ -74,26 +74,48 @@ def time_model(
         positive_integer("k", k)
     if positive_integer("rounds", rounds) < 4:
         raise InvalidInputError(f"rounds must be at least 4; got {rounds}; an interval needs them")
-    prompt = any_ids(loaded)
-    samples: list[dict[str, Any]] = []
     with Pipeline(
         loaded, prompt_tokens=CONTEXT, tokens=TOKENS, k=max(ks), workers=workers, exits=exits
     ) as pipeline:
-        repetitions = _Repetitions(pipeline, prompt, tuple(sorted(set(ks))))
-        repetitions.round(rounds)  # warm-up
-        for _attempt in range(2):
-            samples = []
-            for number in range(rounds):
-                samples.append(repetitions.round(number))
-                on_progress((number + 1) / rounds)
-            if spread(samples) <= MAX_SPREAD:
-                break
-        else:
-            raise RunFailedError(
-                f"layer times must spread by at most {MAX_SPREAD:.0%} between repetitions; got "
-                f"{spread(samples):.0%} twice; stop other work on this machine, and try again"
-            )
-    return _summary(loaded, samples, repetitions.ks, exits, pipeline.devices)
+        return time_pipeline(pipeline, ks, rounds, exits=exits, on_progress=on_progress)
+
+
+def time_pipeline(
+    pipeline: Pipeline,
+    ks: Sequence[int],
+    rounds: int,
+    *,
+    exits: TrainedExits | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Timing:
+    """As `time_model`, on units that run already, with room for its texts and guesses.
+
+    Args:
+        pipeline: the model on its units.
+        ks: as `time_model`.
+        rounds: as `time_model`.
+        exits: those that the pipeline was given.
+        on_progress: as `time_model`.
+
+    Raises:
+        RunFailedError: as `time_model`.
+    """
+    repetitions = _Repetitions(pipeline, any_ids(pipeline.loaded), tuple(sorted(set(ks))))
+    repetitions.round(rounds)  # warm-up
+    samples: list[dict[str, Any]] = []
+    for _attempt in range(2):
+        samples = []
+        for number in range(rounds):
+            samples.append(repetitions.round(number))
+            on_progress((number + 1) / rounds)
+        if spread(samples) <= MAX_SPREAD:
+            break
+    else:
+        raise RunFailedError(
+            f"layer times must spread by at most {MAX_SPREAD:.0%} between repetitions; got "
+            f"{spread(samples):.0%} twice; stop other work on this machine, and try again"
+        )
+    return _summary(pipeline.loaded, samples, repetitions.ks, exits, pipeline.devices)
 
 
 def any_ids(loaded: LoadedModel) -> list[int]:

@@ -431,7 +431,16 @@ def _are_numbers(row: Any, each: Mapping[str, Any]) -> bool:
     return bool(low <= min(row) and max(row) <= high)
 
 
-_version = cache(metadata.version)
+@cache
+def _version(name: str) -> str | None:
+    """A package's version; None where it is not there, as parts of an extra may be.
+
+    This package may also be a checkout that is not installed.
+    """
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return getattr(sys.modules.get(name), "__version__", None)
 
 
 def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -230,6 +230,21 @@ def test_provenance_says_who_made_a_result(monkeypatch: pytest.MonkeyPatch) -> N
     assert files.provenance()["command"] == "ppdmodel fit x"
 
 
+def test_a_package_that_is_not_installed_has_no_version_and_a_checkout_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from importlib import metadata
+
+    import ppdmodel
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    found = files.provenance(("no such package",))
+    assert found["packages"] == {"ppdmodel": ppdmodel.__version__, "no such package": None}
+
+
 def test_the_page_of_files_has_every_limit() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text("utf-8")
     rows = page.partition("## Limits")[2].splitlines()
