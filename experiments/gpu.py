@@ -98,7 +98,7 @@ KS, ROUNDS = (1, 3), 4
 #: exit layers of the planted runs, as fractions of the layers, their guesses, and match rates
 DEPTHS, PLANTED_KS, SHARES, REPEATS = (0.5, 0.8), (1, 3), (0.0, 0.5, 1.0), 2
 #: prompts that `measure` decodes together, and tokens of each
-PROMPTS, NEW_TOKENS = 16, 64
+BATCH = {CUDA: (36, 128), CPU: (4, 16)}
 #: last characters of a step's output that are kept
 KEPT = 4000
 #: tests by device: those on a GPU, and on the simulated device
@@ -275,10 +275,9 @@ def default_model(dtype: str) -> LoadedModel:
         return random_model(random_source(MODEL_SHAPE), dtype)
 
 
-def measure_throughput(
-    device: str, out: Path, *, n_prompts: int = PROMPTS, new_tokens: int = NEW_TOKENS
-) -> int:
+def measure_throughput(device: str, out: Path) -> int:
     """Tokens per second of decoding a batch and ranking every token at every exit."""
+    n_prompts, new_tokens = BATCH[device]
     loaded = default_model(DTYPES[device])
     if loaded.tokenizer is None:
         loaded = replace(loaded, tokenizer=Bytes())

@@ -96,7 +96,8 @@ def test_throughput_of_a_model_and_of_its_shape_where_it_is_missing(
     (tmp_path / "shape.json").write_text(json.dumps(TINY | {"max_position_embeddings": 2048}))
     monkeypatch.setattr(gpu, "MODEL", str(tmp_path / "missing" / "model.gguf"))
     monkeypatch.setattr(gpu, "MODEL_SHAPE", str(tmp_path / "shape.json"))
-    assert gpu.measure_throughput("cpu", tmp_path, n_prompts=2, new_tokens=6) == 0
+    monkeypatch.setitem(gpu.BATCH, "cpu", (2, 6))
+    assert gpu.measure_throughput("cpu", tmp_path) == 0
     found = json.loads((tmp_path / "throughput.json").read_text())
     assert found["provenance"]["model"] == "shape with random weights"
     assert 0 < found["tokens"] <= 12
@@ -141,6 +142,7 @@ def test_a_test_that_does_not_run_is_no_success(
     monkeypatch.setattr(
         gpu, "TEST_FILES", (str(test), "-c", os.devnull, "--rootdir", str(tmp_path))
     )
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for name, code in (("test_zq1", 1), ("test_zq2", 0)):
         monkeypatch.setattr(gpu, "TESTS", {"cpu": name})
         assert gpu.run_tests("cpu", tmp_path) == code
