@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,6 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of all steps together")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    signal.signal(
+        signal.SIGTERM, lambda number, _frame: sys.exit(128 + number)
+    )  # ends the step too
     if given.device == CUDA and not torch.cuda.device_count():
         parser.error("there must be a GPU that torch can use; got none; give --device cpu")
     given.out.mkdir(parents=True, exist_ok=True)
@@ -134,24 +137,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return STEPS[name](given.device, given.out, *rest)
     shapes = SHAPES[given.device] if given.shapes is None else given.shapes
     longer = given.minutes / MINUTES
-    all_steps = steps(given.device, given.out, shapes)
-    done = run_all(
-        [replace(step, limit_s=longer * step.limit_s) for step in all_steps], 60 * given.minutes
-    )
-    document = {
+    all_steps = [
+        replace(step, limit_s=longer * step.limit_s)
+        for step in steps(given.device, given.out, shapes)
+    ]
+    document: dict[str, Any] = {
         "device": given.device,
         "cuda_graphs": False,
         "machine": machine([f"cuda:{n}" for n in range(torch.cuda.device_count())]),
-        "torch": torch.__version__,
-        "steps": done,
+        "steps": [],
         "provenance": files.provenance(PACKAGES),
     }
-    write(given.out / "gpu.json", document)
-    failed = [row["name"] for row in done if not row["ok"]]
+    for row in run_all(all_steps, 60 * given.minutes):
+        document["steps"].append(row)
+        write(given.out / "gpu.json", document)
+    done = document["steps"]
+    failed = [row for row in done if not row["ok"]]
     say(f"{len(done) - len(failed)} of {len(done)} steps succeeded; written to {given.out}")
-    for row in done:
-        if not row["ok"]:
-            say(f"FAILED {row['name']}: {row['error']}")
+    for row in failed:
+        say(f"FAILED {row['name']}: {row['error']}")
     return 1 if failed else 0
 
 
@@ -191,10 +195,9 @@ def places(device: str) -> dict[str, str]:
     return {"one-gpu": "cuda:0,cuda:0"} | two
 
 
-def run_all(all_steps: Sequence[Step], seconds: float) -> list[dict[str, Any]]:
-    """Run steps one after another, all of them within so many seconds."""
+def run_all(all_steps: Sequence[Step], seconds: float) -> Iterator[dict[str, Any]]:
+    """Run steps one after another, all of them within so many seconds; say how each went."""
     end = time.monotonic() + seconds - RESERVE_S
-    done = []
     for step in all_steps:
         left = min(step.limit_s, end - time.monotonic())
         say(f"{step.name} ({max(left, 0):.0f} s at most) ...")
@@ -203,8 +206,7 @@ def run_all(all_steps: Sequence[Step], seconds: float) -> list[dict[str, Any]]:
         else:
             about = run_step(step.command, left)
         say(f"  {'done' if about['ok'] else 'FAILED'} in {about['seconds']:.0f} s")
-        done.append({"name": step.name, "limit_s": left, **about})
-    return done
+        yield {"name": step.name, "limit_s": left, **about}
 
 
 def run_step(command: Sequence[str], limit_s: float) -> dict[str, Any]:
@@ -407,4 +409,7 @@ STEPS: Mapping[str, Callable[..., int]] = {
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, lambda number, _frame: sys.exit(128 + number)
+    )  # ends the step too
     sys.exit(main())

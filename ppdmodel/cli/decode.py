@@ -90,6 +90,8 @@ def decode_command(
     """
     sampling = options.sampled(temperature, top_p, seed)
     _check_prompt(prompt, random_weights, planted)
+    if random_weights:
+        _check_no_text(prompt=prompt, raw=raw or None, system=system, template_arg=template_arg)
     if planted is not None:
         probability("planted", planted, "give a share of the tokens")
     if planted is not None and calibration is not None:
@@ -153,19 +155,25 @@ def decode_command(
 
 
 def _check_prompt(prompt: str | None, random_weights: bool, planted: float | None) -> None:
-    """Refuse a text for random weights, and none for others."""
+    """Refuse no text for a model, and no planted match rate for random weights."""
     if not random_weights and not (prompt or "").strip():
         raise InvalidInputError("the prompt must have text; got none; give --prompt TEXT")
-    if random_weights and prompt is not None:
-        raise InvalidInputError(
-            f"random weights have no tokenizer to read a text; got --prompt {prompt!r}; leave it "
-            "out: any token ids cost the same"
-        )
     if random_weights and planted is None:
         raise InvalidInputError(
             "random weights guess nothing right, so their match rate must be planted; got no "
             "--planted; give a share from 0 to 1"
         )
+
+
+def _check_no_text(**given: Any) -> None:
+    """Refuse a text for random weights."""
+    for name, value in given.items():
+        if value is not None:
+            shown = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            raise InvalidInputError(
+                f"random weights have no tokenizer to read a text; got {shown}; leave it out: any "
+                "token ids cost the same"
+            )
 
 
 def overview(result: Decoded) -> dict[str, Any]:

@@ -119,7 +119,15 @@ BAD: list[tuple[str, str]] = [
     ("decode --exit-layer 5", "the prompt must have text; got none; give --prompt TEXT"),
     (
         "decode --exit-layer 5 --random-weights --config c --planted 1 --prompt hi",
-        "random weights have no tokenizer to read a text; got --prompt 'hi'; leave it out",
+        "random weights have no tokenizer to read a text; got --prompt hi; leave it out",
+    ),
+    (
+        "decode --exit-layer 5 --random-weights --config c --planted 1 --template-arg a=b",
+        "random weights have no tokenizer to read a text; got --template-arg ['a=b']; leave it out",
+    ),
+    (
+        "decode --exit-layer 5 --random-weights --config c --planted 1 --raw",
+        "random weights have no tokenizer to read a text; got --raw; leave it out",
     ),
     (
         "decode --exit-layer 5 --random-weights --config c",

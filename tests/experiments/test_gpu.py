@@ -41,7 +41,7 @@ def test_a_step_that_fails_or_takes_too_long_does_not_lose_the_others(tmp_path: 
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(late)!r}).touch()"
     slow = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     begin = time.monotonic()
-    done = gpu.run_all(
+    ran = gpu.run_all(
         [
             gpu.Step(name, (sys.executable, "-S", "-c", code), limit)
             for name, code, limit in (
@@ -53,6 +53,7 @@ def test_a_step_that_fails_or_takes_too_long_does_not_lose_the_others(tmp_path: 
         ],
         600,
     )
+    done = list(ran)
     assert [row["ok"] for row in done] == [False, False, True, False]
     errors = ["took longer than 1 s", "ValueError: no", "", "no time was left"]
     assert [row["error"] for row in done] == errors
