@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor
 from ..measure.decoder.sampling import Sampling, TokenPosition, choose, gumbel, scaled
 from ..results.prompt_lookup import prompt_lookup
 from .board import NO_MATCH, Board, TextEndedError
-from .cpu_engine import CpuEngine
 from .engine import Engine, read_tokens
 from .kv_cache import KVCache
 from .options import PromptLookup
 from .task import Task
 from .trace import EventKind, Trace
+
+if TYPE_CHECKING:
+    from .cpu_engine import CpuEngine
 
 
 def exit_guesses(

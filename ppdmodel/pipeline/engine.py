@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,6 @@ from torch.nn import functional
 from ..errors import InvalidInputError, RunFailedError, excerpt
 from ..measure.decoder.exit import TOLERANCE, AffineMap, Exit
 from ..measure.decoder.lengths import changes
-from .cpu_engine import CpuEngine
 from .devices import CPU
 from .engine_shape import EngineShape
 from .kv_cache import KVCache
@@ -28,6 +28,7 @@ from .tensor_parallel import Communicator, shard_of
 
 if TYPE_CHECKING:
     from ..measure.models.loading import LoadedModel
+    from .cpu_engine import CpuEngine
 
 #: the text on which the logits of an engine and its model are compared, modulo the vocabulary
 PROBE_IDS = tuple(7 * n + 31 for n in range(12))
@@ -248,20 +249,13 @@ class SharedEngine:
         Raises:
             RunFailedError: the logits differ.
         """
-        engine: Engine | CpuEngine
         weights = self.weights.tensors()
-        if communicator is None and device == CPU:
-            return CpuEngine(self.shape, as_arrays(weights))
-        shape, whole = self.shape, Unpacked(weights, self.shape)
-        parts: Mapping[str, Tensor] = whole
-        if communicator is not None:
-            shape, parts = shard_of(shape, whole, communicator.shard)
         if device == CPU:
-            again = {name: packed(w) if is_product(name) else w for name, w in parts.items()}
-            engine = CpuEngine(shape, as_arrays(again), communicator, as_arrays(weights)["head"])
+            engine = on_cpu(self.shape, weights, communicator)
         else:
-            placed = {name: _placed(name, w, device, self.dtype) for name, w in parts.items()}
-            engine = Engine(shape, placed, communicator)
+            engine = _on_device(self.shape, weights, communicator, device, self.dtype)
+        if device == CPU and communicator is None:
+            return engine
         error = _relative_error(self.probed.tensor("logits"), probe(engine))
         if not error <= self.tolerance:
             raise RunFailedError(
@@ -274,6 +268,38 @@ class SharedEngine:
         """Close this process's handles of the shared memory."""
         self.weights.close()
         self.probed.close()
+
+
+def on_cpu(
+    shape: EngineShape, weights: Mapping[str, Tensor], communicator: Communicator | None = None
+) -> Engine | CpuEngine:
+    """An engine of packed weights, or one shard of it, on a CPU.
+
+    In torch where Numba is not installed: a machine whose GPUs decode needs none.
+    """
+    if find_spec("numba") is None:
+        return _on_device(shape, weights, communicator, CPU, torch.float32)
+    from .cpu_engine import CpuEngine
+
+    if communicator is None:
+        return CpuEngine(shape, as_arrays(weights))
+    shape, parts = shard_of(shape, Unpacked(weights, shape), communicator.shard)
+    again = {name: packed(w) if is_product(name) else w for name, w in parts.items()}
+    return CpuEngine(shape, as_arrays(again), communicator, as_arrays(weights)["head"])
+
+
+def _on_device(
+    shape: EngineShape,
+    weights: Mapping[str, Tensor],
+    communicator: Communicator | None,
+    device: str,
+    dtype: torch.dtype,
+) -> Engine:
+    parts: Mapping[str, Tensor] = Unpacked(weights, shape)
+    if communicator is not None:
+        shape, parts = shard_of(shape, parts, communicator.shard)
+    placed = {name: _placed(name, weight, device, dtype) for name, weight in parts.items()}
+    return Engine(shape, placed, communicator)
 
 
 def _placed(name: str, weight: Tensor, device: str, dtype: torch.dtype) -> Tensor:
@@ -302,7 +328,7 @@ def shared_engine(loaded: LoadedModel, exit_: Exit, text_tokens: int) -> SharedE
     try:
         shape, tensors = _extract(model, exit_, text_tokens)
         weights = shared_weights(tensors)
-        made = probe(CpuEngine(shape, as_arrays(weights.tensors())))
+        made = probe(on_cpu(shape, weights.tensors()))
         rounded = _reference_logits(model, shape)
         exact = (
             rounded

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from ..measure.decoder.sampling import TokenPosition, choose
 from ..results.prompt_lookup import joined_guesses, prompt_lookup
 from .board import UNREAD, Board, TextEndedError, fence, yield_cpu
-from .cpu_engine import CpuEngine
 from .devices import synchronize
 from .drafting import exit_guesses, make_text
 from .engine import Engine, read_tokens
@@ -27,6 +27,9 @@ from .kv_cache import KVCache
 from .options import PpdSetting
 from .task import ForcedMatches, Task
 from .trace import EventKind, Trace
+
+if TYPE_CHECKING:
+    from .cpu_engine import CpuEngine
 
 #: sleep between two polls, in seconds, while the exit is more than `NEAR_LAYERS` layers away
 POLL_SLEEP_S, NEAR_LAYERS = 1e-4, 2

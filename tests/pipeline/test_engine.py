@@ -22,8 +22,16 @@ from transformers import (
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.decoder.exit import AffineMap, logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline import engine as engine_module
 from ppdmodel.pipeline.cpu_engine import CpuEngine
-from ppdmodel.pipeline.engine import PROBE, Engine, SharedEngine, read_tokens, shared_engine
+from ppdmodel.pipeline.engine import (
+    PROBE,
+    Engine,
+    SharedEngine,
+    probe,
+    read_tokens,
+    shared_engine,
+)
 from ppdmodel.pipeline.kv_cache import KVCache
 from ppdmodel.pipeline.shared_memory import shared_copy
 from tests.support.far_device import register
@@ -249,3 +257,18 @@ def test_a_head_with_a_bias_is_read_with_it(loaded: LoadedModel) -> None:
     model.lm_head = torch.nn.Linear(head.in_features, head.out_features)
     shared = shared_engine(replace(loaded, model=model), logit_exit(model), 16)
     assert torch.equal(shared.weights.tensor("head_bias"), model.lm_head.bias)
+
+
+def test_without_numba_a_cpu_computes_in_torch(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: None)
+    model = model_of(LlamaConfig)
+    shared = shared_engine(replace(loaded, model=model.bfloat16()), logit_exit(model), 16)
+    opened = shared.open()
+    assert isinstance(opened, Engine)
+    assert opened.dtype == torch.float32
+    monkeypatch.undo()
+    compiled = shared.open()
+    assert isinstance(compiled, CpuEngine)
+    torch.testing.assert_close(probe(opened), probe(compiled), rtol=1e-4, atol=1e-4)
