@@ -1,21 +1,31 @@
-"""The plain decoding loop against Transformers' `generate` and the memory bandwidth."""
+"""The plain decoding loop against Transformers' `generate` and the memory bandwidth.
+
+And the products of a layer, for one row and for a few, with NumPy's BLAS and oneDNN as rivals.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ppdmodel.measure import default_prompts, load_model, locate
 from ppdmodel.measure.models.loading import LoadedModel
-from ppdmodel.pipeline import Pipeline
+from ppdmodel.pipeline import Pipeline, cpu_kernels
+from ppdmodel.pipeline.packing import as_arrays, packed
 
 from .measuring import spread
 
 MODEL = "smollm2-135m"
 PROMPTS, TOKENS = 4, 64
 FASTER = 1.2
+#: [in, out] of a layer's products in SmolLM2-135M; so many layers that none is found in a cache
+LAYER, LAYERS, REPETITIONS = ((576, 960), (576, 576), (576, 3072), (1536, 576)), 30, 9
+ROWS = (1, 2, 3, 4, 5, 8)
+Way = Callable[[int, list[torch.Tensor]], None]
 
 
 def main() -> None:
@@ -47,6 +57,7 @@ def main() -> None:
         f"{spread(ratios)} times as long, limit {FASTER:g}"
     )
     print(f"    reading the weights once from memory takes {spread(shares)} of our time")
+    _products()
 
 
 def _generate(loaded: LoadedModel, ids: list[int], tokens: int) -> tuple[tuple[int, ...], float]:
@@ -78,3 +89,63 @@ def _read_bytes_per_s() -> float:
         block.sum()
         times.append(time.perf_counter() - begin)
     return block.numel() * block.element_size() / min(times)
+
+
+def _products() -> None:
+    """Milliseconds of a layer's four products by rows, every way in turn, on one thread."""
+    weights = [[torch.randn(shape) for shape in LAYER] for _ in range(LAYERS)]
+    ways = _ways(weights)
+    print("    a layer's products, ms by rows " + ", ".join(map(str, ROWS)))
+    times: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for rows in ROWS:
+        inputs = [torch.randn(rows, shape[0]) for shape in LAYER]
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(REPETITIONS):
+            for name, way in ways.items():
+                begin = time.perf_counter()
+                for layer in range(LAYERS):
+                    way(layer, inputs)
+                found[name].append(1e3 * (time.perf_counter() - begin) / LAYERS)
+        for name, each in found.items():
+            times[name].append(each)
+    for name, by_rows in times.items():
+        middle = [float(np.median(each)) for each in by_rows]
+        print(f"      {name}: " + ", ".join(f"{ms:.2f}" for ms in middle))
+
+
+def _ways(
+    weights: list[list[torch.Tensor]],
+) -> dict[str, Callable[[int, list[torch.Tensor]], None]]:
+    """How to multiply a few states with the weights [in, out] of a layer."""
+    panels = [[as_arrays({"w": packed(w)})["w"] for w in layer] for layer in weights]
+    halves = [[as_arrays({"w": packed(w.bfloat16())})["w"] for w in layer] for layer in weights]
+    out, none = np.empty((max(ROWS), 3072), np.float32), np.zeros(0, np.float32)
+
+    def compiled(held: list[list[np.ndarray]]) -> Way:
+        def run(layer: int, inputs: list[torch.Tensor]) -> None:
+            for x, weight in zip(inputs, held[layer], strict=True):
+                cpu_kernels.multiply(x.numpy(), weight, none, out)
+
+        return run
+
+    def by_numpy(layer: int, inputs: list[torch.Tensor]) -> None:
+        for x, weight in zip(inputs, weights[layer], strict=True):
+            if len(x) == 1:
+                x[0].numpy() @ weight.numpy()
+            else:
+                x.numpy() @ weight.numpy()
+
+    ways = {"compiled": compiled(panels), "compiled, bfloat16": compiled(halves), "NumPy": by_numpy}
+    if torch._C._has_mkldnn:
+        reorder, multiply = (
+            torch.ops.mkldnn._reorder_linear_weight,
+            torch.ops.mkldnn._linear_pointwise,
+        )
+        blocked = [[reorder(w.t().contiguous(), 4) for w in layer] for layer in weights]
+
+        def by_onednn(layer: int, inputs: list[torch.Tensor]) -> None:
+            for x, weight in zip(inputs, blocked[layer], strict=True):
+                multiply(x, weight, None, "none", [], "")
+
+        ways["oneDNN, packed"] = by_onednn
+    return ways

@@ -143,8 +143,8 @@ def runs(
                     "matched": round(float(run.matches.mean()), 4),
                     "same": run.token_ids == plain.token_ids,
                 }
+                sys.stderr.write(f"{prompt}: {name} {between / run.times_s.mean():.3f}\n")
                 plain = after
-            sys.stderr.write(f"{prompt}: {', '.join(ways)}\n")
 
     return list(each())
 

@@ -116,7 +116,7 @@ APART = 8
 
 
 def new_exchange(units: int, largest: int) -> SharedTensors:
-    """Shared memory for `SharedCommunicator`, for tensors of up to `largest` elements."""
+    """Shared memory for `SharedCommunicator`; `largest` elements are added up at once."""
     return SharedTensors(
         {
             "parts": ((2, units, largest), torch.float32),
@@ -145,9 +145,13 @@ class SharedCommunicator(Communicator):
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over all shards."""
+        parts = torch.split(x.flatten(), self.parts.shape[2])
+        return torch.cat([self._sum(part) for part in parts]).view(x.shape)
+
+    def _sum(self, x: Tensor) -> Tensor:
         self.count += 1
-        room, n = self.parts[self.count % 2], x.numel()
-        room[self.shard.rank, :n] = x.flatten()
+        room, n = self.parts[self.count % 2], len(x)
+        room[self.shard.rank, :n] = x
         fence()
         self.arrived[self.shard.rank] = self.count
         while (self.arrived < self.count).any():
@@ -155,7 +159,7 @@ class SharedCommunicator(Communicator):
                 raise TextEndedError
             yield_cpu()
         fence()
-        return room[:, :n].sum(0).view(x.shape)
+        return room[:, :n].sum(0)
 
 
 @dataclass(frozen=True)

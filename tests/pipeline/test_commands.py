@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from ppdmodel.cli import run as run_command
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import timing as timing_module
 from ppdmodel.pipeline import worker_pool
+from ppdmodel.results.compatibility import MODEL_KEYS
 from ppdmodel.results.io import load_timing
+from ppdmodel.results.locks import LOCK_FILE
 from ppdmodel.results.timing import Timing
+from tests.conftest import make_measurement
 from tests.pipeline.conftest import TWO_CPUS
 from tests.pipeline.test_prediction_error import a_timing
 from tests.pipeline.test_random_weights import written
+from tests.support.runs import before_changes, replace_folder, snapshot, write_prompts
 
 pytestmark = TWO_CPUS
 DATA = Path(__file__).parents[2] / "data"
@@ -222,3 +227,66 @@ def test_a_device_that_is_not_there(
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert "units must not exceed the CUDA devices; got cuda:0, cuda:99" in error[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "names"),
+    [
+        ("time --model {model} --k 1 --rounds 4 --out {out}/t.json", 1, {"t.json"}),
+        (
+            "decode --model {model} --prompt x --raw --exit-layer 8 --max-new-tokens 4 "
+            "--trace {out}/t.json",
+            1,
+            {"t.json"},
+        ),
+        (
+            "validate --model {model} --raw --prompts {prompts} --limit 2 --fit-prompts 1 --k 1 "
+            "--exit-layers 6,9 --max-new-tokens 5 --calibration {rates} --timing {timing} "
+            "--out {out}",
+            2,
+            {"predictions.json", "runs.jsonl", "validation.json"},
+        ),
+    ],
+    ids=["time", "decode", "validate"],
+)
+def test_killed_before_a_file_gets_its_name_the_same_command_ends_as_if_it_had_not_been(
+    deep: LoadedModel,
+    deep_timing: Timing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    changes: int,
+    names: set[str],
+) -> None:
+    """A copy of the folder made then is what SIGKILL leaves: a part of a file, which goes."""
+    monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.9,))
+    about = {name: deep_timing.provenance[name] for name in MODEL_KEYS}
+    made = make_measurement(prompts=8, tokens=6, layers=deep.layers)
+    made = replace(made, provenance={**made.provenance, **about})
+    rates = ppd.fit(made, k_max=2, family="rank tail", resamples=400)
+    out = tmp_path / "out"
+    places = {"rates": tmp_path / "rates.json", "timing": tmp_path / "timing.json"}
+    ppd.save(rates, places["rates"])
+    ppd.save(deep_timing, places["timing"])
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 2)
+    command = words.format(model=deep.source.folder, out=out, prompts=prompts, **places).split()
+    copies: list[Path] = []
+    watching = [True]
+
+    def copy(number: int) -> None:
+        if watching[0] and len(list(out.glob(".*.part-*"))) == 1:
+            copies.append(Path(shutil.copytree(out, tmp_path / f"copy-{number}")))
+
+    out.mkdir()
+    before_changes(out, copy)
+    assert run_command(command) == 0
+    watching[0] = False
+    assert len(copies) == changes
+    for left in copies:
+        replace_folder(out, left)
+        kept = {name: data for name, data in snapshot(left).items() if name in names}
+        assert run_command(command) == 0
+        after = snapshot(out)
+        assert after.keys() - {LOCK_FILE} == names
+        assert all(after[name].startswith(data) for name, data in kept.items()), "it is kept"

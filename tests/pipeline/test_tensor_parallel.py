@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
+from ppdmodel.pipeline.board import TextEndedError
 from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.engine_shape import EngineShape
 from ppdmodel.pipeline.tensor_parallel import (
@@ -22,8 +23,10 @@ from ppdmodel.pipeline.tensor_parallel import (
     Communicator,
     Rendezvous,
     Shard,
+    SharedCommunicator,
     backend_for,
     check_shards,
+    new_exchange,
     shard_of,
 )
 
@@ -186,3 +189,39 @@ def test_which_backend_units_use(monkeypatch: pytest.MonkeyPatch) -> None:
         assert backend_for(("cuda:0", "cuda:0")) == "gloo", "NCCL does not take a GPU twice"
         assert backend_for(("cpu", "cpu")) == "gloo"
         assert backend_for(("cpu",)) == "gloo"
+
+
+@pytest.mark.parametrize("largest", [3, 4, 24, 100])
+def test_shards_on_cpus_add_up_in_shared_memory(largest: int) -> None:
+    """Tensors larger than its room too, several in turn, and again in another text."""
+    memory = new_exchange(3, largest)
+    parts = [[torch.randn(2, 12) for _ in range(5)] for _ in range(3)]
+    found: dict[int, list[Tensor]] = {}
+
+    def one(rank: int) -> None:
+        communicator = SharedCommunicator(Shard(rank, 3), memory)
+        found[rank] = [communicator.all_reduce(x.clone()) for x in parts[rank]]
+
+    for _ in range(2):
+        memory.tensor("arrived").zero_()
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        for n, wanted in enumerate(zip(*parts, strict=True)):
+            torch.testing.assert_close(found[0][n], torch.stack(wanted).sum(0))
+            assert all(torch.equal(found[0][n], found[rank][n]) for rank in (1, 2)), "bit by bit"
+    memory.close()
+
+
+def test_an_abandoned_sum_ends() -> None:
+    memory = new_exchange(2, 4)
+    memory.tensor("abandoned").fill_(1)
+    communicator = SharedCommunicator(Shard(0, 2), memory)
+    with pytest.raises(TextEndedError):
+        communicator.all_reduce(torch.ones(3))
+    memory.tensor("arrived").fill_(1)
+    communicator.reset()
+    assert communicator.all_reduce(torch.ones(3)).tolist() == [1, 1, 1]
+    memory.close()
