@@ -93,6 +93,7 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
 	$(BIN)/ppdmodel fit data/smollm2-135m-trained --out data/smollm2-135m-trained.calibration.json
 	$(BIN)/python -m experiments.coverage
+	$(BIN)/python -m experiments.prompt_lookup
 	$(MAKE) data-validation
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind match-rate --out docs/images/match-rate.svg
 	$(BIN)/ppdmodel plot data/smollm2-135m.calibration.json --kind trade-off --out docs/images/trade-off.svg

@@ -54,9 +54,9 @@ def main() -> None:
     """Count, compare, write."""
     found: dict[str, Any] = {"rounds": [], "match_rates": [], "best": []}
     for exits, folder in FOLDERS.items():
-        measurement = load(DATA / folder)
-        assert isinstance(measurement, Measurement)
-        measurement = with_contexts(measurement)
+        loaded = load(DATA / folder)
+        assert isinstance(loaded, Measurement)
+        measurement = with_contexts(loaded)
         if not found["rounds"]:  # the text is the same
             found["rounds"] = rounds(measurement)
         rates, best = joined(measurement, load_guesses(DATA / folder))

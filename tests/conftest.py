@@ -57,8 +57,8 @@ def make_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def make_tiny_llama(folder: Path, layers: int = 5, seed: int = 0) -> Path:
-    """Write a random Llama of a few thousand parameters and a byte-level tokenizer."""
+def make_tiny_llama(folder: Path, layers: int = 5, seed: int = 0, width: int = 32) -> Path:
+    """Write a random Llama, of a few thousand parameters by default, and a byte-level tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -66,8 +66,8 @@ def make_tiny_llama(folder: Path, layers: int = 5, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -125,9 +125,11 @@ def sentence(result: Comparison) -> str:
         f"In layer times {_named(first)} ({first.basis}) is the fastest: {latency(first):.3f} of "
         "plain decoding"
     )
-    counted = [m for m in in_layers if m.name.startswith("PPD") and m.basis == "measured"]
-    ppd = counted[0] if counted else None
-    if ppd is not None and ppd is not first:
+    counted = [m for m in in_layers if m.basis == "measured"]
+    if first.basis != "measured" and latency(counted[0]) < 1:
+        words += f"; of those that are measured, {_named(counted[0])}: {latency(counted[0]):.3f}"
+    ppd = next((m for m in counted if m.name.startswith("PPD")), None)
+    if ppd is not None and ppd not in (first, counted[0]):
         words += f"; the best PPD that is measured ({_named(ppd)}) takes {latency(ppd):.3f}"
     timed = [m for m in ordered if "timed" in m.name]
     if timed:

@@ -25,7 +25,6 @@ from .methods import (
     best_methods,
     beyond,
     gated,
-    gated_self_speculation,
     given,
     ppd,
     prompt_lookup,
@@ -173,7 +172,6 @@ def _method_settings(counts: HitCounts, link_time: float) -> list[MethodSettings
             gated(recorded, link_time),
             two_exits(recorded, link_time),
             self_speculation(recorded),
-            gated_self_speculation(recorded),
             prompt_lookup(recorded),
         )
         found += [space for space in others if space is not None]

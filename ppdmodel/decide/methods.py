@@ -196,52 +196,47 @@ def ppd(space: PpdSettings, name: str = "PPD", note: str = "") -> MethodSettings
 
 
 def self_speculation(recorded: TokenCounts) -> MethodSettings:
-    """Self-speculative decoding: the first layers draft, and the verification reuses them."""
+    """Self-speculative decoding: the first layers draft, and the verification reuses them.
+
+    With a gate it drafts only while the exit is confident, where that was counted.
+    """
     layers, tokens = recorded.layers, recorded.tokens
     axes = np.meshgrid(np.arange(1, layers), np.array(recorded.drafted), indexing="ij")
     exit_layer, gamma = (axis.ravel() for axis in axes)
-    flat = recorded.rounds.reshape(len(tokens), len(gamma))
-    one_round = formulas.self_speculative_latency(0, layers, exit_layer, gamma) / layers
-    of_round = formulas.self_speculative_compute(0, layers, exit_layer, gamma, reuse=1) / layers
-
-    def evaluate(weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
-        per_token = (weights @ flat[:, at]) / (weights @ tokens)[:, None]
-        return per_token * one_round[at], per_token * of_round[at]
-
-    return MethodSettings(
-        "self-speculation",
-        [f"exit {e}, {g} drafted" for e, g in zip(exit_layer, gamma, strict=True)],
-        np.ones(len(gamma), dtype=np.int64),
-        evaluate,
-        "drafts follow one another on one unit; a pass over several tokens counts as one in time",
-    )
-
-
-def gated_self_speculation(recorded: TokenCounts) -> MethodSettings | None:
-    """Self-speculative decoding that drafts only while the exit is confident; None uncounted."""
-    rounds, drafts = recorded.gated_rounds, recorded.gated_drafts
-    if rounds is None or drafts is None or not rounds.size:
-        return None
-    layers, tokens = recorded.layers, recorded.tokens
-    e, g, j = (axis.ravel() for axis in np.indices(rounds.shape[1:]))
-    rounds, drafts = (counts.reshape(len(tokens), -1) for counts in (rounds, drafts))
-    # of a round without a draft, and of a drafted token beside it
-    without = formulas.self_speculative_latency(0, layers, e + 1, 0) / layers
-    of_draft = formulas.self_speculative_latency(0, layers, e + 1, 1) / layers - without
+    words = [f"exit {e}, {g} drafted" for e, g in zip(exit_layer, gamma, strict=True)]
+    rounds = recorded.rounds.reshape(len(tokens), len(gamma))
+    drafts = rounds * gamma
+    if recorded.gated_rounds is not None and recorded.gated_drafts is not None:
+        e, g, j = (axis.ravel() for axis in np.indices(recorded.gated_rounds.shape[1:]))
+        most, gates = np.array(recorded.gated_k)[j], np.array(recorded.draft_gates)[g]
+        words += [
+            f"exit {x}, up to {y} drafted, gate {z:g}"
+            for x, y, z in zip(e + 1, most, gates, strict=True)
+        ]
+        exit_layer = np.append(exit_layer, e + 1)
+        flat = (x.reshape(len(tokens), -1) for x in (recorded.gated_rounds, recorded.gated_drafts))
+        rounds, drafts = (
+            np.concatenate(pair, axis=1) for pair in zip((rounds, drafts), flat, strict=True)
+        )
+    # of a round without drafts, and what a drafted token adds to it
+    alone = formulas.self_speculative_latency(0, layers, exit_layer, 0) / layers
+    added = formulas.self_speculative_latency(0, layers, exit_layer, 1) / layers - alone
+    executed = formulas.self_speculative_compute(0, layers, exit_layer, 0) / layers
+    more = formulas.self_speculative_compute(0, layers, exit_layer, 1, reuse=1) / layers - executed
 
     def evaluate(weights: Ints | Floats, at: Ints) -> tuple[Floats, Floats]:
         n = (weights @ tokens)[:, None]
         made, drafted = (weights @ rounds[:, at]) / n, (weights @ drafts[:, at]) / n
-        return made * without[at] + drafted * of_draft[at], made + drafted
+        latency = made * alone[at] + drafted * added[at]
+        return latency, made * executed[at] + drafted * more[at]
 
-    words = zip(e + 1, np.array(recorded.gated_k)[j], g, strict=True)
     return MethodSettings(
-        "self-speculation, gated",
-        [f"exit {x}, up to {y} drafted, gate {recorded.draft_gates[z]:g}" for x, y, z in words],
-        np.ones(len(e), dtype=np.int64),
+        "self-speculation",
+        words,
+        np.ones(len(words), dtype=np.int64),
         evaluate,
-        "drafts only while the exit is confident; how confident it is behind a wrong draft is "
-        "taken from the true text",
+        "drafts follow one another on one unit; a pass over several tokens counts as one in time; "
+        "how confident an exit is behind a wrong draft is taken from the true text",
     )
 
 

@@ -33,9 +33,11 @@ class Trace:
     def __init__(self) -> None:
         self.events: list[tuple[int, int, int, int, int, int]] = []
 
-    def record(self, begin: int, kind: EventKind, token: int, layer: int, rows: int) -> None:
-        """Add an event that began at that time and ends now."""
-        self.events.append((begin, time.monotonic_ns(), int(kind), token, layer, rows))
+    def record(self, begin: int, kind: EventKind, token: int, layer: int, rows: int) -> int:
+        """Add an event that began at that time and ends now; returns its nanoseconds."""
+        end = time.monotonic_ns()
+        self.events.append((begin, end, int(kind), token, layer, rows))
+        return end - begin
 
     def array(self) -> np.ndarray:
         """All events, [events, len(EVENT)]."""

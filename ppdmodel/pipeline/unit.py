@@ -31,8 +31,9 @@ from .trace import EventKind, Trace
 if TYPE_CHECKING:
     from .cpu_engine import CpuEngine
 
-#: sleep between two polls, in seconds, while the exit is more than `NEAR_LAYERS` layers away
-POLL_SLEEP_S, NEAR_LAYERS = 1e-4, 2
+#: sleep between two polls, in nanoseconds, while the exit is more than `NEAR_LAYERS` layers away and
+#: more than two sleeps
+POLL_SLEEP_NS, NEAR_LAYERS = 100_000, 2
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Unit:
         own = engine.shape.guesses(k)
         self.own = torch.zeros(own, dtype=engine.dtype, device=engine.device)
         self.trace = Trace()
+        self.layer_ns = 0  # of the last layer
 
     @property
     def _setting(self) -> PpdSetting:
@@ -117,7 +119,7 @@ class Unit:
             begin = time.monotonic_ns()
             x = self.engine.advance(index, x, place, self.cache)
             self._finish()
-            self.trace.record(begin, EventKind.LAYER, token, index + 1, 1)
+            self.layer_ns = self.trace.record(begin, EventKind.LAYER, token, index + 1, 1)
             self._progress(token, index + 1, x)
         self._publish_verdict(token, x)
 
@@ -154,12 +156,13 @@ class Unit:
         """
         exit_layer = self._setting.exit_layer
         decided, progress = self.board.verdict, self.board.progress
+        near = NEAR_LAYERS + -(-2 * POLL_SLEEP_NS // max(self.layer_ns, 1))
         if token + 1 < self.task.max_new_tokens:
             self._until(
                 lambda: progress[token] >= exit_layer or decided[token],
                 EventKind.AWAIT_EXIT,
                 token,
-                soon=lambda: progress[token] >= exit_layer - NEAR_LAYERS,
+                soon=lambda: progress[token] >= exit_layer - near,
             )
             if not decided[token]:
                 begin = time.monotonic_ns()
@@ -218,7 +221,9 @@ class Unit:
             started.x = self._rows(index, started.x, place)
             self._finish()
             started.layers = index + 1
-            self.trace.record(begin, EventKind.LAYER, token + 1, index + 1, len(guesses))
+            self.layer_ns = self.trace.record(
+                begin, EventKind.LAYER, token + 1, index + 1, len(guesses)
+            )
             if started.layers == self._setting.exit_layer:
                 started.at_exit = started.x
         self._until(lambda: board.verdict[token], EventKind.AWAIT_VERDICT, token)
@@ -283,6 +288,6 @@ class Unit:
             if soon():
                 yield_cpu()
             else:
-                time.sleep(POLL_SLEEP_S)
+                time.sleep(POLL_SLEEP_NS / 1e9)
         fence()
         self.trace.record(begin, waiting, token, 0, 0)

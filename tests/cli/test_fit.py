@@ -120,6 +120,19 @@ BAD: list[tuple[list[str], str]] = [
         ["fit", "--table", "x", "--layers", "6", "--out", "{tmp}/cal.json", "--coupled"],
         "--coupled must",
     ),
+    (
+        ["fit", "--table", "x", "--layers", "6", "--out", "{tmp}/cal.json", "--prompt-lookup", "2"],
+        "--prompt-lookup must",
+    ),
+    (
+        ["fit", "{folder}", "--out", "{tmp}/cal.json", "--prompt-lookup", "2", "--coupled"],
+        "prompt lookup needs recorded guesses, which are without coupled noise; got --coupled",
+    ),
+    (
+        ["fit", "{folder}", "--out", "{tmp}/cal.json", "--prompt-lookup", "2"],
+        "prompt lookup beside an exit needs what the model read and the exit's guesses; got a "
+        "measurement without prompts; measure again, with guesses",
+    ),
 ]
 
 

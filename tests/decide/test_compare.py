@@ -15,7 +15,6 @@ from ppdmodel import compare
 from ppdmodel.decide.compare import NO_CONTEXTS, OLDER
 from ppdmodel.decide.methods import (
     gated,
-    gated_self_speculation,
     prompt_lookup,
     self_speculation,
 )
@@ -44,9 +43,9 @@ def test_the_best_of_each_within_the_budget(measurement: Measurement) -> None:
     result = compare(measurement, max_compute=1.8, acceptance_rate=0.8, draft_time=0.05)
     weights = np.ones((1, len(measurement.prompt_ids)), dtype=np.int64)
     counts = TokenCounts.of(measurement)
-    drafting = (gated_self_speculation(counts), prompt_lookup(counts))
-    for family in (gated(counts), self_speculation(counts), pairs(measurement), *drafting):
-        assert family is not None
+    lookup = prompt_lookup(counts)
+    assert lookup is not None
+    for family in (gated(counts), self_speculation(counts), pairs(measurement), lookup):
         latency, compute = (x[0] for x in all_of(family, weights))
         within = latency[(compute <= 1.8) & (latency < 1)]
         method = named(result, family.name)
@@ -107,7 +106,7 @@ def test_units_limit_every_method(measurement: Measurement) -> None:
     assert named(result, "split layers").latency.value == pytest.approx(1 / 1.6)
     alone = compare(measurement, max_units=1)
     assert [m.name for m in alone.methods] == [
-        "plain decoding", "self-speculation", "self-speculation, gated", "prompt lookup",
+        "plain decoding", "self-speculation", "prompt lookup",
     ]  # fmt: skip
     assert alone.left_out == (
         NO_CONTEXTS,

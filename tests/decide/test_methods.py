@@ -19,7 +19,6 @@ from ppdmodel.decide.methods import (
     best_methods,
     beyond,
     gated,
-    gated_self_speculation,
     given,
     ppd,
     prompt_lookup,
@@ -124,8 +123,7 @@ def test_gated_self_speculation_takes_its_rounds_and_drafts(measurement: Measure
     rng = np.random.default_rng(4)
     unsure = replace(measurement, top_prob=rng.random(measurement.rank.shape))
     counts = TokenCounts.of(unsure)
-    family = gated_self_speculation(counts)
-    assert family is not None
+    family = self_speculation(counts)
     weights, d = weights_of(unsure), unsure.layers
     latency, compute = all_of(family, weights)
     rounds, drafts = gated_rounds_of(unsure)
@@ -137,15 +135,13 @@ def test_gated_self_speculation_takes_its_rounds_and_drafts(measurement: Measure
             assert latency[row, place] == pytest.approx((made * d + drafted * e) / n / d)
             assert compute[row, place] == pytest.approx((made + drafted) / n)
     sure = replace(measurement, top_prob=np.ones_like(measurement.top_prob))
-    always = gated_self_speculation(TokenCounts.of(sure))
-    ungated = self_speculation(TokenCounts.of(sure))
-    assert always is not None
-    for mine, theirs in zip(all_of(always, weights), all_of(ungated, weights), strict=True):
+    always = self_speculation(TokenCounts.of(sure))
+    for values in all_of(always, weights):
+        ungated = values[:, always.settings.index("exit 4, 3 drafted")]
         place = always.settings.index("exit 4, up to 3 drafted, gate 0.9")
-        assert mine[:, place] == pytest.approx(
-            theirs[:, ungated.settings.index("exit 4, 3 drafted")]
-        )
-    assert gated_self_speculation(replace(counts, gated_rounds=None)) is None
+        assert values[:, place] == pytest.approx(ungated)
+    older = self_speculation(replace(counts, gated_rounds=None))
+    assert older.settings == family.settings[: 7 * len(DRAFTED)]
 
 
 def test_prompt_lookup_takes_its_rounds(measurement: Measurement) -> None:

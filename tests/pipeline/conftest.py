@@ -26,6 +26,8 @@ from tests.conftest import TEXT, make_tiny_llama
 from tests.support.far_device import FarPlacement
 
 LAYERS, DEEP, TOKENS, K = 4, 12, 12, 3
+#: of a model with layers so slow that guesses are in time while other tests run
+WIDE = 256
 CAPACITY = Capacity(prompt_tokens=40, new_tokens=40, k=K)
 CPUS = [Placement(1, None)] * 2
 FAR = [FarPlacement(1, None, "far:0"), FarPlacement(1, None, "far:1")]
@@ -65,7 +67,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 @pytest.fixture(scope="package")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    folder = make_tiny_llama(tmp_path_factory.mktemp("deep"), layers=DEEP)
+    folder = make_tiny_llama(tmp_path_factory.mktemp("deep"), layers=DEEP, width=WIDE)
     return load_model(locate(str(folder)))
 
 

@@ -152,7 +152,7 @@ def test_decode_by_command(
     assert found["right_rate"] == (found["n_matched"] + found["n_late"]) / 10
     assert run_command([*common, "--exit-layer", "3", "--trace", str(tmp_path / "t.json")]) == 0
     shown = capsys.readouterr().out
-    assert "plain, split over the same units" in shown
+    assert "plain decoding, tensor parallel" in shown
     assert "12 tokens, the same as plain decoding's" in shown
 
 
