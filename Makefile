@@ -89,7 +89,7 @@ data: $(STAMP) ## make again what data/ and docs/images/ hold
 	$(BIN)/ppdmodel measure --model smollm2-135m --max-new-tokens 128 --out data/smollm2-135m
 	$(BIN)/ppdmodel measure --model smollm2-135m --temperature 1 --no-guesses --out data/smollm2-135m-sampled
 	$(BIN)/python -m experiments.exits smollm2-135m
-	$(BIN)/python -m experiments.shortlist smollm2-135m --tokens 10000 --prompts 24
+	$(BIN)/python -m experiments.shortlist smollm2-135m --tokens 10000 --prompts 16
 	$(BIN)/ppdmodel fit data/smollm2-135m --out data/smollm2-135m.calibration.json
 	$(BIN)/ppdmodel fit data/smollm2-135m-trained --out data/smollm2-135m-trained.calibration.json
 	$(BIN)/python -m experiments.coverage

@@ -1,9 +1,10 @@
 """Cheaper readings of an exit, by match rate and time: `python -m experiments.shortlist MODEL`.
 
 Exits may score a part of the vocabulary only, or all of it by a head in 8 bits or of low rank. Maps
-and lists come from training prompts; other prompts judge. Writes `MODEL-shortlist.json`: match
-rates with intervals, what each reading loses beside the whole head on the same tokens, and the time
-of one reading on one core. States and exits go to results/exits, and are reused.
+and lists come from training prompts; the texts of the measurement in data/ judge. Writes
+`MODEL-shortlist.json`: match rates with intervals, what each reading loses beside the whole head on
+the same tokens, and the time of one reading on one core. States and exits go to results/exits, and
+are reused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppdmodel import Measurement, load
 from ppdmodel.measure import (
     GenerationOptions,
     HardwareOptions,
@@ -32,8 +34,7 @@ from ppdmodel.measure import (
     training_prompts,
 )
 from ppdmodel.measure.decoder.exit import Exit
-from ppdmodel.measure.prompts import prompts_sha256
-from ppdmodel.measure.training.hidden_states import States, collect
+from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.measure.training.train import Trainer, most_frequent, text_settings
 from ppdmodel.pipeline import cpu_kernels
 from ppdmodel.pipeline.devices import CPU, machine
@@ -104,13 +105,14 @@ class Readings:
         return self.exit.finish(torch.nn.functional.linear(states, weight, self.exit.bias))
 
     @torch.inference_mode()
-    def ranks(self, states: Tensor, rows: slice) -> Ranks:
+    def ranks(self, states: Tensor, start: int) -> Ranks:
         """The rank of each true token by every reading; beyond the vocabulary where it has none.
 
         Args:
             states: the head's input, [rows, width].
-            rows: which tokens of the texts these are.
+            start: which token of the texts is that of the first row.
         """
+        rows = slice(start, start + len(states))
         target = self.texts.token[rows][:, None]
         exact = self._finished(states, self.exit.weight)
         above, none = exact > exact.gather(1, target), exact.shape[1] + 1
@@ -142,23 +144,50 @@ class Readings:
         return found
 
 
-def chunks(states: States, exit_: Exit, layer: int) -> Iterator[tuple[slice, Tensor]]:
-    """The head's inputs of one exit, some rows at a time."""
-    start = 0
-    for hidden in states.layer(layer - 1, lambda p: p >= 0):
-        for part in torch.split(hidden, ROWS):
-            yield slice(start, start + len(part)), exit_.head_input(part, layer)
-            start += len(part)
+@torch.inference_mode()
+def states_of(
+    loaded: LoadedModel,
+    exit_: Exit,
+    texts: Texts,
+    prompts: Sequence[Sequence[int]],
+    layers: Sequence[int],
+) -> dict[int, Tensor]:
+    """Each layer's states [n, width] that made the tokens of the texts, each read in one pass."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def kept(layer: int, first: int) -> Callable[..., None]:
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            states = output if isinstance(output, Tensor) else output[0]
+            found[layer].append(states[0, first:-1].clone())
+
+        return keep
+
+    for number, ids in enumerate(prompts):
+        made = texts.token[texts.prompt == number].tolist()
+        handles = [
+            exit_.decoder_layers[layer - 1].register_forward_hook(kept(layer, len(ids) - 1))
+            for layer in layers
+        ]
+        loaded.model(torch.tensor([[*ids, *made]]), use_cache=False, logits_to_keep=1)
+        for handle in handles:
+            handle.remove()
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
-def rates(readings: Readings, states: States, exits: Mapping[str, Exit], layer: int) -> list[Any]:
-    """Match rates of all readings of one layer by each kind of exit, and their losses."""
+def rates(readings: Readings, states: Tensor, exits: Mapping[str, Exit], layer: int) -> list[Any]:
+    """Match rates of all readings of one layer by each kind of exit, and their losses.
+
+    `states` [n, width] are those of that layer.
+    """
     texts, rows = readings.texts, []
     tokens = torch.bincount(texts.prompt).numpy()
     weights = prompt_weights(len(tokens), RESAMPLES, SEED)
     for kind, exit_ in exits.items():
         with torch.inference_mode():
-            parts = [readings.ranks(x, rows) for rows, x in chunks(states, exit_, layer)]
+            parts = [
+                readings.ranks(exit_.head_input(states[start : start + ROWS], layer), start)
+                for start in range(0, len(states), ROWS)
+            ]
         ranks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         for k in SHOWN_K:
             hits = {
@@ -247,7 +276,8 @@ def main() -> None:
     head = json.dumps({**document, "rows": []}, indent=1)
     with atomic(DATA / f"{arguments.model}-shortlist.json") as part:
         part.write_text(head.replace('"rows": []', f'"rows": [\n  {lines}\n ]') + "\n")
-    sys.stdout.write(table(document) + "\n")
+    for kind in ("trained", "logit"):
+        sys.stdout.write(f"{kind}:\n{table(document, kind)}\n")
 
 
 def compared(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -267,27 +297,33 @@ def compared(arguments: argparse.Namespace) -> dict[str, Any]:
     exits = load_exits(folder, source)
     split = trainer.split(arguments.tokens)
     text = trainer.states.column("token_id", split.both)
-    about = settings | {"prompts_sha256": prompts_sha256(judges)}
-    decoder, judging = trainer.decoder.prepacked(), home / f"judges-{len(judges)}"
-    states = collect(loaded, decoder, judges, judging, generation, about)
-    everything = [states.column(name, lambda p: p >= 0) for name in ("token_id", "prompt")]
-    read = [torch.tensor(ids).unique() for ids in generation.encode(loaded, judges)]
+    measured = load(DATA / arguments.model)
+    assert isinstance(measured, Measurement)
+    assert measured.prompt_ids[: len(judges)] == tuple(prompt.id for prompt in judges)
+    mine = measured.prompt_index < len(judges)
+    read = generation.encode(loaded, judges)
+    texts = Texts(
+        torch.tensor(measured.token_id[mine].astype(int)),
+        torch.tensor(measured.prompt_index[mine]),
+        [torch.tensor(sorted(set(ids))) for ids in read],
+    )
     counts = torch.bincount(text, minlength=trainer.exit.vocabulary)
-    readings = Readings(trainer.exit, counts, Texts(*everything, read))
+    readings = Readings(trainer.exit, counts, texts)
     kinds = {"logit": trainer.exit, "trained": exits.on(trainer.exit)}
-    rows = [row for layer in layers for row in rates(readings, states, kinds, layer)]
+    states = states_of(loaded, trainer.exit, texts, read, layers)
+    rows = [row for layer in layers for row in rates(readings, states[layer], kinds, layer)]
     return {
         "what": "match rates and times of cheaper readings of exits, on prompts that neither "
         "trained nor chose them; loss is against the whole head, on the same tokens",
         "model": source.name,
         "made_by": " ".join(["python -m experiments.shortlist", *sys.argv[1:]]),
         "vocabulary": len(counts),
-        "n_tokens": len(everything[0]),
+        "n_tokens": len(texts.token),
         "n_prompts": len(judges),
         "training_tokens": len(text),
         "training_prompts": split.end,
         "different_training_tokens": int((counts > 0).sum()),
-        "prompt_words": float(np.mean([len(ids) for ids in read])),
+        "mean_prompt_words": float(np.mean([len(ids) for ids in texts.read])),
         "interval": {
             "method": RATE_METHOD,
             "loss": METHOD,
@@ -300,22 +336,19 @@ def compared(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(document: Mapping[str, Any], k: int = 5) -> str:
-    """A Markdown table: a row per reading, its time, and the match rates at one k."""
-    rows = [row for row in document["rows"] if row["k"] == k]
-    exits = list(dict.fromkeys((row["exits"], row["exit_layer"]) for row in rows))
+def table(document: Mapping[str, Any], exits: str, k: int = 5) -> str:
+    """A Markdown table: a row per reading, its time, and the match rates of one kind of exit."""
+    rows = [row for row in document["rows"] if (row["k"], row["exits"]) == (k, exits)]
+    layers = list(dict.fromkeys(row["exit_layer"] for row in rows))
     lines = [
-        "| reading | ms | " + " | ".join(f"{kind} {layer}" for kind, layer in exits) + " |",
-        "|---|---|" + "---|" * len(exits),
+        "| reading | ms | " + " | ".join(f"exit {layer}" for layer in layers) + " |",
+        "|---|---|" + "---|" * len(layers),
     ]
     for name in dict.fromkeys(row["reading"] for row in rows):
-        mine = {(row["exits"], row["exit_layer"]): row for row in rows if row["reading"] == name}
-        cells = [
-            f"{p:.3f} [{low:.3f}, {high:.3f}]" for p, low, high in (mine[e]["rate"] for e in exits)
-        ]
+        found = (row["rate"] for row in rows if row["reading"] == name)
+        cells = [f"{p:.3f} [{low:.3f}, {high:.3f}]" for p, low, high in found]
         took = document["milliseconds"].get(name)
-        lines.append(f"| {name} | {took[0]:.2f} | " if took else f"| {name} | | ")
-        lines[-1] += " | ".join(cells) + " |"
+        lines.append(" | ".join([f"| {name}", f"{took[0]:.2f}" if took else "", *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -31,8 +31,8 @@ from .trace import EventKind, Trace
 if TYPE_CHECKING:
     from .cpu_engine import CpuEngine
 
-#: sleep between two polls, in nanoseconds, while the exit is more than `NEAR_LAYERS` layers away and
-#: more than two sleeps
+#: sleep between two polls, in nanoseconds, while the exit is more than two sleeps and `NEAR_LAYERS`
+#: layers away
 POLL_SLEEP_NS, NEAR_LAYERS = 100_000, 2
 
 

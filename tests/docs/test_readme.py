@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments import shortlist
 from ppdmodel import Calibration, Measurement, load, optimize
 from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.prediction_error import (
@@ -60,6 +61,19 @@ def test_the_tables_of_trained_exits_are_the_committed_ones(model: str) -> None:
         if row["training_tokens"] == most:
             rate = (trained.rank[:, layer - 1] <= k).mean()
             assert row["trained"][0] == pytest.approx(rate, abs=1e-4)
+
+
+def test_the_table_of_shortlists_is_the_committed_one() -> None:
+    page = (ROOT / "docs" / "measuring.md").read_text("utf-8")
+    document = json.loads((ROOT / "data" / "smollm2-135m-shortlist.json").read_text("utf-8"))
+    assert document["made_by"] in page
+    assert shortlist.table(document, "trained") in page
+    for kind, reading in (("trained", "own text 8192"), ("logit", "own text 2048")):
+        (loss,) = (
+            row["loss"] for row in document["rows"]
+            if (row["exits"], row["reading"], row["exit_layer"], row["k"]) == (kind, reading, 24, 5)
+        )  # fmt: skip
+        assert "loses {:.3f} [{:.3f}, {:.3f}]".format(*loss) in page
 
 
 def test_the_table_of_sampled_text_is_the_committed_one() -> None:

@@ -128,6 +128,7 @@ def test_a_token_outside_of_a_shortlist_has_no_rank_and_no_hit(tmp_path: Path) -
     found = read_tokens(path)
     assert np.array_equal(found.rank, listed.rank)
     assert found.coupled_rank is not None
+    assert listed.coupled_rank is not None
     assert np.array_equal(found.coupled_rank, listed.coupled_rank)
     assert found.hits_by_prompt(100)[:, 0, -1].sum() == found.n_tokens - 1
 

@@ -129,8 +129,8 @@ def test_an_exit_with_a_shortlist_ranks_its_tokens_alone(
         same = found.guess_ids[:, : probs.shape[1]] == ids[first]
         assert same.float().mean() > 0.99, "but for equal logits"
         assert (found.guess_ids[:, listed:] == -1).all()
-    for layer in (None, 3):
-        found, expected = (Ranker(one).rank(hidden, targets, layer) for one in (exit_, whole))
+    for last in (None, 3):
+        found, expected = (Ranker(one).rank(hidden, targets, last) for one in (exit_, whole))
         assert torch.equal(found.rank, expected.rank), "the model itself knows every token"
         assert torch.equal(found.guess_ids, expected.guess_ids)
     with_map = ranker.using(replace(exit_, maps={1: trained})).rank(hidden, targets, 1)
