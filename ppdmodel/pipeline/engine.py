@@ -450,6 +450,17 @@ def probe(engine: Engine | CpuEngine) -> Tensor:
 
 
 @torch.inference_mode()
+def warm_up(engine: Engine | CpuEngine) -> None:
+    """Run each part once, so that what is compiled when it is first used is there."""
+    cache = KVCache(torch.zeros(engine.shape.cache(2), dtype=engine.dtype, device=engine.device))
+    own = torch.zeros(engine.shape.guesses(2), dtype=engine.dtype, device=engine.device)
+    x = engine.advance(0, engine.embed(torch.tensor([0])), 0, cache)
+    engine.layer(0, torch.cat([x, x]), 1, cache, own)
+    for exit_layer in (None, 1, *engine.maps):
+        engine.logits(x, exit_layer).topk(1)
+
+
+@torch.inference_mode()
 def _reference_logits(model: Any, shape: EngineShape) -> Tensor:
     """The model's own logits where `probe` gives an engine's."""
     (logits,) = model(input_ids=_probe_ids(shape)[None]).logits.float()

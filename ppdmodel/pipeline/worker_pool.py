@@ -18,7 +18,7 @@ from ..errors import InvalidInputError, RunFailedError, excerpt
 from .board import Board, new_board
 from .child_process import signals_held, start_process
 from .devices import CPU, devices
-from .engine import PROMPT_ROWS, SharedEngine
+from .engine import PROMPT_ROWS, SharedEngine, warm_up
 from .kv_cache import KVCache
 from .options import Capacity
 from .shared_memory import SharedTensors
@@ -346,7 +346,9 @@ class _UnitSpec:
             cache = KVCache(shared)
         else:
             cache = KVCache(torch.zeros(shared.shape, dtype=shared.dtype, device=device), shared)
-        return Unit(self.number, self.engine.open(device), board, cache)
+        engine = self.engine.open(device)
+        warm_up(engine)
+        return Unit(self.number, engine, board, cache)
 
 
 def _serve(spec: _UnitSpec, pipe: Connection) -> None:

@@ -162,7 +162,7 @@ def test_a_shape_without_weights_from_time_to_a_planted_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
-    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.75,))
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.25,))
     config, timing = written(tmp_path, **SLOW), str(tmp_path / "timing.json")
     shape = ["--config", config, "--random-weights"]
     command = ["time", *shape, "--k", "2", "--rounds", "4", "--out", timing]
@@ -262,7 +262,7 @@ def test_killed_before_a_file_gets_its_name_the_same_command_ends_as_if_it_had_n
 ) -> None:
     """A copy of the folder made then is what SIGKILL leaves: a part of a file, which goes."""
     monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
-    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.9,))
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.25,))
     about = {name: deep_timing.provenance.get(name) for name in MODEL_KEYS}
     made = make_measurement(prompts=8, tokens=6, layers=deep.layers)
     made = replace(made, provenance={**made.provenance, **about})
