@@ -1,13 +1,16 @@
 """The plain decoding loop against Transformers' `generate` and the memory bandwidth.
 
-And the products of a layer, for one row and for a few, with NumPy's BLAS and oneDNN as rivals.
+And the products of a layer, for one row and for a few, with NumPy's BLAS and oneDNN as rivals; and
+what they take while another core multiplies too, which is what PPD and tensor parallelism pay.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 
 import numpy as np
 import torch
@@ -58,6 +61,7 @@ def main() -> None:
     )
     print(f"    reading the weights once from memory takes {spread(shares)} of our time")
     _products()
+    _together()
 
 
 def _generate(loaded: LoadedModel, ids: list[int], tokens: int) -> tuple[tuple[int, ...], float]:
@@ -149,3 +153,52 @@ def _ways(
 
         ways["oneDNN, packed"] = by_onednn
     return ways
+
+
+def _together() -> None:
+    """Milliseconds of a layer's products of one row, alone and while another core multiplies."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cpus) < 2:
+        print("    two cores together: there is only one")
+        return
+    context = multiprocessing.get_context("spawn")
+    os.sched_setaffinity(0, {cpus[0]})
+    multiply = _multiplier()
+    alone, together = [], []
+    for _ in range(REPETITIONS):
+        alone.append(multiply())
+        ready, stop = context.Event(), context.Event()
+        other = context.Process(target=_multiply_until, args=(cpus[1], ready, stop))
+        other.start()
+        ready.wait()
+        together.append(multiply())
+        stop.set()
+        other.join()
+    os.sched_setaffinity(0, cpus)
+    print(f"    a layer's products alone: {spread(alone)} ms")
+    ratios = [both / one for one, both in zip(alone, together, strict=True)]
+    print(f"    while another core multiplies: {spread(ratios)} times as long")
+
+
+def _multiplier() -> Callable[[], float]:
+    """Milliseconds of a layer's products, over so many layers that none is found in a cache."""
+    torch.set_num_threads(1)
+    run = _ways([[torch.randn(shape) for shape in LAYER] for _ in range(LAYERS)])["compiled"]
+    inputs = [torch.randn(1, shape[0]) for shape in LAYER]
+
+    def once() -> float:
+        begin = time.perf_counter()
+        for layer in range(LAYERS):
+            run(layer, inputs)
+        return 1e3 * (time.perf_counter() - begin) / LAYERS
+
+    once()
+    return once
+
+
+def _multiply_until(cpu: int, ready: Event, stop: Event) -> None:
+    os.sched_setaffinity(0, {cpu})
+    multiply = _multiplier()
+    ready.set()
+    while not stop.is_set():
+        multiply()

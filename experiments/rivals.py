@@ -29,10 +29,13 @@ from ppdmodel.results.files import atomic
 from ppdmodel.results.intervals import percentiles
 
 MODEL = "smollm2-135m"
-CHOOSING, JUDGING, TOKENS = 3, 14, 64
-PPD = tuple((e, k) for e in (20, 22, 24, 26) for k in (1, 3, 4))
-SELF_SPECULATION = tuple((e, m) for e in (20, 24, 26) for m in (1, 2, 3))
+CHOOSING, JUDGING, TOKENS = 2, 14, 48
+#: exit layers and k; the last guess of the second kind is by prompt lookup
+PPD = ((22, 3), (24, 3), (24, 4), (26, 1), (26, 3), (26, 4))
+PPD_AND_LOOKUP = ((20, 3), (22, 3), (24, 4))
+SELF_SPECULATION = ((24, 1), (26, 1), (26, 2))
 LOOKUP = (2, 3, 4, 6)
+NGRAM = 3
 RESAMPLES, SEED = 10_000, 0
 DATA = Path(__file__).parents[1] / "data"
 ENDLESS = RunOptions(stops=False)
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         loaded,
         prompt_tokens=max(map(len, ids.values())),
         tokens=given.tokens,
-        k=max(k for _, k in PPD),
+        k=max(k for _, k in (*PPD, *PPD_AND_LOOKUP)),
         exits=exits,
     ) as pipeline:
         ways = methods(pipeline, sorted(exits.maps))
@@ -99,14 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def methods(pipeline: Pipeline, layers: Sequence[int]) -> dict[str, dict[str, Way]]:
     """Every setting of every method; those of exits where there is a trained map."""
 
-    def ppd(exit_layer: int, k: int) -> Way:
-        return lambda ids, n: pipeline.ppd(ids, n, PpdSetting(exit_layer, k), ENDLESS)
+    def ppd(exit_layer: int, k: int, ngrams: int = 0) -> Way:
+        setting = PpdSetting(exit_layer, k, ngrams=ngrams)
+        return lambda ids, n: pipeline.ppd(ids, n, setting, ENDLESS)
 
     def drafted(drafts: SelfSpeculation | PromptLookup, split: bool) -> Way:
         return lambda ids, n: pipeline.drafted(ids, n, drafts, ENDLESS, split=split)
 
     found: dict[str, dict[str, Way]] = {
         "PPD": {f"exit {e}, k = {k}": ppd(e, k) for e, k in PPD if e in layers},
+        "PPD, a guess by prompt lookup": {
+            f"exit {e}, k = {k}": ppd(e, k, NGRAM) for e, k in PPD_AND_LOOKUP if e in layers
+        },
         "tensor parallelism": {"": lambda ids, n: pipeline.greedy_split(ids, n, ENDLESS)},
     }
     for split, suffix in ((False, ""), (True, ", tensor parallel")):
@@ -116,7 +123,7 @@ def methods(pipeline: Pipeline, layers: Sequence[int]) -> dict[str, dict[str, Wa
             if e in layers
         }
         found["prompt lookup" + suffix] = {
-            f"{m} drafts": drafted(PromptLookup(3, m), split) for m in LOOKUP
+            f"{m} drafts": drafted(PromptLookup(NGRAM, m), split) for m in LOOKUP
         }
     return {method: settings for method, settings in found.items() if settings}
 

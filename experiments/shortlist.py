@@ -35,7 +35,8 @@ from ppdmodel.measure import (
 )
 from ppdmodel.measure.decoder.exit import Exit
 from ppdmodel.measure.models.loading import LoadedModel
-from ppdmodel.measure.training.train import Trainer, most_frequent, text_settings
+from ppdmodel.measure.training.train import Trainer, text_settings
+from ppdmodel.measure.training.trained_exits import most_frequent
 from ppdmodel.pipeline import cpu_kernels
 from ppdmodel.pipeline.devices import CPU, machine
 from ppdmodel.pipeline.packing import packed

@@ -115,7 +115,7 @@ def compare(
     counts = HitCounts.of(source, guesses=guesses)
     spaces = _method_settings(counts, link.link_time)
     prompts = PromptSample(counts.tokens, counts.resamples, counts.seed)
-    searches = len(spaces) + len(_splits(max_units)) + (timing is not None)
+    searches = len(spaces) + len(_splits(max_units)) + 2 * (timing is not None)
     search = _Search(prompts, rule, max_units, parts_of(on_progress, searches))
     found = [search.best(space, MEASURED) for space in spaces]
     methods = [given("plain decoding", "", 1.0, 1.0, 1, MEASURED)]

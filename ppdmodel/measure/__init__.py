@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from .run import Shard as Shard
     from .run import measure as measure
     from .shards import merge as merge
-    from .training.train import TrainedExits as TrainedExits
     from .training.train import TrainingOptions as TrainingOptions
-    from .training.train import load_exits as load_exits
     from .training.train import train_exits as train_exits
+    from .training.trained_exits import TrainedExits as TrainedExits
+    from .training.trained_exits import load_exits as load_exits
 else:
     __getattr__, __all__ = names_on_demand(
         __name__,
@@ -45,6 +45,7 @@ else:
             "prompts": ("Prompt", "default_prompts", "read_prompts", "training_prompts"),
             "run": ("Shard", "measure"),
             "shards": ("merge",),
-            "training.train": ("TrainedExits", "TrainingOptions", "load_exits", "train_exits"),
+            "training.train": ("TrainingOptions", "train_exits"),
+            "training.trained_exits": ("TrainedExits", "load_exits"),
         },
     )

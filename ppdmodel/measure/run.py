@@ -27,7 +27,7 @@ from .prompts import Prompt, prompts_sha256, token_ids_sha256
 from .store import Store
 
 if TYPE_CHECKING:
-    from .training.train import TrainedExits
+    from .training.trained_exits import TrainedExits
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from ..measure.decoder.sampling import Sampling
 from ..measure.models.loading import LoadedModel
 from ..measure.options import PromptFormat
 from ..measure.prompts import Prompt
-from ..measure.training.train import TrainedExits
+from ..measure.training.trained_exits import TrainedExits
 from ..results.calibration import Calibration
 from ..results.timing import Timing
 from .options import (
     TWO_CPUS,
     WARM_UP_TOKENS,
+    ForcedMatches,
     PpdSetting,
     PromptLookup,
     RunOptions,
@@ -30,7 +31,6 @@ from .options import (
 )
 from .perfetto import write_trace
 from .pipeline import Pipeline
-from .task import ForcedMatches
 from .worker_pool import FIRST_TIMED, Run
 
 CHAT = PromptFormat()

@@ -20,8 +20,7 @@ from ..results.prompt_lookup import prompt_lookup
 from .board import NO_MATCH, Board, TextEndedError
 from .engine import Engine, read_tokens
 from .kv_cache import KVCache
-from .options import PromptLookup
-from .task import Task
+from .options import PromptLookup, Task
 from .trace import EventKind, Trace
 
 if TYPE_CHECKING:

@@ -14,19 +14,20 @@ from ..errors import InvalidInputError
 from ..measure.decoder.exit import Exit
 from ..measure.decoder.verify import verified
 from ..measure.models.loading import LoadedModel
-from ..measure.training.train import TrainedExits
+from ..measure.training.trained_exits import TrainedExits
 from .devices import CPU
-from .engine import SharedEngine, shared_engine
 from .options import (
     TWO_CPUS,
     Capacity,
+    ForcedMatches,
     PpdSetting,
     PromptLookup,
     RunOptions,
     SelfSpeculation,
+    Task,
     Workers,
 )
-from .task import ForcedMatches, Task
+from .shared_engine import SharedEngine, shared_engine
 from .tensor_parallel import check_shards
 from .worker_pool import Run, WorkerPool, placements
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .board import TextEndedError, fence, yield_cpu
 from .drafting import make_text
-from .task import Task
+from .options import Task
 from .unit import Unit
 
 #: in `progress`, written by rank 0 before any unit begins a token: make it, or end the text

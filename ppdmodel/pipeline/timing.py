@@ -14,14 +14,13 @@ from ..decide.prediction import SCHEDULE
 from ..errors import InvalidInputError, RunFailedError
 from ..measure.models.loading import LoadedModel
 from ..measure.models.sources import ModelSource
-from ..measure.training.train import TrainedExits
+from ..measure.training.trained_exits import TrainedExits
 from ..results.files import provenance
 from ..results.intervals import percentiles
 from ..results.timing import Timed, Timing
 from .devices import CPU, machine
-from .options import TWO_CPUS, PpdSetting, RunOptions, Workers
+from .options import TWO_CPUS, ForcedMatches, PpdSetting, RunOptions, Workers
 from .pipeline import Pipeline
-from .task import ForcedMatches
 from .trace import EVENT, EventKind
 from .worker_pool import FIRST_TIMED, Run
 

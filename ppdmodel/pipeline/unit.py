@@ -24,8 +24,7 @@ from .devices import synchronize
 from .drafting import exit_guesses, make_text
 from .engine import Engine, read_tokens
 from .kv_cache import KVCache
-from .options import PpdSetting
-from .task import ForcedMatches, Task
+from .options import ForcedMatches, PpdSetting, Task
 from .trace import EventKind, Trace
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ..errors import InvalidInputError, RunFailedError, excerpt
 from ..measure.models.loading import LoadedModel
 from ..measure.options import PromptFormat
 from ..measure.prompts import Prompt, token_ids_sha256
-from ..measure.training.train import TrainedExits
+from ..measure.training.trained_exits import TrainedExits
 from ..results import files
 from ..results.calibration import Calibration
 from ..results.compatibility import TOKEN_IDS, check_agree, check_texts
@@ -368,11 +368,9 @@ class _RunLog:
         self._check_same(found, "predictions")
         rows = [{"match_rate": row["p_correct"]} | row for row in found.get("predictions", ())]
         predictions = [Prediction(PpdSetting(**row.pop("cell")), **row) for row in rows]
-        names = [prediction.setting.name for prediction in predictions]
-        if names != self.header["cells"]:
+        if (names := [one.setting.name for one in predictions]) != self.header["cells"]:
             raise InvalidInputError(
-                f"{path} must predict the settings of the grid in their order; got "
-                f"{', '.join(names) or 'none'}; choose another folder"
+                f"{path} must predict the grid's settings in order; got {names}; choose another"
             )
         return predictions, Corrections(**found["corrections"])
 

@@ -18,11 +18,11 @@ from ..errors import InvalidInputError, RunFailedError, excerpt
 from .board import Board, new_board
 from .child_process import signals_held, start_process
 from .devices import CPU, devices
-from .engine import PROMPT_ROWS, SharedEngine, warm_up
+from .engine import PROMPT_ROWS
 from .kv_cache import KVCache
-from .options import Capacity
+from .options import Capacity, Task
+from .shared_engine import SharedEngine, warm_up
 from .shared_memory import SharedTensors
-from .task import Task
 from .tensor_parallel import (
     ADDRESS,
     Rendezvous,

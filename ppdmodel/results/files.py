@@ -31,13 +31,11 @@ from .locks import lock
 SCHEMA_VERSION = 1
 MEASUREMENT, CALIBRATION = "ppdmodel/measurement", "ppdmodel/calibration"
 TRAINED_EXITS, TIMING = "ppdmodel/trained-exits", "ppdmodel/timing"
-VALIDATION = "ppdmodel/validation"
+VALIDATION, VALIDATION_FILE = "ppdmodel/validation", "validation.json"
 KINDS = (MEASUREMENT, CALIBRATION, TRAINED_EXITS, TIMING, VALIDATION)
-VALIDATION_FILE = "validation.json"
 #: names of the files in a measurement's folder
 SUMMARY_FILE, TOKENS_FILE, GUESSES_FILE = "summary.json", "tokens.parquet", "guesses.parquet"
-#: characters of a file's name that its temporary name has
-_NAMED = 40
+_NAMED = 40  # characters of a file's name that its temporary name has
 
 
 @contextmanager
@@ -433,10 +431,7 @@ def _are_numbers(row: Any, each: Mapping[str, Any]) -> bool:
 
 @cache
 def _version(name: str) -> str | None:
-    """A package's version; None where it is not there, as parts of an extra may be.
-
-    This package may also be a checkout that is not installed.
-    """
+    """A package's version, of a checkout too; None where it is missing, as in part of an extra."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -445,10 +440,9 @@ def _version(name: str) -> str | None:
 
 def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Provenance of a result: versions, machine, date and command."""
-    names = ("ppdmodel", *packages)
     is_command = Path(sys.argv[0]).name in ("ppdmodel", "__main__.py")
     return {
-        "packages": {name: _version(name) for name in names},
+        "packages": {name: _version(name) for name in ("ppdmodel", *packages)},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

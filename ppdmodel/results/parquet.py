@@ -309,12 +309,8 @@ class TableFile:
         except KeyError as error:
             raise self._incomplete(error) from None
         if result.has_shortlist:
-            coupled = result.coupled_rank
-            result = replace(
-                result,
-                rank=_unscored(result.rank),
-                coupled_rank=None if coupled is None else _unscored(coupled),
-            )
+            coupled = None if result.coupled_rank is None else _unscored(result.coupled_rank)
+            result = replace(result, rank=_unscored(result.rank), coupled_rank=coupled)
         self._refuse(measurement_fault(result), group)
         return result
 

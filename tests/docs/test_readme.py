@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import shortlist
+from experiments import rivals, shortlist
 from ppdmodel import Calibration, Measurement, load, optimize
 from ppdmodel.pipeline.options import PpdSetting
 from ppdmodel.pipeline.prediction_error import (
@@ -61,6 +61,14 @@ def test_the_tables_of_trained_exits_are_the_committed_ones(model: str) -> None:
         if row["training_tokens"] == most:
             rate = (trained.rank[:, layer - 1] <= k).mean()
             assert row["trained"][0] == pytest.approx(rate, abs=1e-4)
+
+
+def test_the_tables_of_rivals_are_the_committed_ones() -> None:
+    page = (ROOT / "docs" / "decoding.md").read_text("utf-8")
+    for name in ("smollm2-135m-rivals", "smollm2-135m-rivals-bfloat16"):
+        document = json.loads((ROOT / "data" / f"{name}.json").read_text("utf-8"))
+        assert rivals.table(document) in page
+        assert document["made_by"] in page
 
 
 def test_the_table_of_shortlists_is_the_committed_one() -> None:

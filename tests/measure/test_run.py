@@ -24,7 +24,7 @@ from ppdmodel.measure.models.sources import locate
 from ppdmodel.measure.prompts import Prompt, read_prompts
 from ppdmodel.measure.run import Shard
 from ppdmodel.measure.store import UNFINISHED
-from ppdmodel.measure.training.train import TrainedExits, fingerprint
+from ppdmodel.measure.training.trained_exits import TrainedExits, fingerprint
 from ppdmodel.progress import Progress
 from ppdmodel.results.io import read_measurement
 from ppdmodel.results.measurement import Measurement

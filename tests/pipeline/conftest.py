@@ -16,10 +16,9 @@ from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import time_model, worker_pool
 from ppdmodel.pipeline import timing as timing_module
-from ppdmodel.pipeline.engine import SharedEngine, shared_engine
-from ppdmodel.pipeline.options import Capacity
+from ppdmodel.pipeline.options import Capacity, Task
 from ppdmodel.pipeline.pipeline import Pipeline
-from ppdmodel.pipeline.task import Task
+from ppdmodel.pipeline.shared_engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool
 from ppdmodel.results.timing import Timing
 from tests.conftest import TEXT, make_tiny_llama

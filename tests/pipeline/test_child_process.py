@@ -19,7 +19,7 @@ import pytest
 
 from ppdmodel.pipeline import child_process
 from ppdmodel.pipeline.child_process import ENDING, signals_held
-from ppdmodel.pipeline.engine import SharedEngine
+from ppdmodel.pipeline.shared_engine import SharedEngine
 from ppdmodel.pipeline.worker_pool import WorkerPool
 from tests.pipeline.conftest import CAPACITY, CPUS
 from tests.support import runs

@@ -10,10 +10,9 @@ import torch
 
 from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure import Sampling
-from ppdmodel.pipeline.engine import SharedEngine
-from ppdmodel.pipeline.options import PromptLookup, SelfSpeculation
+from ppdmodel.pipeline.options import PromptLookup, SelfSpeculation, Task
 from ppdmodel.pipeline.pipeline import Pipeline
-from ppdmodel.pipeline.task import Task
+from ppdmodel.pipeline.shared_engine import SharedEngine
 from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Run, WorkerPool
 from ppdmodel.results.prompt_lookup import prompt_lookup

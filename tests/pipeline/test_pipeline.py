@@ -14,11 +14,10 @@ import torch
 from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure import Sampling
 from ppdmodel.measure.models.loading import LoadedModel
-from ppdmodel.measure.training.train import TrainedExits
+from ppdmodel.measure.training.trained_exits import TrainedExits
 from ppdmodel.pipeline import pipeline as pipeline_module
-from ppdmodel.pipeline.options import Capacity, PpdSetting, RunOptions, Workers
+from ppdmodel.pipeline.options import Capacity, ForcedMatches, PpdSetting, RunOptions, Task, Workers
 from ppdmodel.pipeline.pipeline import Pipeline
-from ppdmodel.pipeline.task import ForcedMatches, Task
 from ppdmodel.pipeline.worker_pool import Placement
 from ppdmodel.results.prompt_lookup import prompt_lookup
 from tests.conftest import TEXT

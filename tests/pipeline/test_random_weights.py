@@ -17,8 +17,8 @@ from ppdmodel.measure.decoder.verify import verified
 from ppdmodel.measure.models.faults import model_without_weights
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import random_weights
-from ppdmodel.pipeline.engine import shared_engine
 from ppdmodel.pipeline.random_weights import available_memory, random_model, random_source
+from ppdmodel.pipeline.shared_engine import shared_engine
 from ppdmodel.pipeline.timing import any_ids, timing_provenance
 from ppdmodel.results.compatibility import RANDOM_WEIGHTS
 from tests.support.runs import command, training, write_prompts

@@ -16,8 +16,8 @@ from ppdmodel.errors import InvalidInputError
 from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline.board import TextEndedError
-from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.engine_shape import EngineShape
+from ppdmodel.pipeline.shared_engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.tensor_parallel import (
     ADDRESS,
     Communicator,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ppdmodel.errors import RunFailedError
-from ppdmodel.pipeline.engine import SharedEngine
-from ppdmodel.pipeline.task import Task
+from ppdmodel.pipeline.options import Task
+from ppdmodel.pipeline.shared_engine import SharedEngine
 from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Placement, placements
 from tests.pipeline.conftest import CAPACITY, CPUS, FAR, LAYERS, TOKENS, Texts, pool_of

@@ -19,10 +19,9 @@ from ppdmodel.measure.decoder.sampling import TokenPosition, choose, gumbel, sca
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import unit as unit_module
 from ppdmodel.pipeline.board import NO_MATCH, UNREAD, Board, TextEndedError, new_board, yield_cpu
-from ppdmodel.pipeline.engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.kv_cache import KVCache
-from ppdmodel.pipeline.options import PpdSetting
-from ppdmodel.pipeline.task import ForcedMatches, Task
+from ppdmodel.pipeline.options import ForcedMatches, PpdSetting, Task
+from ppdmodel.pipeline.shared_engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.unit import Unit
 from ppdmodel.pipeline.worker_pool import WorkerPool, placements

@@ -18,9 +18,8 @@ from ppdmodel.errors import InvalidInputError, RunFailedError
 from ppdmodel.measure.decoder.exit import logit_exit
 from ppdmodel.measure.models.loading import LoadedModel
 from ppdmodel.pipeline import worker_pool
-from ppdmodel.pipeline.engine import SharedEngine, shared_engine
-from ppdmodel.pipeline.options import Capacity, PpdSetting
-from ppdmodel.pipeline.task import ForcedMatches, Task
+from ppdmodel.pipeline.options import Capacity, ForcedMatches, PpdSetting, Task
+from ppdmodel.pipeline.shared_engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
 from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts, pool_of

@@ -35,11 +35,11 @@ from ppdmodel.measure.store import UNFINISHED
 from ppdmodel.measure.training import hidden_states as states
 from ppdmodel.measure.training import ridge as affine
 from ppdmodel.measure.training.hidden_states import States
-from ppdmodel.measure.training.train import (
+from ppdmodel.measure.training.train import Trainer
+from ppdmodel.measure.training.trained_exits import (
     ABOUT_FILE,
     WEIGHTS_FILE,
     TrainedExits,
-    Trainer,
     fingerprint,
     load_exits,
 )
