@@ -155,7 +155,7 @@ class Unit:
         """
         exit_layer = self._setting.exit_layer
         decided, progress = self.board.verdict, self.board.progress
-        near = NEAR_LAYERS + -(-2 * POLL_SLEEP_NS // max(self.layer_ns, 1))
+        near = max(NEAR_LAYERS, -(-2 * POLL_SLEEP_NS // max(self.layer_ns, 1)))
         if token + 1 < self.task.max_new_tokens:
             self._until(
                 lambda: progress[token] >= exit_layer or decided[token],

@@ -262,6 +262,7 @@ def test_a_right_guess_step_by_step(
     forced = ForcedMatches(plain[1], (True,) * TOKENS)
     task = Task(texts[1], 4, setting=PpdSetting(3, 2, row_by_row), forced=forced)
     made = Guessing(engine, plain[1], task, units=2)
+    made.unit.layer_ns = 10**9  # so slow that there is time to sleep
     trace = made.run(
         [
             lambda: made.verdict(0),
