@@ -226,8 +226,8 @@ def prompt_lookup_latency(
     >>> prompt_lookup_latency(0.5, 30, 2, found_rate=0.8)
     18.75
     """
-    tokens = 1 + found_rate * ops.sum(lambda j: acceptance_rate**j, 1, draft_tokens)
-    return layers * (1 + found_rate * (verification_time - 1)) / tokens
+    accepted = ops.sum(lambda j: acceptance_rate**j, 1, draft_tokens) + 0 * acceptance_rate
+    return layers * (1 + found_rate * (verification_time - 1)) / (1 + found_rate * accepted)
 
 
 @closed_form(equation="8.16", page="08-other-methods")

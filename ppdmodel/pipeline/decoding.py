@@ -159,7 +159,8 @@ def plant(token_ids: Sequence[int], share: float) -> ForcedMatches:
     could_match = np.arange(FIRST_TIMED, len(token_ids))
     n_right = round(share * len(could_match))
     right = np.random.default_rng(SEED).permutation(could_match)[:n_right] - 1  # the guessed token
-    return ForcedMatches(tuple(token_ids), tuple(np.isin(np.arange(len(token_ids)), right)))
+    hits = np.isin(np.arange(len(token_ids)), right).tolist()
+    return ForcedMatches(tuple(token_ids), tuple(hits))
 
 
 def _rivals(

@@ -112,9 +112,10 @@ def test_throughput_of_a_model_and_of_its_shape_where_it_is_missing(
 def test_a_shape_is_timed_and_run_with_planted_matches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "Tiny 1.json").write_text(json.dumps(TINY | {"num_hidden_layers": 8}))
+    sizes = {"num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 1024}
+    (tmp_path / "Tiny 1.json").write_text(json.dumps(TINY | sizes))
     monkeypatch.setattr(timing_module, "MAX_SPREAD", 10.0)
-    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.75,))
+    monkeypatch.setattr(timing_module, "EXIT_DEPTHS", (0.25,))
     monkeypatch.setattr(gpu, "REPEATS", 1)
     assert gpu.run_model("cpu", tmp_path, str(tmp_path / "Tiny 1.json"), "cpu") == 0
     timing = load_timing(tmp_path / "timing-tiny-1-cpu.json")

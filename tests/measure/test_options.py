@@ -59,12 +59,14 @@ def test_what_provenance_says_of_them() -> None:
     assert told.provenance == {
         "prompt_format": "chat", "system": "Be brief.", "template_args": {"a": [False], "b": 1},
     }  # fmt: skip
-    ridge, kl = TrainingOptions(), TrainingOptions("kl", [4, 2, 2], 90, 5)
+    ridge, kl = TrainingOptions(), TrainingOptions("kl", [4, 2, 2], 90, 5, 300)
     assert ridge.provenance == {
         "max_tokens": None, "objective": "ridge", "epochs": None, "exit_layers": None,
+        "vocabulary": None,
     }  # fmt: skip
     assert kl.provenance == {
         "max_tokens": 90, "objective": "kl", "epochs": 5, "exit_layers": [2, 4],
+        "vocabulary": 300,
     }  # fmt: skip
 
 
