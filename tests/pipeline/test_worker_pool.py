@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,16 @@ from ppdmodel.pipeline.options import Capacity, ForcedMatches, PpdSetting, Task
 from ppdmodel.pipeline.shared_engine import SharedEngine, shared_engine
 from ppdmodel.pipeline.trace import EventKind
 from ppdmodel.pipeline.worker_pool import Placement, Run, WorkerPool, placements
-from tests.pipeline.conftest import CAPACITY, CPUS, FAR, TOKENS, TWO_CPUS, Texts, pool_of
+from tests.pipeline.conftest import (
+    CAPACITY,
+    CPUS,
+    FAR,
+    TOKENS,
+    TWO_CPUS,
+    Texts,
+    pool_of,
+    until_promoted,
+)
 from tests.pipeline.test_child_process import left_of
 from tests.support.far_device import FarPlacement
 
@@ -77,7 +87,8 @@ def test_matched_are_the_tokens_whose_guess_went_on(
     on_cpus: WorkerPool, texts: Texts, plain: Texts
 ) -> None:
     forced = ForcedMatches(plain[1], tuple(n % 2 == 0 for n in range(TOKENS)))
-    run = on_cpus.run(Task(texts[1], TOKENS, setting=PpdSetting(1, 2), forced=forced))
+    task = Task(texts[1], TOKENS, setting=PpdSetting(1, 2), forced=forced)
+    run = until_promoted(partial(on_cpus.run, task))
     events = np.concatenate(run.events)
     promoted = events[events[:, 2] == EventKind.PROMOTE][:, 3]
     assert np.flatnonzero(run.matched).tolist() == sorted(promoted.tolist())
